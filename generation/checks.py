@@ -1,0 +1,109 @@
+"""What makes an answer acceptable: pure functions that give a reason code, or the accepted content.
+
+A caption is one finished paragraph of plain prose; a list of instruction items is valid JSON of its schema, whose items
+ask different questions, have four distinct options (multiple choice), and never speak of a caption or a text.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+_META = re.compile(
+    r"\b(as an ai|language model|i cannot|i can't|i'm sorry|i am sorry|sure[,!]|certainly[,!]|of course[,!]|"
+    r"here is (a|the|your)|here's (a|the|your)|(this|the|your) (caption|sentence|prompt|description))\b",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"^\s*([#*\-•]|\d+[.)])\s|\*\*|</?[a-z]+>|```|<\|", re.IGNORECASE | re.MULTILINE)
+_LEAK = re.compile(r"\b(caption|captions|text|texts|description|descriptions|passage|paragraph)\b", re.IGNORECASE)
+_BAD_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
+_LOOP_WORDS = 6  # a run of this many words, seen three times, is a loop
+
+Item = dict[str, Any]
+
+
+def finish(text: str, finish_reason: str) -> str:
+    """``text`` in one line's worth of white space; when it was cut for length, up to its last finished sentence."""
+    text = text.strip()
+    if finish_reason == "length":
+        ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+        text = text[: ends[-1]] if ends else ""
+    return text
+
+
+def caption_fault(text: str, min_words: int, max_words: int) -> str | None:
+    """The reason code for which ``text`` is no dense caption, or None.
+
+    Codes: ``empty``, ``bad_characters``, ``several_paragraphs``, ``markup``, ``meta_talk``, ``too_short``,
+    ``too_long``, ``unfinished``, ``loop``.
+    """
+    words = text.split()
+    tests = {
+        "empty": not words,
+        "bad_characters": bool(_BAD_CHARACTERS.search(text)),
+        "several_paragraphs": "\n" in text.strip(),
+        "markup": bool(_MARKUP.search(text)),
+        "meta_talk": bool(_META.search(text)),
+        "too_short": len(words) < min_words,
+        "too_long": len(words) > max_words,
+        "unfinished": not re.search(r"[.!?][\"')\]]*$", text.rstrip()),
+        "loop": _loops(words),
+    }
+    return next((reason for reason, fails in tests.items() if fails), None)
+
+
+def instruction_items(
+    text: str, finish_reason: str, validator: Draft202012Validator, min_items: int
+) -> tuple[list[Item], str | None]:
+    """The good items of an answer, and the reason code for which the answer as a whole fails, or None.
+
+    A bad item is dropped; the answer fails when fewer than ``min_items`` are left. Codes: ``cut_off``, ``not_json``,
+    ``schema``, or the commonest code of the dropped items: ``empty``, ``bad_characters``, ``duplicate_question``,
+    ``options_not_distinct``, ``leak``.
+    """
+    if finish_reason == "length":
+        return [], "cut_off"
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return [], "not_json"
+    if not validator.is_valid(answer):
+        return [], "schema"
+    items, faults = [], Counter[str]()
+    asked: set[str] = set()
+    for item in answer["QA Pairs"]:
+        fault = item_fault(item, asked)
+        asked.add(_normal(item["Question"]))
+        if fault:
+            faults[fault] += 1
+        else:
+            items.append(item)
+    return items, faults.most_common(1)[0][0] if len(items) < min_items else None
+
+
+def item_fault(item: Item, asked: set[str]) -> str | None:
+    """The reason code for which one item is bad, or None; ``asked`` holds the questions already in the conversation."""
+    options = list(item.get("Options", {}).values())
+    texts = [item["Question"], item["Answer"], *options]
+    if not all(map(_normal, texts)):
+        return "empty"
+    if any(map(_BAD_CHARACTERS.search, texts)):
+        return "bad_characters"
+    if _normal(item["Question"]) in asked:
+        return "duplicate_question"
+    if len({_normal(option) for option in options}) < len(options):
+        return "options_not_distinct"
+    return "leak" if any(map(_LEAK.search, texts)) else None
+
+
+def _normal(text: str) -> str:
+    """Lower case, letters and digits only: what makes two texts the same to a reader."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _loops(words: list[str]) -> bool:
+    runs = Counter(tuple(words[i : i + _LOOP_WORDS]) for i in range(len(words) - _LOOP_WORDS + 1))
+    return bool(runs) and max(runs.values()) >= 3

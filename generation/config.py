@@ -1,0 +1,214 @@
+"""Recipes: one frozen dataclass a stage, read from YAML and checked before any work begins."""
+
+import difflib
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import RecipeError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+CONFIGS = Path(__file__).parent / "configs"
+TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
+_strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+@_strict
+class CaptionFile:
+    """An open-domain source of seeds: one caption a row, in a .txt, .jsonl, .json, .csv, .tsv or .parquet file."""
+
+    name: Name
+    path: str  # relative to the recipe
+    license: Annotated[str, Field(min_length=1)]
+    column: str = "text"  # ignored for .txt
+    limit: Positive | None = None  # captions drawn; None takes all
+
+
+@_strict
+class Domains:
+    """Domain seeds: every label is put into templates drawn at random (paper: 10 a label, 107K seeds in all)."""
+
+    files: tuple[str, ...]  # YAML files (globs allowed), relative to the recipe
+    labels_per_domain: Positive | None = None  # None takes all
+    templates_per_label: Positive = 10
+
+
+@_strict
+class Seeds:
+    """Stage 0: where the seeds come from, and how many go into a shard."""
+
+    captions: tuple[CaptionFile, ...] = ()
+    domains: Domains | None = None
+    shard_rows: Annotated[int, Field(gt=0, le=100_000)] = 10_000
+
+
+@_strict
+class Embedded:
+    """The offline default: llama.cpp's HTTP server in a child process."""
+
+    slots: Positive = 8  # requests decoded together
+    slot_tokens: Positive = 2048  # context of one slot, prompt and answer
+    threads: Positive | None = None  # None: one a core
+
+
+@_strict
+class Server:
+    """Which text-generation servers to ask; none named means the embedded default."""
+
+    endpoints: tuple[str, ...] = ()
+    api: Literal["chat", "generate"] = "chat"  # /v1/chat/completions, or TGI's native /generate
+    max_in_flight: Positive = 128  # a ceiling per endpoint; the limit itself is found
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # of one request, queue time included
+    retries: Positive = 6  # of a request that failed in transit or on the server
+    embedded: Embedded = Embedded()
+
+
+@_strict
+class Captions:
+    """Stage 1: from seed to dense caption."""
+
+    prompt: Name = "expand_caption"
+    min_words: Positive = 51  # paper, appendix D
+    max_words: Positive = 483  # paper, appendix D
+    attempts: Positive = 3  # answers asked for before the seed is rejected
+
+
+@_strict
+class InstructionTask:
+    """One of the three instruction tasks."""
+
+    prompt: Name
+    fraction: Fraction  # of the captions, drawn at random
+    min_items: Positive = 6
+    max_items: Positive = 8
+
+
+@_strict
+class Instructions:
+    """Stage 2: from dense caption to multi-turn conversation."""
+
+    multiple_choice: InstructionTask
+    question_answering: InstructionTask
+    complex_reasoning: InstructionTask
+    attempts: Positive = 3
+
+
+@_strict
+class Embed:
+    """Stage 3a: the text encoder. ``embedded`` is all-MiniLM-L6-v2 from its wheel; else a local model directory."""
+
+    encoder: str = "embedded"
+    batch_tokens: Positive = 8192  # padded tokens in one batch
+
+
+@_strict
+class Transfer:
+    """Stage 3b: how text embeddings become synthetic image embeddings."""
+
+    method: Literal["unicorn", "mean_shift", "none"] = "unicorn"
+
+
+@_strict
+class Recipe:
+    """A whole run. ``directory`` is where the recipe lies: its paths are relative to it."""
+
+    name: Name
+    directory: Path
+    seeds: Seeds
+    instructions: Instructions
+    random_seed: int = 0
+    server: Server = Server()
+    captions: Captions = Captions()
+    embed: Embed = Embed()
+    transfer: Transfer = Transfer()
+
+
+def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: the YAML file.
+        server: values of the ``server`` section given on the command line; they win over the file's.
+
+    Raises:
+        RecipeError: the file is missing or no YAML mapping, or a key or value in it is wrong. All faults are named.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
+        raise RecipeError(f"recipe {path} does not exist; those that come with the project: {known}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections, but holds {type(data).__name__}")
+    if "directory" in data:
+        raise RecipeError(f"recipe {path}: 'directory' is set by the program; remove it")
+    if server:
+        section = data.get("server") or {}
+        if not isinstance(section, dict):
+            raise RecipeError(f"recipe {path}: server must be a mapping, but holds {type(section).__name__}")
+        data["server"] = {**section, **server}
+    recipe = validate(Recipe, {**data, "directory": path.resolve().parent}, f"recipe {path}")
+    if recipe.captions.min_words > recipe.captions.max_words:
+        raise RecipeError(
+            f"recipe {path}: captions.min_words {recipe.captions.min_words} > max_words {recipe.captions.max_words}"
+        )
+    for name, task in instruction_tasks(recipe).items():
+        if task.min_items > task.max_items:
+            raise RecipeError(
+                f"recipe {path}: instructions.{name}.min_items {task.min_items} > max_items {task.max_items}"
+            )
+    if not recipe.seeds.captions and recipe.seeds.domains is None:
+        raise RecipeError(f"recipe {path}: seeds names no source; give seeds.captions, seeds.domains or both")
+    return recipe
+
+
+def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:
+    """The instruction tasks of a recipe by name, in the paper's order."""
+    return {task: getattr(recipe.instructions, task) for task in TASKS}
+
+
+def settings(section: Any) -> dict[str, Any]:
+    """A section as plain JSON values, for fingerprints and the manifest."""
+    return TypeAdapter(dict[str, Any]).dump_python(asdict(section), mode="json")
+
+
+def validate(kind: type[Any], data: dict[str, Any], what: str) -> Any:
+    """Builds ``kind`` from ``data``, turning pydantic's report into one ``RecipeError`` that names every fault."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        faults = "; ".join(_fault(kind, fault) for fault in error.errors())
+        raise RecipeError(f"{what}: {faults}") from None
+
+
+def _fault(kind: type[Any], fault: Any) -> str:
+    """One fault in words; an unknown key is told its nearest known one."""
+    *parents, key = fault["loc"]
+    where = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "unexpected_keyword_argument":
+        known = _keys(kind, parents)
+        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+        return f"unknown key '{where}'; nearest known: '{'.'.join(map(str, [*parents, *nearest]))}'"
+    if fault["type"] == "missing":
+        return f"missing key '{where}'"
+    return f"'{where}' = {fault['input']!r}: {fault['msg']}"
+
+
+def _keys(kind: Any, path: list[Any]) -> list[str]:
+    """The field names of the dataclass that ``path`` leads to from ``kind``, through unions and tuples."""
+    if not is_dataclass(kind):
+        return next((keys for part in get_args(kind) if (keys := _keys(part, path))), [])
+    if not path:
+        return [f.name for f in fields(kind) if f.name != "directory"]
+    if isinstance(path[0], str) and path[0] in (hints := get_type_hints(kind)):
+        return _keys(hints[path[0]], [step for step in path[1:] if not isinstance(step, int)])
+    return []

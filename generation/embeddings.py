@@ -1,0 +1,67 @@
+"""Stage 3a: captions become text embeddings, one safetensors shard beside each caption shard.
+
+A shard holds, row for row as the captions: ``embeddings`` float16 [n, d] (unit rows), ``ids`` uint8 [n, 10] (ASCII)
+and ``text_sha256`` uint8 [n, 32], so that a vector never meets another text.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from .config import Recipe
+from .encoders import TextEncoder, load_encoder
+from .errors import EmbeddingError
+from .progress import progress
+from .rundir import RunDir
+
+STAGE = "text_embeddings"
+
+
+def embed(run: RunDir, recipe: Recipe) -> None:
+    """Encodes the captions of all shards that have no embeddings yet.
+
+    Raises:
+        RunError: the captions are not complete, or the stage was begun with another encoder.
+        EmbeddingError: the encoder cannot be loaded, or gives vectors that are not finite.
+    """
+    captions = run.finished("captions", "seeds")
+    encoder = load_encoder(recipe.embed)
+    run.begin(STAGE, encoder.provenance())
+    shards = [shard for shard in captions if shard not in run.sealed(STAGE)]
+    if not shards:
+        return
+    with progress(STAGE, sum(run.record("captions", shard)["rows"] for shard in shards), 0, "caption") as bar:
+        for shard in shards:
+            _embed_shard(run, shard, encoder, bar.update)
+
+
+def caption_hashes(texts: list[str]) -> torch.Tensor:
+    """The sha256 of each text's UTF-8 bytes, uint8 [n, 32]."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+    return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, 32) if texts else _no_bytes(32)
+
+
+def _embed_shard(run: RunDir, shard: int, encoder: TextEncoder, on_batch: Callable[[int], object]) -> None:
+    table = run.table("captions", shard)
+    ids, texts = table["id"].to_pylist(), table["caption"].to_pylist()
+    encoded = encoder.encode(texts, on_batch)
+    if not bool(encoded.vectors.isfinite().all()):
+        row = int((~encoded.vectors.isfinite().all(1)).nonzero()[0])
+        raise EmbeddingError(f"captions shard {shard}, row {row} (id {ids[row]}): the encoder gave NaN or Inf")
+    tensors = {
+        "embeddings": encoded.vectors.to(torch.float16),
+        "ids": torch.frombuffer(bytearray("".join(ids), "ascii"), dtype=torch.uint8).view(-1, 10) if ids else _no_bytes(10),
+        "text_sha256": caption_hashes(texts),
+    }
+    metadata = {
+        "encoder": encoder.provenance(),
+        "captions_sha256": run.record("captions", shard)["sha256"],
+        "shard": shard,
+    }
+    path = run.shard_path(STAGE, shard)
+    run.seal_tensors(STAGE, path, tensors, metadata, rows=len(ids), truncated=encoded.truncated)
+
+
+def _no_bytes(width: int) -> torch.Tensor:
+    return torch.zeros(0, width, dtype=torch.uint8)

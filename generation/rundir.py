@@ -1,0 +1,304 @@
+"""The on-disk contract of a run: the one place that knows where things lie and what makes a file whole.
+
+    RUN/
+      manifest.json                            settings, provenance, counts, sha256 of every sealed file
+      seeds/00000.parquet ...
+      captions/00000.parquet ...               while in progress: captions/00000.jsonl
+      instructions/<task>/00000.parquet ...
+      text_embeddings/00000.safetensors ...    row for row the captions of the same shard
+      image_embeddings/<method>/00000.safetensors ...
+      transfer/<method>.safetensors            the statistics, to treat real images alike
+      rejected/<stage>/00000.parquet ...       what failed a check, with reason and raw answer
+
+A file counts once the manifest holds its record. It is written under a temporary name, synced, renamed, hashed, and
+only then recorded: a run killed at any moment makes again what is not recorded, and nothing else.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import __version__
+from .errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+FORMAT = 1
+_SUFFIX = {"text_embeddings": ".safetensors", "image_embeddings": ".safetensors"}  # all others are Parquet
+
+
+class RunDir:
+    """A run directory and its manifest.
+
+    Args:
+        path: the directory.
+        create: make it if it does not exist.
+
+    Raises:
+        RunError: it does not exist (and ``create`` is off), or its manifest is unreadable or of another format.
+    """
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        self.path = path
+        self._verified: set[str] = set()
+        manifest = path / "manifest.json"
+        if manifest.exists():
+            self.manifest = _read_manifest(manifest)
+        elif create:
+            _guard(path, lambda: path.mkdir(parents=True, exist_ok=True))
+            self.manifest = {"format": FORMAT, "code_version": __version__, "created": _now(), "stages": {}}
+        else:
+            raise RunError(f"{path} is no run directory (it has no manifest.json); make one with: generation run")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other process from writing to this run.
+
+        Raises:
+            RunError: another process holds the lock, or the directory cannot be written.
+        """
+        descriptor = _guard(self.path, lambda: os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise RunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def begin(
+        self, stage: str, fingerprint: Mapping[str, Any], changed: Literal["refuse", "keep", "discard"] = "refuse"
+    ) -> dict[str, Any]:
+        """Opens or resumes a stage and returns its record in the manifest.
+
+        Args:
+            stage: its folder, such as ``captions`` or ``instructions/multiple_choice``.
+            fingerprint: JSON values; whatever moves the stage's output.
+            changed: what to do when the stage was begun with another fingerprint: refuse it, or take the new one and
+                keep the sealed files, or take the new one and discard them.
+
+        Raises:
+            RunError: the stage was begun with another fingerprint; all changes are named.
+        """
+        wanted = json.loads(json.dumps(fingerprint))
+        record = self.manifest["stages"].setdefault(stage, {"fingerprint": wanted, "begun": _now(), "files": {}})
+        pinned = {key: value for key, value in record["fingerprint"].items() if key in record.get("pinned", ())}
+        wanted = pinned | wanted
+        if changes := _changes(record["fingerprint"], wanted):
+            if changed == "refuse":
+                self._refuse(stage, changes)
+            if changed == "discard":
+                record["files"] = {}
+            record["fingerprint"] = wanted
+        self.save()
+        return dict(record)
+
+    def stage(self, stage: str) -> dict[str, Any]:
+        """The manifest's record of a stage.
+
+        Raises:
+            RunError: the stage has not been begun.
+        """
+        try:
+            record: dict[str, Any] = self.manifest["stages"][stage]
+        except KeyError:
+            raise RunError(f"{self.path}: stage '{stage}' has not been run; run it first") from None
+        return record
+
+    def pin(self, stage: str, **facts: Any) -> None:
+        """Adds to a stage's fingerprint what becomes known only once it runs, such as the served model.
+
+        Raises:
+            RunError: the stage was pinned to something else before.
+        """
+        fingerprint = self.stage(stage)["fingerprint"]
+        self._refuse(stage, _changes({key: fingerprint.get(key, value) for key, value in facts.items()}, facts))
+        self.note(stage, fingerprint=fingerprint | facts, pinned=sorted(facts))
+
+    def note(self, stage: str, **facts: Any) -> None:
+        """Adds facts (counts, provenance) to a stage's record."""
+        self.stage(stage).update(facts)
+        self.save()
+
+    def finished(self, stage: str, source: str) -> list[int]:
+        """The shards of ``stage``, if each sealed shard of ``source`` has its counterpart there.
+
+        Raises:
+            RunError: some shards of ``stage`` are still to be made.
+        """
+        done, due = self.sealed(stage), self.sealed(source)
+        if not due or done != due:
+            raise RunError(f"{self.path}: stage '{stage}' has {len(done)} of {len(due)} shards; run it to its end first")
+        return done
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def shard_path(self, stage: str, shard: int) -> Path:
+        """Where a shard of a stage lies, sealed or not."""
+        return self.path / stage / f"{shard:05d}{_SUFFIX.get(stage.split('/')[0], '.parquet')}"
+
+    def journal_path(self, stage: str, shard: int) -> Path:
+        """Where the journal of an unfinished shard lies; its folder is made."""
+        path = self.path / stage / f"{shard:05d}.jsonl"
+        _guard(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        return path
+
+    def sealed(self, stage: str) -> list[int]:
+        """The numbers of the sealed shards of a stage, ascending; empty for a stage not begun."""
+        files = self.manifest["stages"].get(stage, {"files": {}})["files"]
+        return sorted(int(Path(name).stem) for name in files if Path(name).parent == Path(stage))
+
+    def record(self, stage: str, shard: int) -> dict[str, Any]:
+        """The manifest's record of a sealed shard: rows, bytes, sha256 and the stage's counts."""
+        name = str(self.shard_path(stage, shard).relative_to(self.path))
+        record: dict[str, Any] = self.stage(stage)["files"][name]
+        return record
+
+    def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
+        """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""
+        path = self.shard_path(stage, shard)
+        sealed = {path: _seal(path, lambda target: pq.write_table(table, target, compression="zstd"))}
+        sealed[path] |= {"rows": len(table), **counts}
+        if rejected is not None and len(rejected):
+            path = self.path / "rejected" / stage / path.name
+            sealed[path] = _seal(path, lambda target: pq.write_table(rejected, target, compression="zstd"))
+            sealed[path] |= {"rows": len(rejected)}
+        self._record(stage, sealed)
+
+    def seal_tensors(
+        self, stage: str, path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any], **counts: Any
+    ) -> None:
+        """Writes a safetensors file and records it. The metadata goes into one JSON value, under the key ``unicorn``:
+        safetensors writes several keys in an order that changes from file to file, so equal runs would differ."""
+        from safetensors.torch import save_file
+
+        header = {"unicorn": json.dumps(metadata, sort_keys=True)}
+        self._record(stage, {path: _seal(path, lambda target: save_file(dict(tensors), target, header)) | counts})
+
+    def table(self, stage: str, shard: int) -> pa.Table:
+        """The rows of a sealed shard, whose hash is checked once a process."""
+        return pq.read_table(self.verified(stage, self.shard_path(stage, shard)))
+
+    def verified(self, stage: str, path: Path) -> Path:
+        """``path``, once its bytes are known to be those that were sealed.
+
+        Raises:
+            RunError: the file is not recorded, is gone, or has changed.
+        """
+        name = str(path.relative_to(self.path))
+        known = self.stage(stage)["files"].get(name)
+        if known is None:
+            raise RunError(f"{path} is not recorded in the manifest; run stage '{stage}' to its end first")
+        if name not in self._verified:
+            if not path.is_file():
+                raise RunError(f"{path} is gone; restore it, or remove its record from manifest.json to make it again")
+            if (found := file_sha256(path)) != known["sha256"]:
+                raise RunError(f"{path} was changed after it was sealed: sha256 {found}, recorded {known['sha256']}")
+            self._verified.add(name)
+        return path
+
+    def save(self) -> None:
+        """Writes the manifest atomically."""
+        text = json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n"
+        _seal(self.path / "manifest.json", lambda target: target.write_text(text, encoding="utf-8"))
+
+    def _refuse(self, stage: str, changes: list[str]) -> None:
+        if changes:
+            raise RunError(
+                f"{self.path}: stage '{stage}' was begun with other settings: {'; '.join(changes)}. "
+                "Restore them, or choose another --run-dir"
+            )
+
+    def _record(self, stage: str, sealed: Mapping[Path, dict[str, Any]]) -> None:
+        files = self.stage(stage)["files"]
+        for path, record in sealed.items():
+            name = str(path.relative_to(self.path))
+            files[name] = record
+            self._verified.add(name)
+        self.save()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
+    """Has ``write`` make a file that is there whole or not at all; returns its size in bytes and its sha256."""
+    temporary = path.with_name(f".{path.name}.tmp")
+
+    def make() -> dict[str, Any]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        facts = {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        os.replace(temporary, path)
+        _sync(path.parent)
+        return facts
+
+    try:
+        return _guard(path, make)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _guard(path: Path, act: Callable[[], T]) -> T:
+    """``act()``, with the operating system's refusals told as a ``RunError`` that names the path."""
+    try:
+        return act()
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. Nothing already made is lost: mend the cause and give the "
+            "same command again"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read as a manifest: {error!r}") from error
+    if found != FORMAT:
+        raise RunError(f"{path} has format {found}; this version of the code reads format {FORMAT}")
+    return manifest
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two fingerprints, in words: ``captions.min_words: 51 -> 60``."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return changes
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,201 @@
+"""Stage 0: seeds, open-domain captions and domain labels put into templates (paper, section on Unicorn-1.2M-Seed).
+
+Every choice is a draw from (random seed, source, text), so adding a source neither reshuffles nor redraws the others.
+"""
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import yaml
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from .config import CaptionFile, Domains, Recipe, settings, validate
+from .errors import RecipeError, SeedError
+from .progress import progress
+from .records import MAX_SHARDS, SEED_SCHEMA, draw, row_id
+from .rundir import RunDir, file_sha256
+
+STAGE = "seeds"
+_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+}
+_PLACES = ("{label}", "{a_label}", "{labels}")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One short caption, before it has an id."""
+
+    text: str
+    source: str
+    license: str
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class DomainFile:
+    """Labels of one domain and the templates they are put into: ``{label}``, ``{a_label}`` (with its indefinite
+    article) or ``{labels}`` (plural)."""
+
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    license: str
+    source: str  # where the labels come from
+    templates: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def make_seeds(run: RunDir, recipe: Recipe, extend: bool = False) -> None:
+    """Reads all sources of the recipe and seals them as seed shards, in an order drawn at random.
+
+    Args:
+        run: the run directory.
+        recipe: ``seeds`` is used.
+        extend: add to a finished stage, as new shards, the seeds that it does not hold yet.
+
+    Raises:
+        SeedError: a source is missing, unreadable or empty, or has an empty row.
+        RunError: the stage was begun with other settings or other files and ``extend`` is off.
+    """
+    paths = {source.name: (recipe.directory / source.path).resolve() for source in recipe.seeds.captions}
+    domain_paths = _domain_paths(recipe)
+    files = paths | {f"domain_{path.stem}": path for path in domain_paths}
+    fingerprint = settings(recipe.seeds) | {
+        "random_seed": recipe.random_seed,
+        "sha256": {name: _hash(path) for name, path in files.items()},
+    }
+    if extend and run.stage(STAGE).get("complete"):
+        run.note(STAGE, complete=False, kept=len(run.sealed(STAGE)))
+    record = run.begin(STAGE, fingerprint, changed="keep" if extend else "refuse")
+    if record.get("complete"):
+        return
+    kept = record.get("kept", 0)  # shards of the run before it was extended
+    seeds = [seed for source in recipe.seeds.captions for seed in _captions(paths[source.name], source, recipe)]
+    if recipe.seeds.domains:
+        for path in domain_paths:
+            seeds += _domain_seeds(read_domain(path), recipe.seeds.domains, recipe.random_seed)
+    held = _held(run, kept)
+    seeds = [seed for seed in dict.fromkeys(seeds) if (seed.source, seed.text) not in held]
+    seeds.sort(key=lambda seed: draw(recipe.random_seed, "order", seed.source, seed.text))
+    _seal(run, seeds, recipe.seeds.shard_rows, first=kept)
+    run.note(STAGE, complete=True)
+
+
+def read_domain(path: Path) -> DomainFile:
+    """Reads and checks one domain file.
+
+    Raises:
+        RecipeError: it is no YAML mapping of the right keys, or a template does not hold exactly one place.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"domain file {path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"domain file {path} must be a mapping, but holds {type(data).__name__}")
+    domain: DomainFile = validate(DomainFile, data, f"domain file {path}")
+    for template in domain.templates:
+        if sum(template.count(place) for place in _PLACES) != 1:
+            raise RecipeError(f"domain file {path}: template {template!r} must hold one of {', '.join(_PLACES)}, once")
+    if not domain.templates or not domain.labels:
+        raise RecipeError(f"domain file {path}: it needs at least one template and one label")
+    return domain
+
+
+def _captions(path: Path, source: CaptionFile, recipe: Recipe) -> list[Seed]:
+    """The captions of one file; with a limit, those with the lowest draws."""
+    seeds = [Seed(text, source.name, source.license) for text in _column(path, source)]
+    if not seeds:
+        raise SeedError(f"seed source '{source.name}': {path} holds no caption")
+    seeds.sort(key=lambda seed: draw(recipe.random_seed, source.name, seed.text))
+    return seeds[: source.limit]
+
+
+def _column(path: Path, source: CaptionFile) -> Iterator[str]:
+    """The texts of one file, read by `datasets`' own loaders."""
+    from datasets import load_dataset
+
+    try:
+        loader, options = _LOADERS[path.suffix]
+    except KeyError:
+        known = ", ".join(_LOADERS)
+        raise SeedError(f"seed source '{source.name}': {path} must end with one of {known}") from None
+    column = "text" if loader == "text" else source.column
+    try:
+        rows = load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
+        for number, row in enumerate(rows):
+            text = row.get(column)
+            if not isinstance(text, str) or not text.strip():
+                known = ", ".join(row)
+                raise SeedError(
+                    f"seed source '{source.name}': {path}, row {number}: column '{column}' holds {text!r}, no caption; "
+                    f"the file's columns: {known}"
+                )
+            yield " ".join(text.split())
+    except SeedError:
+        raise
+    except Exception as error:  # whatever the loader of the format raises
+        raise SeedError(f"seed source '{source.name}': {path} cannot be read: {error}") from error
+
+
+def _domain_seeds(domain: DomainFile, wanted: Domains, random_seed: int) -> Iterator[Seed]:
+    """Labels x templates, the templates drawn for each label (paper: 10 a label)."""
+    import inflect
+
+    english = inflect.engine()
+    source = f"domain_{domain.domain}"
+    labels = sorted(domain.labels, key=lambda label: draw(random_seed, source, label))[: wanted.labels_per_domain]
+    for label in labels:
+        templates = sorted(domain.templates, key=lambda template: draw(random_seed, source, label, template))
+        for template in templates[: wanted.templates_per_label]:
+            forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
+            place = next(place for place in _PLACES if place in template)
+            yield Seed(template.replace(place, forms[place]), source, domain.license)
+
+
+def _domain_paths(recipe: Recipe) -> list[Path]:
+    if recipe.seeds.domains is None:
+        return []
+    paths = []
+    for pattern in recipe.seeds.domains.files:
+        found = sorted(Path(name).resolve() for name in glob.glob(str(recipe.directory / pattern)))
+        if not found:
+            raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
+        paths += found
+    return paths
+
+
+def _hash(path: Path) -> str:
+    if not path.is_file():
+        raise SeedError(f"seed file {path} does not exist (paths in a recipe are relative to the recipe)")
+    return file_sha256(path)
+
+
+def _held(run: RunDir, shards: int) -> set[tuple[str, str]]:
+    tables = [run.table(STAGE, shard) for shard in range(shards)]
+    return {(row["source"], row["seed"]) for table in tables for row in table.to_pylist()}
+
+
+def _seal(run: RunDir, seeds: list[Seed], shard_rows: int, first: int) -> None:
+    shards = range(first, first + -(-len(seeds) // shard_rows))
+    if shards.stop > MAX_SHARDS:
+        raise SeedError(f"{len(seeds)} seeds make {shards.stop} shards of {shard_rows}; raise seeds.shard_rows")
+    with progress(STAGE, len(seeds), 0, "seed") as bar:
+        for shard in shards:
+            part = seeds[(shard - first) * shard_rows :][:shard_rows]
+            columns = [
+                [row_id(shard, row) for row in range(len(part))],
+                [seed.text for seed in part],
+                [seed.source for seed in part],
+                [seed.license for seed in part],
+            ]
+            run.seal_tables(STAGE, shard, pa.table(columns, SEED_SCHEMA), None)
+            bar.update(len(part))

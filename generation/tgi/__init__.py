@@ -1,0 +1,1 @@
+"""Talking to text-generation servers: the HTTP client, the scheduler over endpoints, and the embedded default."""

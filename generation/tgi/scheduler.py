@@ -1,0 +1,210 @@
+"""Spreads requests over endpoints: a limit per endpoint that is found, not configured, and retries outside it.
+
+The limit of an endpoint grows by one for every limit's worth of answers and falls by a quarter when the server says
+429 (additive increase, multiplicative decrease). A request that fails gives its place back at once; its back-off,
+jittered, is slept outside.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from ..config import Server
+from ..errors import Overloaded, RequestRefused, StopRun, Transient
+from .client import API_KEY_VARIABLE, Answer, Endpoint, Request, ServerInfo
+from .embedded import embedded_server
+
+START_LIMIT = 8.0
+DECREASE = 0.75
+BACKOFF_CEILING_S = 30.0
+CONNECT_ATTEMPTS = 4
+
+
+class AdaptiveLimit:
+    """How many requests one endpoint may hold at a time.
+
+    Args:
+        ceiling: never more than this.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = ceiling
+        self.value = min(START_LIMIT, float(ceiling))
+        self.in_flight = 0
+        self._answers_since_cut = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether one more request may start."""
+        return self.in_flight < int(self.value)
+
+    def answered(self) -> None:
+        """Counts an answer: the limit grows by ``1 / limit``, if it was in use."""
+        self._answers_since_cut += 1
+        if self.in_flight >= int(self.value) - 1:
+            self.value = min(self.value + 1 / self.value, float(self.ceiling))
+
+    def refused(self) -> None:
+        """Counts a 429: the limit falls, once for all the refusals of one burst."""
+        if self._answers_since_cut:
+            self.value = max(1.0, self.value * DECREASE)
+            self._answers_since_cut = 0
+
+
+class Scheduler:
+    """Asks the least loaded of its endpoints, and asks again what failed.
+
+    Args:
+        endpoints: connected endpoints, all serving one model.
+        max_in_flight: ceiling of each endpoint's limit; the server's own limit lowers it.
+        retries: how often a request that failed in transit or on the server is asked again.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint], max_in_flight: int, retries: int) -> None:
+        self.endpoints = list(endpoints)
+        self.limits = [AdaptiveLimit(_ceiling(endpoint.info, max_in_flight)) for endpoint in self.endpoints]
+        self.answers = 0
+        self.requests = 0
+        self.retries: dict[str, int] = {"Overloaded": 0, "Transient": 0}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        wait = wait_random_exponential(multiplier=0.25, max=BACKOFF_CEILING_S)
+        # A 429 says that the request is good, so it is never given up; other failures are.
+        self._patient = AsyncRetrying(retry=retry_if_exception_type(Overloaded), wait=wait, reraise=True)
+        self._bounded = AsyncRetrying(
+            retry=retry_if_exception_type(Transient), wait=wait, stop=stop_after_attempt(retries + 1), reraise=True
+        )
+        self._asking = self._bounded.wraps(self._patient.wraps(self._ask_once))
+
+    @property
+    def workers(self) -> int:
+        """How many requests can be in flight at most."""
+        return sum(limit.ceiling for limit in self.limits)
+
+    @property
+    def model_id(self) -> str:
+        """The model that all endpoints serve."""
+        info = self.endpoints[0].info
+        assert info is not None
+        return info.model_id
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to ``request``, from whichever endpoint.
+
+        Raises:
+            RequestRefused: the server refuses this very prompt.
+            Transient: all retries failed, though other requests were answered meanwhile: this prompt is to blame.
+            StopRun: all retries failed and nothing else was answered meanwhile, or the endpoint is unusable.
+        """
+        before = self.answers
+        try:
+            answer: Answer = await self._asking(request)
+        except Transient as error:
+            if self.answers == before:
+                raise StopRun(f"{error}. No request was answered since; is the server still up?") from error
+            raise
+        self.answers += 1
+        return answer
+
+    async def warm_up(self, request: Request) -> None:
+        """Sends one short request to every endpoint, so that a schema, sampling value or key that the server does not
+        take stops the run before it has touched a row.
+
+        Raises:
+            StopRun: an endpoint refuses it or fails it.
+        """
+        for endpoint in self.endpoints:
+            try:
+                await self._bounded.wraps(self._patient.wraps(endpoint.ask))(replace(request, max_tokens=16))
+            except (RequestRefused, Transient) as error:
+                raise StopRun(f"the warm-up request of prompt {request.prompt.name} failed: {error}") from error
+
+    async def _ask_once(self, request: Request) -> Answer:
+        async with self._place() as (endpoint, limit):
+            self.requests += 1
+            try:
+                answer = await endpoint.ask(request)
+            except Overloaded:
+                self.retries["Overloaded"] += 1
+                limit.refused()
+                raise
+            except Transient:
+                self.retries["Transient"] += 1
+                raise
+            limit.answered()
+            return answer
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[tuple[Endpoint, AdaptiveLimit]]:
+        """A place at the endpoint with the smallest share of its limit in use; waits in line while there is none."""
+        while not (free := [i for i, limit in enumerate(self.limits) if limit.free]):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        chosen = min(free, key=lambda i: self.limits[i].in_flight / self.limits[i].value)
+        limit = self.limits[chosen]
+        limit.in_flight += 1
+        try:
+            yield self.endpoints[chosen], limit
+        finally:
+            limit.in_flight -= 1
+            self._wake()
+
+    def _wake(self) -> None:
+        """Lets in as many of those in line as there are places."""
+        places = sum(max(0, int(limit.value) - limit.in_flight) for limit in self.limits)
+        while places > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                places -= 1
+
+
+@asynccontextmanager
+async def connect(server: Server) -> AsyncIterator[Scheduler]:
+    """Connects to the endpoints of a recipe, or starts the embedded default, and yields a scheduler over them.
+
+    Raises:
+        StopRun: an endpoint cannot be reached or used, or two of them serve different models.
+    """
+    # aiohttp would never open more than 100 connections by default.
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=server.timeout_s)
+    async with AsyncExitStack() as stack:
+        urls, ceiling = server.endpoints, server.max_in_flight
+        if not urls:
+            urls = (stack.enter_context(embedded_server(server.embedded)),)
+            ceiling = server.embedded.slots
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
+        key = os.environ.get(API_KEY_VARIABLE)
+        endpoints = [Endpoint(url, session, server.api, key) for url in urls]
+        await _connect_all(endpoints)
+        yield Scheduler(endpoints, ceiling, server.retries)
+
+
+async def _connect_all(endpoints: list[Endpoint]) -> None:
+    connecting = AsyncRetrying(
+        retry=retry_if_exception_type((Transient, Overloaded)),
+        wait=wait_random_exponential(multiplier=0.5, max=4),
+        stop=stop_after_attempt(CONNECT_ATTEMPTS),
+        reraise=True,
+    )
+    try:
+        infos = await asyncio.gather(*(connecting.wraps(endpoint.connect)() for endpoint in endpoints))
+    except (Transient, Overloaded) as error:
+        raise StopRun(f"endpoint cannot be reached: {error}") from error
+    models = {(info.model_id, info.model_sha): endpoint.url for endpoint, info in zip(endpoints, infos, strict=True)}
+    if len(models) > 1:
+        served = "; ".join(f"{url} serves {model}" for (model, _), url in models.items())
+        raise StopRun(f"all endpoints must serve one model at one revision, but {served}")
+
+
+def _ceiling(info: ServerInfo | None, max_in_flight: int) -> int:
+    served: Any = info.max_concurrent_requests if info else None
+    return min(max_in_flight, served) if served else max_in_flight
