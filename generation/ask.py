@@ -25,7 +25,7 @@ class Asker:
         prompt: what is asked.
         schema: of a JSON answer.
         attempts: answers asked for before a row is rejected.
-        random_seed: of the recipe; the sampling seed of an attempt is a draw from it, the prompt, the id and the attempt.
+        random_seed: of the recipe; an attempt's sampling seed is a draw from it, the prompt, the id and the attempt.
     """
 
     scheduler: Scheduler
@@ -52,6 +52,7 @@ class Asker:
         """Ends the row with id ``row`` for good: accepted with the columns that ``check`` gives, or rejected."""
         prompt_tokens = completion_tokens = 0
         columns: dict[str, Any] = {}
+        reason: str | None = None
         for attempt in range(1, self.attempts + 1):
             seed = 1 + draw(self.random_seed, self.prompt.id, row, attempt) % (2**31 - 1)
             request = Request(self.prompt, values, seed, self.schema)

@@ -21,7 +21,8 @@ class Item(Protocol):
     """What is asked about: anything with an id."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Ten digits, as in ``records``."""
 
 
 I = TypeVar("I", bound=Item)  # noqa: E741
@@ -35,6 +36,7 @@ class Outcome:
 
     @property
     def accepted(self) -> bool:
+        """Whether the row goes into the stage's table."""
         return "reason" not in self.row
 
 
@@ -74,7 +76,7 @@ class BulkStage(Generic[I]):
         self._open: dict[int, _OpenShard[I]] = {}
 
     async def complete(self, shards: Iterable[int], workers: int) -> None:
-        """Asks about all rows of ``shards`` that no journal answers yet, ``workers`` at a time, and seals each shard."""
+        """Asks about the rows of ``shards`` that no journal answers yet, ``workers`` at a time; seals each shard."""
         pending = self._pending(shards)
 
         async def work() -> None:

@@ -9,10 +9,11 @@ from .ask import Asker
 from .bulk import BulkStage, Outcome
 from .config import Recipe, settings
 from .errors import RunError
+from .files import file_sha256
 from .progress import progress
 from .prompts import PROMPTS, load_prompt
 from .records import CAPTION_SCHEMA, draw
-from .rundir import RunDir, file_sha256
+from .rundir import RunDir
 from .tgi.client import Answer
 from .tgi.scheduler import connect
 

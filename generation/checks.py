@@ -1,7 +1,7 @@
 """What makes an answer acceptable: pure functions that give a reason code, or the accepted content.
 
-A caption is one finished paragraph of plain prose; a list of instruction items is valid JSON of its schema, whose items
-ask different questions, have four distinct options (multiple choice), and never speak of a caption or a text.
+A caption is one finished paragraph of plain prose; a list of instruction items is valid JSON of its schema, whose
+items ask different questions, have four distinct options (multiple choice), and never speak of a caption or a text.
 """
 
 import json
@@ -61,8 +61,8 @@ def instruction_items(
     """The good items of an answer, and the reason code for which the answer as a whole fails, or None.
 
     A bad item is dropped; the answer fails when fewer than ``min_items`` are left. Codes: ``cut_off``, ``not_json``,
-    ``schema``, or the commonest code of the dropped items: ``empty``, ``bad_characters``, ``duplicate_question``,
-    ``options_not_distinct``, ``leak``.
+    ``schema``, or the commonest code of the dropped items: ``empty``, ``bad_characters``, ``not_a_question``,
+    ``duplicate_question``, ``options_not_distinct``, ``leak``.
     """
     if finish_reason == "length":
         return [], "cut_off"
@@ -85,13 +85,15 @@ def instruction_items(
 
 
 def item_fault(item: Item, asked: set[str]) -> str | None:
-    """The reason code for which one item is bad, or None; ``asked`` holds the questions already in the conversation."""
+    """The reason code for which one item is bad, or None; ``asked`` holds the conversation's questions so far."""
     options = list(item.get("Options", {}).values())
     texts = [item["Question"], item["Answer"], *options]
     if not all(map(_normal, texts)):
         return "empty"
     if any(map(_BAD_CHARACTERS.search, texts)):
         return "bad_characters"
+    if not item["Question"].rstrip().endswith("?") or len(_normal(item["Question"]).split()) < 3:
+        return "not_a_question"
     if _normal(item["Question"]) in asked:
         return "duplicate_question"
     if len({_normal(option) for option in options}) < len(options):

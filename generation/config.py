@@ -17,10 +17,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 CONFIGS = Path(__file__).parent / "configs"
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
-_strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CaptionFile:
     """An open-domain source of seeds: one caption a row, in a .txt, .jsonl, .json, .csv, .tsv or .parquet file."""
 
@@ -31,7 +31,7 @@ class CaptionFile:
     limit: Positive | None = None  # captions drawn; None takes all
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Domains:
     """Domain seeds: every label is put into templates drawn at random (paper: 10 a label, 107K seeds in all)."""
 
@@ -40,7 +40,7 @@ class Domains:
     templates_per_label: Positive = 10
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Seeds:
     """Stage 0: where the seeds come from, and how many go into a shard."""
 
@@ -49,7 +49,7 @@ class Seeds:
     shard_rows: Annotated[int, Field(gt=0, le=100_000)] = 10_000
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embedded:
     """The offline default: llama.cpp's HTTP server in a child process."""
 
@@ -58,7 +58,7 @@ class Embedded:
     threads: Positive | None = None  # None: one a core
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Server:
     """Which text-generation servers to ask; none named means the embedded default."""
 
@@ -70,7 +70,7 @@ class Server:
     embedded: Embedded = Embedded()
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Captions:
     """Stage 1: from seed to dense caption."""
 
@@ -80,7 +80,7 @@ class Captions:
     attempts: Positive = 3  # answers asked for before the seed is rejected
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class InstructionTask:
     """One of the three instruction tasks."""
 
@@ -90,7 +90,7 @@ class InstructionTask:
     max_items: Positive = 8
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Instructions:
     """Stage 2: from dense caption to multi-turn conversation."""
 
@@ -100,7 +100,7 @@ class Instructions:
     attempts: Positive = 3
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embed:
     """Stage 3a: the text encoder. ``embedded`` is all-MiniLM-L6-v2 from its wheel; else a local model directory."""
 
@@ -108,14 +108,14 @@ class Embed:
     batch_tokens: Positive = 8192  # padded tokens in one batch
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Transfer:
     """Stage 3b: how text embeddings become synthetic image embeddings."""
 
     method: Literal["unicorn", "mean_shift", "none"] = "unicorn"
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. ``directory`` is where the recipe lies: its paths are relative to it."""
 
@@ -156,7 +156,7 @@ def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
         if not isinstance(section, dict):
             raise RecipeError(f"recipe {path}: server must be a mapping, but holds {type(section).__name__}")
         data["server"] = {**section, **server}
-    recipe = validate(Recipe, {**data, "directory": path.resolve().parent}, f"recipe {path}")
+    recipe: Recipe = validate(Recipe, {**data, "directory": path.resolve().parent}, f"recipe {path}")
     if recipe.captions.min_words > recipe.captions.max_words:
         raise RecipeError(
             f"recipe {path}: captions.min_words {recipe.captions.min_words} > max_words {recipe.captions.max_words}"
@@ -178,7 +178,8 @@ def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:
 
 def settings(section: Any) -> dict[str, Any]:
     """A section as plain JSON values, for fingerprints and the manifest."""
-    return TypeAdapter(dict[str, Any]).dump_python(asdict(section), mode="json")
+    plain: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(asdict(section), mode="json")
+    return plain
 
 
 def validate(kind: type[Any], data: dict[str, Any], what: str) -> Any:

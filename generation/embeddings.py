@@ -51,7 +51,9 @@ def _embed_shard(run: RunDir, shard: int, encoder: TextEncoder, on_batch: Callab
         raise EmbeddingError(f"captions shard {shard}, row {row} (id {ids[row]}): the encoder gave NaN or Inf")
     tensors = {
         "embeddings": encoded.vectors.to(torch.float16),
-        "ids": torch.frombuffer(bytearray("".join(ids), "ascii"), dtype=torch.uint8).view(-1, 10) if ids else _no_bytes(10),
+        "ids": torch.frombuffer(bytearray("".join(ids), "ascii"), dtype=torch.uint8).view(-1, 10)
+        if ids
+        else _no_bytes(10),
         "text_sha256": caption_hashes(texts),
     }
     metadata = {

@@ -80,9 +80,10 @@ async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTa
 
 
 def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str, str]]:
-    """The turns of one conversation: each item a human and a gpt turn, ``<image>`` in the first human turn only, before
-    or after the question, drawn by id. A multiple-choice question has its options below it and is answered by the
-    letter alone."""
+    """The turns of one conversation: each item a human and a gpt turn, ``<image>`` in the first human turn only.
+
+    It stands before or after the question, drawn by id. A multiple-choice question has its options below it and is
+    answered by the letter alone."""
     turns = []
     for item in items:
         options = [f"{letter}: {option}" for letter, option in item.get("Options", {}).items()]

@@ -29,7 +29,9 @@ class Journal:
         try:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise RunError(f"cannot open {path}: {error.strerror}; mend the cause and run the command again") from error
+            raise RunError(
+                f"cannot open {path}: {error.strerror}; mend the cause and run the command again"
+            ) from error
         self.answered = self._replay()
         self._size = path.stat().st_size
         self._synced = time.monotonic()
@@ -37,7 +39,9 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def append(self, record: dict[str, Any]) -> None:
@@ -53,8 +57,8 @@ class Journal:
         except OSError as error:
             self._file.truncate(self._size)
             raise RunError(
-                f"cannot write {self.path}: {error.strerror}. Every line before is kept: mend the cause and give the same "
-                "command again"
+                f"cannot write {self.path}: {error.strerror}. Every line before is kept: mend the cause and give the "
+                "same command again"
             ) from error
         self._size += len(line)
         self.answered[record["id"]] = record

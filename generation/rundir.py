@@ -15,25 +15,24 @@ only then recorded: a run killed at any moment makes again what is not recorded,
 """
 
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import __version__
 from .errors import RunError
+from .files import file_sha256, guarded, seal
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 FORMAT = 1
 _SUFFIX = {"text_embeddings": ".safetensors", "image_embeddings": ".safetensors"}  # all others are Parquet
 
@@ -56,7 +55,7 @@ class RunDir:
         if manifest.exists():
             self.manifest = _read_manifest(manifest)
         elif create:
-            _guard(path, lambda: path.mkdir(parents=True, exist_ok=True))
+            guarded(path, lambda: path.mkdir(parents=True, exist_ok=True))
             self.manifest = {"format": FORMAT, "code_version": __version__, "created": _now(), "stages": {}}
         else:
             raise RunError(f"{path} is no run directory (it has no manifest.json); make one with: generation run")
@@ -68,7 +67,7 @@ class RunDir:
         Raises:
             RunError: another process holds the lock, or the directory cannot be written.
         """
-        descriptor = _guard(self.path, lambda: os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644))
+        descriptor = guarded(self.path, lambda: os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -143,7 +142,9 @@ class RunDir:
         """
         done, due = self.sealed(stage), self.sealed(source)
         if not due or done != due:
-            raise RunError(f"{self.path}: stage '{stage}' has {len(done)} of {len(due)} shards; run it to its end first")
+            raise RunError(
+                f"{self.path}: stage '{stage}' has {len(done)} of {len(due)} shards; run it to its end first"
+            )
         return done
 
     # -- files -------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class RunDir:
     def journal_path(self, stage: str, shard: int) -> Path:
         """Where the journal of an unfinished shard lies; its folder is made."""
         path = self.path / stage / f"{shard:05d}.jsonl"
-        _guard(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
         return path
 
     def sealed(self, stage: str) -> list[int]:
@@ -172,11 +173,11 @@ class RunDir:
     def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
         """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""
         path = self.shard_path(stage, shard)
-        sealed = {path: _seal(path, lambda target: pq.write_table(table, target, compression="zstd"))}
+        sealed = {path: seal(path, lambda target: pq.write_table(table, target, compression="zstd"))}
         sealed[path] |= {"rows": len(table), **counts}
         if rejected is not None and len(rejected):
             path = self.path / "rejected" / stage / path.name
-            sealed[path] = _seal(path, lambda target: pq.write_table(rejected, target, compression="zstd"))
+            sealed[path] = seal(path, lambda target: pq.write_table(rejected, target, compression="zstd"))
             sealed[path] |= {"rows": len(rejected)}
         self._record(stage, sealed)
 
@@ -188,7 +189,7 @@ class RunDir:
         from safetensors.torch import save_file
 
         header = {"unicorn": json.dumps(metadata, sort_keys=True)}
-        self._record(stage, {path: _seal(path, lambda target: save_file(dict(tensors), target, header)) | counts})
+        self._record(stage, {path: seal(path, lambda target: save_file(dict(tensors), target, header)) | counts})
 
     def table(self, stage: str, shard: int) -> pa.Table:
         """The rows of a sealed shard, whose hash is checked once a process."""
@@ -215,7 +216,7 @@ class RunDir:
     def save(self) -> None:
         """Writes the manifest atomically."""
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n"
-        _seal(self.path / "manifest.json", lambda target: target.write_text(text, encoding="utf-8"))
+        seal(self.path / "manifest.json", lambda target: target.write_text(text, encoding="utf-8"))
 
     def _refuse(self, stage: str, changes: list[str]) -> None:
         if changes:
@@ -231,50 +232,6 @@ class RunDir:
             files[name] = record
             self._verified.add(name)
         self.save()
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
-    """Has ``write`` make a file that is there whole or not at all; returns its size in bytes and its sha256."""
-    temporary = path.with_name(f".{path.name}.tmp")
-
-    def make() -> dict[str, Any]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        _sync(temporary)
-        facts = {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
-        os.replace(temporary, path)
-        _sync(path.parent)
-        return facts
-
-    try:
-        return _guard(path, make)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _guard(path: Path, act: Callable[[], T]) -> T:
-    """``act()``, with the operating system's refusals told as a ``RunError`` that names the path."""
-    try:
-        return act()
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}. Nothing already made is lost: mend the cause and give the "
-            "same command again"
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .config import CaptionFile, Domains, Recipe, settings, validate
+from .config import STRICT, CaptionFile, Domains, Recipe, settings, validate
 from .errors import RecipeError, SeedError
+from .files import file_sha256
 from .progress import progress
 from .records import MAX_SHARDS, SEED_SCHEMA, draw, row_id
-from .rundir import RunDir, file_sha256
+from .rundir import RunDir
 
 STAGE = "seeds"
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,7 +42,7 @@ class Seed:
     license: str
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=STRICT)
 class DomainFile:
     """Labels of one domain and the templates they are put into: ``{label}``, ``{a_label}`` (with its indefinite
     article) or ``{labels}`` (plural)."""
@@ -83,6 +84,7 @@ def make_seeds(run: RunDir, recipe: Recipe, extend: bool = False) -> None:
         for path in domain_paths:
             seeds += _domain_seeds(read_domain(path), recipe.seeds.domains, recipe.random_seed)
     held = _held(run, kept)
+    run.note(STAGE, sources=record.get("sources", {}) | {seed.source: {"license": seed.license} for seed in seeds})
     seeds = [seed for seed in dict.fromkeys(seeds) if (seed.source, seed.text) not in held]
     seeds.sort(key=lambda seed: draw(recipe.random_seed, "order", seed.source, seed.text))
     _seal(run, seeds, recipe.seeds.shard_rows, first=kept)
@@ -136,8 +138,8 @@ def _column(path: Path, source: CaptionFile) -> Iterator[str]:
             if not isinstance(text, str) or not text.strip():
                 known = ", ".join(row)
                 raise SeedError(
-                    f"seed source '{source.name}': {path}, row {number}: column '{column}' holds {text!r}, no caption; "
-                    f"the file's columns: {known}"
+                    f"seed source '{source.name}': {path}, row {number}: column '{column}' holds {text!r}, no "
+                    f"caption; the file's columns: {known}"
                 )
             yield " ".join(text.split())
     except SeedError:

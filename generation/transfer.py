@@ -4,9 +4,9 @@
     mean_shift  v_i = u_i - mean(U)          (paper v1 and the released code)
     unicorn     v_i = Norm(u_i - mean(U))    (paper v2, Eq. 3)
 
-U is the whole set of caption embeddings; both data sets use the same mean. The vectors are shifted text embeddings, not
-embeddings of images. The mean is a sum of the stored float16 rows in float64: such values are multiples of 2^-24, so
-the sum is exact below 2^29 rows, and the mean does not depend on the order of rows, shards or threads.
+U is the whole set of caption embeddings; both data sets use the same mean. The vectors are shifted text embeddings,
+not embeddings of images. The mean is a sum of the stored float16 rows in float64: such values are multiples of 2^-24,
+so the sum is exact below 2^29 rows, and the mean does not depend on the order of rows, shards or threads.
 """
 
 import json
@@ -96,8 +96,11 @@ def apply(method: str, rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     norms = shifted.norm(dim=1, keepdim=True)
     if bool((norms < SMALLEST_NORM).any()):
         row = int((norms[:, 0] < SMALLEST_NORM).nonzero()[0])
-        raise EmbeddingError(f"row {row} equals the mean of all embeddings, so that it has no direction after the shift")
-    return shifted / norms
+        raise EmbeddingError(
+            f"row {row} equals the mean of all embeddings, so that it has no direction after the shift"
+        )
+    unit: torch.Tensor = shifted / norms
+    return unit
 
 
 def chunks(path: Path) -> Iterator[tuple[int, torch.Tensor]]:

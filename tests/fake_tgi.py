@@ -1,8 +1,8 @@
 """A fake Text Generation Inference 3.3 server: its routes, checks, errors and headers, without a model.
 
-Written from /work/shared/tgi-facts.md (sections 1 to 3), to which the docstrings refer; what it says is in
-`fake_tgi_answers`. In a test: `with FakeTGI() as server: ... server.url`. As a process:
-`python -m tests.fake_tgi --port 0 --latency-s 0.05`, which prints its URL when ready.
+Written from sections 1 to 3 of the TGI fact sheet (tgi-facts.md), to which the docstrings refer; what it takes is in
+`fake_tgi_requests`, what it says in `fake_tgi_answers`. In a test: `with FakeTGI() as server: ... server.url`.
+As a process: `python -m tests.fake_tgi --port 0 --latency-s 0.05`, which prints its URL when ready.
 Left out: /v1/completions, /invocations, /vertex, tool calls, CORS, SSE keep-alives and 1024-token blocks.
 """
 
@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,26 +28,33 @@ from aiohttp import web
 from tests.fake_tgi_answers import (
     EOS,
     Generation,
-    Grammar,
-    GrammarError,
     UnsupportedRegexError,
     answer,
     chat_body,
     chat_chunks,
-    checked_grammar,
     decode,
     native_body,
     native_events,
-    render_chat,
     simple_tokens,
     tokenize,
 )
+from tests.fake_tgi_requests import (
+    MAX_BEST_OF,
+    MAX_INPUT_TOKENS,
+    MAX_STOPS,
+    MAX_TOTAL_TOKENS,
+    Call,
+    Mismatch,
+    Refusal,
+    Valid,
+    check,
+    failed,
+    invalid,
+    parse_chat,
+    parse_generate,
+    validate,
+)
 
-MAX_INPUT_TOKENS = 3072
-MAX_TOTAL_TOKENS = 4096
-MAX_STOP_SEQUENCES = 4
-MAX_BEST_OF = 2
-MAX_TOP_N_TOKENS = 5
 PAYLOAD_LIMIT = 2_000_000
 VERSION, DOCKER_LABEL = "3.3.6-dev0", "sha-db931fc"
 COMPUTE_TYPE = "1-fake-gpu"
@@ -68,339 +75,35 @@ FaultKind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong (section 2) at which generation requests, numbered from 0 in order of arrival."""
+    """What goes wrong (section 2) at which generation requests: ordinals from 0, in order of arrival.
+
+    A request refused for its key is not counted; one whose body does not fit is, and gets its own error.
+    """
 
     kind: FaultKind
     at: frozenset[int] | set[int]
 
 
-class _Refusal(Exception):
-    """An error answer: JSON {error, error_type} (section 2.1), or text where `error_type` is None (section 2.2)."""
-
-    def __init__(self, status: int, error: str, error_type: str | None = None) -> None:
-        super().__init__(error)
-        self.status, self.error, self.error_type = status, error, error_type
-
-    def response(self) -> web.Response:
-        """The answer on a route that does not stream."""
-        if self.error_type is None:
-            return web.Response(status=self.status, text=self.error or None)
-        return _json({"error": self.error, "error_type": self.error_type}, self.status)
-
-
-class _Mismatch(Exception):
-    """The body does not fit the target type; the text serde gives, without its position (section 2.2)."""
-
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(f"{where}: {problem}" if where else problem)
-
-
-def _invalid(problem: str) -> _Refusal:
-    return _Refusal(422, f"Input validation error: {problem}", "validation")
-
-
-def _overloaded() -> _Refusal:
-    return _Refusal(429, "Model is overloaded", "overloaded")
-
-
-def _failed(problem: str) -> _Refusal:
-    return _Refusal(424, f"Request failed during generation: Server error: {problem}", "generation")
-
-
-# ---- the body and its fields ---------------------------------------------------------------------------------------
-
-# serde's name for the expected type, and the test; "?" after a kind means that null is accepted too
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "bool": ("a boolean", lambda v: isinstance(v, bool)),
-    "string": ("a string", lambda v: isinstance(v, str)),
-    "f32": ("f32", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
-    "array": ("a sequence", lambda v: isinstance(v, list)),
-    "map": ("a map", lambda v: isinstance(v, dict)),
-} | {
-    kind: (kind, lambda v, low=low, high=high: type(v) is int and low <= v < high)  # type: ignore[misc]
-    for kind, low, high in [("u32", 0, 2**32), ("u64", 0, 2**64), ("usize", 0, 2**64), ("i32", -(2**31), 2**31)]
-}
-_PARAMETERS = {
-    "best_of": "usize?",
-    "temperature": "f32?",
-    "repetition_penalty": "f32?",
-    "frequency_penalty": "f32?",
-    "top_k": "i32?",
-    "top_p": "f32?",
-    "typical_p": "f32?",
-    "do_sample": "bool",
-    "max_new_tokens": "u32?",
-    "return_full_text": "bool?",
-    "stop": "array of string",
-    "truncate": "usize?",
-    "watermark": "bool",
-    "details": "bool",
-    "decoder_input_details": "bool",
-    "seed": "u64?",
-    "top_n_tokens": "u32?",
-    "grammar": "map?",
-    "adapter_id": "string?",
-}
-_CHAT = {
-    "messages": "array of map",
-    "model": "string?",
-    "max_tokens": "u32?",
-    "max_completion_tokens": "u32?",
-    "temperature": "f32?",
-    "top_p": "f32?",
-    "frequency_penalty": "f32?",
-    "presence_penalty": "f32?",
-    "seed": "u64?",
-    "stop": "array of string?",
-    "logit_bias": "array of f32?",
-    "n": "u32?",
-    "user": "string?",
-    "logprobs": "bool?",
-    "top_logprobs": "u32?",
-    "stream": "bool",
-    "stream_options": "map",
-    "tools": "array of map?",
-    "tool_prompt": "string?",
-    "response_format": "map?",
-}
-
-
-async def _read_json(request: web.Request) -> tuple[Any, int]:
-    """axum's Json extractor: media type, then size, then syntax (section 2.2); also the body's length."""
-    if not re.fullmatch(r"application/(json|.+\+json)", request.content_type):
-        raise _Refusal(415, "Expected request with `Content-Type: application/json`")
-    try:
-        raw = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _Refusal(413, "Failed to buffer the request body: length limit exceeded") from None
-    try:
-        return json.loads(raw, parse_constant=_no_constant), len(raw)
-    except ValueError as error:
-        raise _Refusal(400, f"Failed to parse the request body as JSON: {error}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"expected value, found {name}")  # Python reads NaN and Infinity, serde_json does not
-
-
-def _check(value: Any, kind: str, where: str) -> None:
-    """One field against its kind, such as "u32?" or "array of string" (sections 1.1 and 1.2)."""
-    if value is None and kind.endswith("?"):
-        return
-    outer, _, inner = kind.removesuffix("?").partition(" of ")
-    expected, fits = _KINDS[outer]
-    if not fits(value):
-        fault = "value" if type(value) is int and expected == outer else "type"  # an integer out of range
-        raise _Mismatch(where, f"invalid {fault}: {_unexpected(value)}, expected {expected}")
-    for index, item in enumerate(value if inner else ()):
-        _check(item, inner, f"{where}[{index}]")
-
-
-def _unexpected(value: Any) -> str:
-    """serde's words for what it found."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return f"boolean `{json.dumps(value)}`"
-        case int():
-            return f"integer `{value}`"
-        case float():
-            return f"floating point `{value}`"
-        case str():
-            return f"string {json.dumps(value, ensure_ascii=False)}"
-    return "sequence" if isinstance(value, list) else "map"
-
-
-def _fields(body: Mapping[str, Any], kinds: Mapping[str, str], where: str = "", required: Iterable[str] = ()) -> None:
-    for name, kind in kinds.items():
-        if name in body:
-            _check(body[name], kind, f"{where}{name}")
-    for name in required:
-        if name not in body:
-            raise _Mismatch(where.removesuffix("."), f"missing field `{name}`")
-
-
-def _grammar_fields(grammar: Mapping[str, Any] | None, where: str) -> None:
-    """The tagged enum GrammarType, row by row of the table in section 1.5."""
-    if grammar is None:
-        return
-    _fields(grammar, {"type": "string"}, f"{where}.", ["type"])
-    kinds = ("json", "json_object", "regex", "json_schema")
-    if grammar["type"] not in kinds:
-        known = ", ".join(f"`{kind}`" for kind in kinds)
-        raise _Mismatch(f"{where}.type", f"unknown variant `{grammar['type']}`, expected one of {known}")
-    kind = {"regex": "string", "json_schema": "map"}.get(grammar["type"])
-    _fields(grammar, {"value": kind} if kind else {}, f"{where}.", ["value"])
-    if grammar["type"] == "json_schema":
-        _fields(grammar["value"], {"name": "string?"}, f"{where}.value.", ["schema"])
-
-
-def _message_fields(message: Mapping[str, Any], where: str) -> None:
-    _fields(message, {"role": "string", "name": "string?"}, f"{where}.", ["role"])
-    content = message.get("content")
-    fits = all(map(_is_chunk, content)) if isinstance(content, list) else isinstance(content, str)
-    if not (fits or isinstance(message.get("tool_calls"), list)):
-        raise _Mismatch(where, "data did not match any variant of untagged enum MessageBody")
-
-
-def _is_chunk(chunk: Any) -> bool:
-    match chunk:
-        case {"type": "text", "text": str()} | {"type": "image_url", "image_url": {"url": str()}}:
-            return True
-    return False
-
-
-# ---- from a body to a checked call ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A deserialized request of either family, in the native parameters' names."""
-
-    prompt: str
-    parameters: Mapping[str, Any]
-    stream: bool = False
-    chat: Mapping[str, Any] | None = None
-    array: bool = False  # the compat route wraps its answer
-
-    @property
-    def sampled(self) -> bool:
-        """The sampling rule of section 1.1; a greedy answer reports no seed."""
-        p = self.parameters
-        warm = p.get("temperature") not in (None, 1.0)
-        return bool(p.get("do_sample") or warm or any(p.get(k) is not None for k in ("top_k", "top_p", "typical_p")))
-
-
-def _parse_generate(body: Mapping[str, Any], path: str) -> _Call:
-    """GenerateRequest, and CompatGenerateRequest on `/` (section 1.1)."""
-    kinds = {"inputs": "string", "parameters": "map"} | ({"stream": "bool"} if path == "/" else {})
-    _fields(body, kinds, required=["inputs"])
-    parameters = dict(body.get("parameters", {"do_sample": True}))
-    _fields(parameters, _PARAMETERS, "parameters.")
-    _grammar_fields(parameters.get("grammar"), "parameters.grammar")
-    if path == "/" and parameters.get("return_full_text") is None:
-        parameters["return_full_text"] = True  # the default for pipeline_tag text-generation
-    stream = path == "/generate_stream" or (path == "/" and body.get("stream", False))
-    return _Call(body["inputs"], parameters, stream, array=path == "/")
-
-
-def _parse_chat(body: Mapping[str, Any], path: str) -> _Call:
-    """ChatRequest and its way into a GenerateRequest (section 1.2)."""
-    if {"max_tokens", "max_completion_tokens"} <= body.keys():
-        raise _Mismatch("", "duplicate field `max_tokens`")
-    _fields(body, _CHAT, required=["messages"])
-    _fields(body.get("stream_options", {}), {"include_usage": "bool"}, "stream_options.")
-    _grammar_fields(body.get("response_format"), "response_format")
-    for index, message in enumerate(body["messages"]):
-        _message_fields(message, f"messages[{index}]")
-    if body.get("tools") is not None:
-        problem = "Grammar and tools are mutually exclusive" if body.get("response_format") else "not in this fake"
-        raise _Refusal(422, f"Tool error: {problem}", "tool_error")
-    presence, temperature = body.get("presence_penalty"), body.get("temperature")
-    parameters = {
-        "max_new_tokens": body.get("max_tokens", body.get("max_completion_tokens")),
-        "do_sample": temperature != 0,
-        "temperature": temperature or None,
-        "repetition_penalty": None if presence is None else presence + 2.0,
-        "stop": body.get("stop") or [],
-        "grammar": body.get("response_format"),
-        "top_n_tokens": body.get("top_logprobs"),
-        "details": True,
-    }
-    parameters |= {name: body.get(name) for name in ("top_p", "frequency_penalty", "seed")}
-    return _Call(render_chat(body["messages"]), parameters, body.get("stream", False), chat=body)
-
-
-@dataclass(frozen=True)
-class _Valid:
-    """A call that passed the router's validation."""
-
-    prompt: str  # after truncation
-    input_length: int
-    max_new_tokens: int
-    grammar: Grammar | None
-
-
-def _validate(call: _Call) -> _Valid:
-    """The router's checks in its order: parameters, input, grammar (validation.rs; sections 1.1, 1.6, 2.1)."""
-    parameters = {name: value for name, value in call.parameters.items() if value is not None}
-    if problem := _parameter_problem(call, parameters):
-        raise _invalid(problem)
-    tokens = tokenize(call.prompt)
-    tokens = tokens[-parameters.get("truncate", len(tokens)) :]
-    allowed = parameters.get("max_new_tokens", max(0, MAX_TOTAL_TOKENS - len(tokens)))
-    if len(tokens) + min(allowed, 1024) > MAX_TOTAL_TOKENS:
-        raise _invalid(
-            f"`inputs` tokens + `max_new_tokens` must be <= {MAX_TOTAL_TOKENS}. "
-            f"Given: {len(tokens)} `inputs` tokens and {min(allowed, 1024)} `max_new_tokens`"
-        )
-    if len(tokens) > MAX_INPUT_TOKENS:
-        raise _invalid(f"`inputs` must have less than {MAX_INPUT_TOKENS} tokens. Given: {len(tokens)}")
-    try:
-        grammar = checked_grammar(parameters["grammar"]) if "grammar" in parameters else None
-    except GrammarError as error:
-        raise _invalid(str(error)) from None
-    return _Valid("".join(tokens), len(tokens), min(allowed, MAX_TOTAL_TOKENS - len(tokens)), grammar)
-
-
-def _parameter_problem(call: _Call, p: Mapping[str, Any]) -> str | None:
-    def fraction(name: str) -> bool:
-        return 0.0 < p.get(name, 0.5) < 1.0
-
-    stops, truncate = len(p.get("stop", [])), p.get("truncate", 1)
-    best_of, top_n = p.get("best_of", 1), p.get("top_n_tokens", 0)
-    rules = [
-        (not call.stream or best_of == 1, "`best_of` != 1 is not supported when streaming tokens"),
-        (
-            not (call.stream and p.get("decoder_input_details")),
-            "`decoder_input_details` == true is not supported when streaming tokens",
-        ),
-        (best_of <= MAX_BEST_OF, f"`best_of` must be > 0 and <= {MAX_BEST_OF}. Given: {best_of}"),
-        (best_of <= 1 or call.sampled, "you must use sampling when `best_of` is > 1"),
-        (p.get("temperature", 1.0) > 0, "`temperature` must be strictly positive"),
-        (p.get("repetition_penalty", 1.0) > 0, "`repetition_penalty` must be strictly positive"),
-        (-2.0 <= p.get("frequency_penalty", 0.0) <= 2.0, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        (fraction("top_p"), "`top_p` must be > 0.0 and < 1.0"),
-        (fraction("typical_p"), "`typical_p` must be > 0.0 and < 1.0"),
-        (p.get("top_k", 1) > 0, "`top_k` must be strictly positive"),
-        (p.get("max_new_tokens", 1) > 0, "`max_new_tokens` must be strictly positive"),
-        (
-            stops <= MAX_STOP_SEQUENCES,
-            f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {stops}",
-        ),
-        (best_of <= 1 or "seed" not in p, "`seed` must not be set when `best_of` > 1"),
-        (top_n <= MAX_TOP_N_TOKENS, f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_N_TOKENS}. Given: {top_n}"),
-        (call.prompt != "", "`inputs` cannot be empty"),
-        (
-            0 < truncate <= MAX_INPUT_TOKENS,
-            f"`truncate` must be strictly positive and less than {MAX_INPUT_TOKENS}. Given: {truncate}",
-        ),
-    ]
-    return next((problem for passed, problem in rules if not passed), None)
-
-
-def _run(valid: _Valid, stop: Iterable[str], fault: str | None) -> Generation:
+def _run(valid: Valid, stop: Iterable[str], fault: str | None) -> Generation:
     """The model's part, with the two faults that are good HTTP and bad answers."""
     if fault == "garbage":
         return Generation("", (EOS,), "eos_token")
     try:
         text = answer(valid.prompt, valid.grammar)
     except UnsupportedRegexError as error:
-        raise _failed(str(error)) from None
+        raise failed(str(error)) from None
     allowed = max(1, len(tokenize(text)) // 2) if fault == "truncated_json" else valid.max_new_tokens
     return decode(text, min(allowed, valid.max_new_tokens), stop)
 
 
-# ---- the server ----------------------------------------------------------------------------------------------------
-
 _GENERATION_ROUTES = {
-    "/": _parse_generate,
-    "/generate": _parse_generate,
-    "/generate_stream": _parse_generate,
-    "/v1/chat/completions": _parse_chat,
+    "/": parse_generate,
+    "/generate": parse_generate,
+    "/generate_stream": parse_generate,
+    "/v1/chat/completions": parse_chat,
 }
 _KEYED_ROUTES = {*_GENERATION_ROUTES, "/tokenize"}
+_ENTRY = web.RequestKey("entry", dict[str, Any])
 
 
 def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -410,6 +113,30 @@ def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
 
 def _event(data: Any) -> bytes:
     return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def _read_json(request: web.Request) -> tuple[Any, int]:
+    """axum's Json extractor: media type, then size, then syntax (section 2.2); also the body's length."""
+    if not re.fullmatch(r"application/(json|.+\+json)", request.content_type):
+        raise Refusal(415, "Expected request with `Content-Type: application/json`")
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise Refusal(413, "Failed to buffer the request body: length limit exceeded") from None
+    try:
+        return json.loads(raw, parse_constant=_no_constant), len(raw)
+    except ValueError as error:
+        raise Refusal(400, f"Failed to parse the request body as JSON: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"expected value, found {name}")  # Python reads NaN and Infinity, serde_json does not
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    if refusal.error_type is None:
+        return web.Response(status=refusal.status, text=refusal.error or None)
+    return _json({"error": refusal.error, "error_type": refusal.error_type}, refusal.status)
 
 
 class FakeTGI:
@@ -436,7 +163,7 @@ class FakeTGI:
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """What arrived so far, in order: route, body and status (None while unanswered, 0 if never answered)."""
+        """What arrived so far, in order: route, body and status (None while or if unanswered)."""
         with self._lock:
             return [dict(entry) for entry in self._entries]
 
@@ -471,7 +198,7 @@ class FakeTGI:
 
     def _app(self) -> web.Application:
         """The route table of section 1.0, less what the module docstring leaves out."""
-        app = web.Application(middlewares=[self._guard], client_max_size=PAYLOAD_LIMIT + 1)
+        app = web.Application(middlewares=[self._guard], client_max_size=PAYLOAD_LIMIT)
         app.add_routes([web.post(route, self._generation) for route in _GENERATION_ROUTES])
         app.add_routes([web.get(route, self._healthy) for route in ("/", "/health", "/ping")])
         app.add_routes([web.post("/tokenize", self._tokenize), web.post("/chat_tokenize", self._chat_tokenize)])
@@ -482,21 +209,245 @@ class FakeTGI:
     # -- every request --
 
     @web.middleware
-    async def _guard(
-        self, request: web.Request, handler: Callable[[web.Request], Any]
-    ) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         """Record the request, ask for the key, and turn refusals into answers (sections 1.0, 2.1 and 2.2)."""
         entry: dict[str, Any] = {"route": request.path, "body": None, "status": None}
-        request["entry"] = entry
+        request[_ENTRY] = entry
         with self._lock:
             self._entries.append(entry)
         try:
             self._authorize(request)
             response: web.StreamResponse = await handler(request)
-        except _Refusal as refusal:
-            response = refusal.response()
+        except Refusal as refusal:
+            response = _refused(refusal)
         except web.HTTPException as error:  # unknown route or method
             response = web.Response(status=error.status)
         if entry["status"] is None:
             entry["status"] = response.status
         return response
+
+    def _authorize(self, request: web.Request) -> None:
+        if self.api_key is None or request.method != "POST" or request.path not in _KEYED_ROUTES:
+            return
+        if request.headers.get("authorization", "").lower() != f"Bearer {self.api_key}".lower():
+            raise Refusal(401, "")
+
+    async def _parsed(self, request: web.Request, parse: Callable[[Mapping[str, Any], str], Call]) -> Call:
+        body, size = await _read_json(request)
+        request[_ENTRY]["body"] = body
+        try:
+            check(body, "map", "")
+            return parse(body, request.path)
+        except Mismatch as mismatch:  # the column is the body's end, not always serde's
+            where = f"{mismatch} at line 1 column {size}"
+            raise Refusal(422, f"Failed to deserialize the JSON body into the target type: {where}") from None
+
+    # -- generation --
+
+    async def _generation(self, request: web.Request) -> web.StreamResponse:
+        """All four routes: parse, take a permit or 429, validate, run, answer (sections 1.1, 1.2 and 2.3)."""
+        fault = self._faults.get(next(self._ordinals))
+        call = await self._parsed(request, _GENERATION_ROUTES[request.path])
+        self._counters["tgi_request_count"] += 1
+        if fault == "unavailable":
+            raise Refusal(503, "upstream connect error or disconnect/reset before headers")
+        if fault == "reset":
+            return _aborted(request)
+        start = time.perf_counter()
+        try:
+            with self._permits(0 if fault == "overloaded" else call.parameters.get("best_of") or 1):
+                if fault == "hang":
+                    await asyncio.Event().wait()
+                _raise_fault(fault, call.stream)
+                valid = validate(call)
+                validated = time.perf_counter()
+                generation = _run(valid, call.parameters.get("stop", ()), fault)
+                await asyncio.sleep(self.latency_s)
+                self._counters["tgi_request_success"] += 1
+                if call.stream:
+                    return await self._stream(request, call, self._events(call, valid, generation), fault)
+                headers = _headers(call, valid, generation, start, validated)
+                return await self._whole(request, self._body(call, valid, generation), headers, fault)
+        except Refusal as refusal:
+            kind = str(refusal.error_type).split("_")[0]
+            self._counters[f'tgi_request_failure{{err="{kind}"}}'] += 1
+            if not call.stream:
+                raise
+            return await self._stream(request, call, _error_events(call, refusal), fault)
+
+    @contextlib.contextmanager
+    def _permits(self, count: int) -> Iterator[None]:
+        """Permits are tried, never awaited, and held until the answer is sent (section 2.3)."""
+        if count == 0 or self._in_flight + count > self.max_concurrent_requests:
+            raise Refusal(429, "Model is overloaded", "overloaded")
+        self._in_flight += count
+        self.max_in_flight = max(self.max_in_flight, self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= count
+
+    def _chat_head(self, call: Call) -> dict[str, Any]:
+        model = (call.chat or {}).get("model") or "tgi"
+        served = self.model_id if model == "tgi" else model  # any other name is echoed (section 1.2)
+        fingerprint = f"{VERSION}-{DOCKER_LABEL}"
+        return {"id": "", "created": int(time.time()), "model": served, "system_fingerprint": fingerprint}
+
+    def _body(self, call: Call, valid: Valid, generation: Generation) -> Any:
+        if call.chat is not None:
+            logprobs = bool(call.chat.get("logprobs"))
+            return chat_body(self._chat_head(call), generation, valid.input_length, logprobs)
+        body = native_body(generation, call.prompt, call.parameters, call.seed)
+        return [body] if call.array else body
+
+    def _events(self, call: Call, valid: Valid, generation: Generation) -> list[bytes]:
+        if call.chat is None:
+            events = native_events(generation, call.prompt, call.parameters, call.seed, valid.input_length)
+            return [_event(event) for event in events]
+        usage = call.chat.get("stream_options", {}).get("include_usage", False)
+        logprobs = bool(call.chat.get("logprobs"))
+        chunks = chat_chunks(self._chat_head(call), generation, valid.input_length, logprobs, usage)
+        return [_event(chunk) for chunk in [*chunks, "[DONE]"]]
+
+    async def _whole(
+        self, request: web.Request, body: Any, headers: Mapping[str, str], fault: str | None
+    ) -> web.StreamResponse:
+        response = _json(body, headers=headers)
+        if fault != "half":
+            return response
+        raw = response.body
+        assert isinstance(raw, bytes)
+        half = web.StreamResponse(headers={**headers, "content-type": "application/json"})
+        half.content_length = len(raw)
+        return await self._sent(request, half, [raw[: len(raw) // 2]], close=True)
+
+    async def _stream(
+        self, request: web.Request, call: Call, events: list[bytes], fault: str | None
+    ) -> web.StreamResponse:
+        """Server-sent events with the stream's headers, also for errors (sections 2.3 and 3.1)."""
+        headers = {
+            "content-type": "text/event-stream",
+            "cache-control": "no-cache",
+            "x-compute-type": COMPUTE_TYPE,
+            "x-compute-characters": str(len(call.prompt)),
+            "x-accel-buffering": "no",
+        }
+        events = events[: len(events) // 2] if fault == "half" else events
+        return await self._sent(request, web.StreamResponse(headers=headers), events, close=fault == "half")
+
+    async def _sent(
+        self, request: web.Request, response: web.StreamResponse, parts: Iterable[bytes], close: bool
+    ) -> web.StreamResponse:
+        request[_ENTRY]["status"] = response.status
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part)
+        if close and request.transport is not None:
+            request.transport.close()
+        return response
+
+    # -- the other routes (section 1.4) --
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        call = await self._parsed(request, parse_generate)
+        return _json(simple_tokens(call.prompt))
+
+    async def _chat_tokenize(self, request: web.Request) -> web.Response:
+        call = await self._parsed(request, parse_chat)
+        self._counters["tgi_request_count"] += 1
+        return _json({"tokenize_response": simple_tokens(call.prompt), "templated_text": call.prompt})
+
+    async def _healthy(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = {"id": self.model_id, "object": "model", "created": 0, "owned_by": self.model_id}
+        return _json({"object": "list", "data": [model]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """Counters and gauges of section 3.2 as far as the fake has them; no histograms."""
+        gauges = {"tgi_queue_size": 0, "tgi_batch_current_size": self._in_flight}
+        return web.Response(text="".join(f"{name} {value}\n" for name, value in {**self._counters, **gauges}.items()))
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return _json(
+            {
+                "model_id": self.model_id,
+                "model_sha": "0" * 40,
+                "model_pipeline_tag": "text-generation",
+                "max_concurrent_requests": self.max_concurrent_requests,
+                "max_best_of": MAX_BEST_OF,
+                "max_stop_sequences": MAX_STOPS,
+                "max_input_tokens": MAX_INPUT_TOKENS,
+                "max_total_tokens": MAX_TOTAL_TOKENS,
+                "validation_workers": 2,
+                "max_client_batch_size": 4,
+                "router": "text-generation-router",
+                "version": VERSION,
+                "sha": "db931fcf" + "0" * 32,
+                "docker_label": DOCKER_LABEL,
+            }
+        )
+
+
+def _raise_fault(fault: str | None, stream: bool) -> None:
+    """The faults that are error answers of TGI's own (section 2.1)."""
+    match fault:
+        case "generation":
+            raise failed("scripted")
+        case "validation":
+            raise invalid("scripted")
+        case "incomplete" if stream:
+            raise Refusal(500, "Incomplete generation stream", "incomplete_generation_stream")
+        case "incomplete":
+            raise Refusal(500, "Incomplete generation", "incomplete_generation")
+
+
+def _error_events(call: Call, refusal: Refusal) -> list[bytes]:
+    """Streams answer 200 and one error event; the chat route's always says 422 (section 2.3)."""
+    if call.chat is None:
+        return [_event({"error": refusal.error, "error_type": refusal.error_type})]
+    return [_event({"error": {"message": refusal.error, "http_status_code": 422}}), _event("[DONE]")]
+
+
+def _aborted(request: web.Request) -> web.StreamResponse:
+    if request.transport is not None:
+        request.transport.abort()
+    raise asyncio.CancelledError
+
+
+def _headers(call: Call, valid: Valid, generation: Generation, start: float, validated: float) -> dict[str, str]:
+    """The headers of a whole answer (section 3.1): seconds in x-compute-time, else integer milliseconds."""
+    now, count = time.perf_counter(), len(generation.tokens)
+    milliseconds = {
+        "x-total-time": now - start,
+        "x-validation-time": validated - start,
+        "x-queue-time": 0.0,
+        "x-inference-time": now - validated,
+        "x-time-per-token": (now - validated) / count,
+    }
+    return {
+        "x-compute-type": COMPUTE_TYPE,
+        "x-compute-time": str(now - start),
+        "x-compute-characters": str(len(call.prompt)),
+        **{name: str(int(1000 * seconds)) for name, seconds in milliseconds.items()},
+        "x-prompt-tokens": str(valid.input_length),
+        "x-generated-tokens": str(count),
+    }
+
+
+def main() -> None:
+    """Serve until interrupted; print one line with the URL when ready."""
+    parser = argparse.ArgumentParser(prog="tests.fake_tgi", description="A fake TGI server on loopback.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--latency-s", type=float, default=0.0)
+    parser.add_argument("--max-concurrent-requests", type=int, default=128)
+    parser.add_argument("--api-key")
+    parser.add_argument("--model-id", default="fake/Model-Instruct")
+    with FakeTGI(**vars(parser.parse_args())) as server, contextlib.suppress(KeyboardInterrupt):
+        print(server.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
-"""What the fake model says: chat template, tokens and deterministic answers, without HTTP.
+"""What the fake model says, and in which shape: template, tokens, deterministic answers, bodies; without HTTP.
 
 An answer is a function of the prompt (and grammar) alone, never of the seed or of the order of requests, so that a
-resumed run can be compared with an undisturbed one. References are to /work/shared/tgi-facts.md.
+resumed run can be compared with an undisturbed one. References are to the TGI fact sheet (tgi-facts.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import jsonschema
 
 EOS = "<|im_end|>"
 EOS_ID = 151_645
@@ -23,15 +26,17 @@ _USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 # An answer never holds these, even where the prompt does.
 _FORBIDDEN = re.compile(r"caption|description|image|\btexts?\b")
 # Words of instructions rather than of scenes.
-_NOT_CONTENT = frozenset(
-    """picture photo photograph a about above across after against along all also among an and any are around as at based be been before behind
-    below beside between both but by can could did do does during each few for from had has have her here hers him his
-    how i if in inside into is it its itself just like may me more most must my near next no not of off on one onto or
-    other our out outside over own same she should so some such than that the their them then there these they this
-    those through to too under until up upon very was we were what when where which while who whom whose why will with
-    within without would you your answer assistant detail detailed describe generate give given json language long make
-    model output paragraph please prompt provide question return sentence short single user word words write""".split()
-)
+_NOT_CONTENT_WORDS = """
+    picture photo photograph a about above across after against along all also among an and any are around as at
+    based be been before behind below beside between both but by can could did do does during each few for from had
+    has have her here hers him his how i if in inside into is it its itself just like may me more most must my near
+    next no not of off on one onto or other our out outside over own same she should so some such than that the
+    their them then there these they this those through to too under until up upon very was we were what when where
+    which while who whom whose why will with within without would you your answer assistant detail detailed describe
+    generate give given json language long make model output paragraph please prompt provide question return
+    sentence short single user word words write
+"""
+_NOT_CONTENT = frozenset(_NOT_CONTENT_WORDS.split())
 _FALLBACK = ("courtyard", "stone archway", "wooden bench", "climbing ivy")
 _SLOTS: Mapping[str, Sequence[str]] = {
     "light": ("soft", "golden", "cool", "late", "early", "pale", "warm", "even", "low", "silvery"),
@@ -108,7 +113,11 @@ class Generation:
     finish_reason: str  # length | eos_token | stop_sequence
 
 
-class UnsupportedGrammarError(ValueError):
+class GrammarError(ValueError):
+    """A grammar that the router refuses; the text is that of its validation error (sections 1.5 and 2.1)."""
+
+
+class UnsupportedRegexError(ValueError):
     """A regex that cannot be compiled; in TGI it surfaces only in the shard, as a 424 (section 1.5)."""
 
 
@@ -202,7 +211,7 @@ def _paragraph(rng: random.Random, groups: Sequence[str], prefill: str) -> str:
 def _literals(pattern: str) -> list[str]:
     literals = re.sub(r"^\((.*)\)$", r"\1", pattern, flags=re.DOTALL).split("|")
     if any(not literal or re.search(r"[\\.^$*+?{}\[\]()]", literal) for literal in literals):
-        raise UnsupportedGrammarError(f"the fake compiles alternations of plain literals only, not {pattern!r}")
+        raise UnsupportedRegexError(f"the fake compiles alternations of plain literals only, not {pattern!r}")
     return literals
 
 
@@ -311,3 +320,126 @@ def _type_problem(schema: Mapping[str, Any], root: Mapping[str, Any], seen: tupl
     if kind == "object" and schema.get("additionalProperties") is False:
         return "additionalProperties is false but there are no properties"
     return None
+
+
+def checked_grammar(grammar: Mapping[str, Any]) -> Grammar:
+    """The router's checks of a schema; a regex is not looked at before the shard (section 1.5)."""
+    if grammar["type"] == "regex":
+        return Grammar("regex", grammar["value"])
+    schema = grammar["value"]["schema"] if grammar["type"] == "json_schema" else grammar["value"]
+    return Grammar("json", _checked_schema(schema if isinstance(schema, str) else json.dumps(schema)))
+
+
+@lru_cache(maxsize=64)
+def _checked_schema(source: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(source)
+    except ValueError as error:
+        raise GrammarError(f"grammar is not valid: {error}") from None
+    if not isinstance(schema, dict):
+        raise GrammarError("grammar is not supported")
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise GrammarError(f"grammar is not valid: {error.message}") from None
+    if "properties" not in schema:
+        raise GrammarError("grammar is not valid: Grammar must have a 'properties' field")
+    if problem := compile_problem(schema, schema):
+        raise GrammarError(f"cannot compile regex from schema: {problem}")
+    return schema
+
+
+def simple_tokens(text: str) -> list[dict[str, Any]]:
+    """The body of /tokenize (section 1.4); no special token is added, as with Qwen."""
+    out: list[dict[str, Any]] = []
+    for token in tokenize(text):
+        start = out[-1]["stop"] if out else 0
+        out.append({"id": token_id(token), "text": token, "start": start, "stop": start + len(token)})
+    return out
+
+
+def _token(token: str) -> dict[str, Any]:
+    return {"id": token_id(token), "text": token, "logprob": -0.25, "special": token == EOS}
+
+
+def native_body(
+    generation: Generation, prompt: str, parameters: Mapping[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """GenerateResponse (section 1.1)."""
+    text = (prompt if parameters.get("return_full_text") else "") + generation.text
+    if not (parameters.get("details") or parameters.get("decoder_input_details")):
+        return {"generated_text": text}
+    details: dict[str, Any] = {
+        "finish_reason": generation.finish_reason,
+        "generated_tokens": len(generation.tokens),
+        "seed": seed,
+        "prefill": [],
+        "tokens": [_token(token) for token in generation.tokens],
+    }
+    if parameters.get("top_n_tokens"):
+        details["top_tokens"] = [[token] for token in details["tokens"]]
+    if others := (parameters.get("best_of") or 1) - 1:
+        details["best_of_sequences"] = [{"generated_text": text, **details} for _ in range(others)]
+    return {"generated_text": text, "details": details}
+
+
+def native_events(
+    generation: Generation, prompt: str, parameters: Mapping[str, Any], seed: int | None, input_length: int
+) -> list[dict[str, Any]]:
+    """StreamResponse, one a token, numbered from 1; text and details in the last (section 1.1)."""
+    events: list[dict[str, Any]] = []
+    for index, token in enumerate(generation.tokens, start=1):
+        events.append({"index": index, "token": _token(token), "generated_text": None, "details": None})
+        if parameters.get("top_n_tokens"):
+            events[-1]["top_tokens"] = [_token(token)]
+    events[-1]["generated_text"] = (prompt if parameters.get("return_full_text") else "") + generation.text
+    if parameters.get("details"):
+        events[-1]["details"] = {
+            "finish_reason": generation.finish_reason,
+            "generated_tokens": len(generation.tokens),
+            "seed": seed,
+            "input_length": input_length,
+        }
+    return events
+
+
+def _chat_finish(generation: Generation) -> str:
+    return "stop" if generation.finish_reason == "eos_token" else generation.finish_reason
+
+
+def _usage(generation: Generation, input_length: int) -> dict[str, int]:
+    count = len(generation.tokens)
+    return {"prompt_tokens": input_length, "completion_tokens": count, "total_tokens": input_length + count}
+
+
+def _logprobs(tokens: Iterable[str], wanted: bool) -> dict[str, Any] | None:
+    content = [{"token": token, "logprob": -0.25, "top_logprobs": []} for token in tokens]
+    return {"content": content} if wanted else None
+
+
+def chat_body(head: Mapping[str, Any], generation: Generation, input_length: int, logprobs: bool) -> dict[str, Any]:
+    """ChatCompletion (section 1.2)."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": generation.text},
+        "logprobs": _logprobs(generation.tokens, logprobs),
+        "finish_reason": _chat_finish(generation),
+    }
+    usage = _usage(generation, input_length)
+    return {"object": "chat.completion", **head, "choices": [choice], "usage": usage}
+
+
+def chat_chunks(
+    head: Mapping[str, Any], generation: Generation, input_length: int, logprobs: bool, include_usage: bool
+) -> list[dict[str, Any]]:
+    """ChatCompletionChunk, one a token with the role in each, then usage on demand (section 1.2)."""
+    head = {"object": "chat.completion.chunk", **head}
+    chunks: list[dict[str, Any]] = []
+    for token in generation.tokens:
+        delta = {"role": "assistant", "content": "" if token == EOS else token}
+        choice = {"index": 0, "delta": delta, "logprobs": _logprobs([token], logprobs), "finish_reason": None}
+        chunks.append({**head, "choices": [choice], "usage": None})
+    chunks[-1]["choices"][0]["finish_reason"] = _chat_finish(generation)
+    if include_usage:
+        chunks.append({**head, "choices": [], "usage": _usage(generation, input_length)})
+    return chunks

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from ..errors import EmbeddingError
-from ..rundir import file_sha256
+from ..files import file_sha256
 from . import Encoded
 
 
@@ -34,7 +35,10 @@ class MeanPoolingEncoder:
         self.path = Path(path)
         self.batch_tokens = batch_tokens
         if not (self.path / "model.safetensors").is_file():
-            raise EmbeddingError(f"encoder {self.path} holds no model.safetensors; give 'embedded' or a model's directory")
+            raise EmbeddingError(
+                f"encoder {self.path} holds no model.safetensors; give 'embedded' or a model's directory"
+            )
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
             self._model = AutoModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True).eval()

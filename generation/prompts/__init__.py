@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..config import validate
+from ..config import STRICT, validate
 from ..errors import RecipeError
 
 PROMPTS = Path(__file__).parent
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
-_strict = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Sampling:
     """Sampling parameters that TGI, vLLM, SGLang and llama.cpp take alike; all are always sent."""
 
@@ -38,15 +37,15 @@ class Sampling:
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Example:
-    """One few-shot exchange: the values of the user template, and the answer (text, or JSON where there is a schema)."""
+    """One few-shot exchange: the user template's values, and the answer (text, or JSON where there is a schema)."""
 
     values: dict[str, str]
     answer: Any
 
 
-@_strict
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Prompt:
     """A prompt, ready to be rendered."""
 

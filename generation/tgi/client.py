@@ -5,7 +5,6 @@ and TGI's native ``/generate`` with ``grammar``. Every failure becomes one of th
 endpoint, the status and what the server said (TGI answers errors as JSON, as plain text, or with an empty body).
 """
 
-import asyncio
 import json
 import re
 from dataclasses import dataclass, replace
@@ -78,7 +77,9 @@ class Endpoint:
         StopRun: the URL is no http(s) URL, or holds a password.
     """
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, api: Api = "chat", api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, api: Api = "chat", api_key: str | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise StopRun(f"endpoint '{url}' is no URL of the form http://host:port")
@@ -203,7 +204,7 @@ class Endpoint:
                 raise _failure(where, response.status, content)
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Transient(f"{where}: {type(error).__name__}: {error}") from error
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Transient(f"{where}: no answer in {self._session.timeout.total} s") from None
         except ValueError as error:
             raise Transient(f"{where}: the answer is no JSON: {error}") from error

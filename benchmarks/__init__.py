@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each script ends with one line of JSON."""

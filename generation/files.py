@@ -1,0 +1,55 @@
+"""Files that are there whole or not at all, and errors of the file system that say what to do."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import RunError
+
+T = TypeVar("T")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
+    """Has ``write`` make a file that is there whole or not at all; returns its size in bytes and its sha256."""
+    temporary = path.with_name(f".{path.name}.tmp")
+
+    def make() -> dict[str, Any]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        facts = {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        os.replace(temporary, path)
+        _sync(path.parent)
+        return facts
+
+    try:
+        return guarded(path, make)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def guarded(path: Path, act: Callable[[], T]) -> T:
+    """``act()``, with the operating system's refusals told as a ``RunError`` that names the path."""
+    try:
+        return act()
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. Nothing already made is lost: mend the cause and "
+            "give the same command again"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

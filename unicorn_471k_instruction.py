@@ -1,0 +1,81 @@
+"""Unicorn-471K-Instruction: conversations about the captions of Unicorn-1.2M, for instruction tuning.
+
+    python unicorn_471k_instruction.py --run-dir RUN --output unicorn-471k-instruction
+
+makes a directory that ``load_dataset("unicorn-471k-instruction")`` reads. Its embeddings are those of Unicorn-1.2M:
+``embedding_shard`` and ``embedding_row`` of a row say where; ``with_embeddings`` has them joined.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from dataset_card import render_card
+from generation.builders import BuiltConfig, RunBuilder, class_label, main
+from generation.config import TASKS
+from generation.rundir import RunDir
+from unicorn_1_2m import source_label
+
+_TASK = datasets.ClassLabel(names=list(TASKS))
+
+
+class Unicorn471KInstruction(RunBuilder):
+    """One row a conversation; see ``text_features``."""
+
+    TITLE = "Unicorn-471K-Instruction"
+    DESCRIPTION = "Multi-turn visual instructions with synthetic image embeddings, made out of text alone."
+
+    def text_features(self, run: RunDir) -> dict[str, Any]:
+        """The row format of LLaVA, Bunny and the original, and where each row comes from; ``id`` is the caption's."""
+        return {
+            "id": datasets.Value("string"),
+            "caption": datasets.Value("string"),
+            "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
+            "task": _TASK,
+            "source": source_label(run),
+            "prompt": datasets.Value("string"),
+            "model": datasets.Value("string"),
+            "embedding_shard": datasets.Value("int32"),
+            "embedding_row": datasets.Value("int32"),
+        }
+
+    def parts(self, run: RunDir) -> list[tuple[str, int]]:
+        """Every instruction shard that holds a row, task after task."""
+        stages = [f"instructions/{task}" for task in TASKS]
+        finished = [(stage, shard) for stage in stages for shard in run.finished(stage, "captions")]
+        return [(stage, shard) for stage, shard in finished if run.record(stage, shard)["rows"]]
+
+    def text_table(self, run: RunDir, stage: str, shard: int) -> pa.Table:
+        """An instruction shard, joined with its captions by row number."""
+        table = run.table(stage, shard)
+        captions = run.table("captions", shard).take(table["caption_row"])
+        return pa.table(
+            {
+                "id": table["id"],
+                "caption": captions["caption"],
+                "conversations": table["conversations"],
+                "task": class_label(table["task"], _TASK),
+                "source": class_label(captions["source"], source_label(run)),
+                "prompt": table["prompt"],
+                "model": table["model"],
+                "embedding_shard": table["caption_shard"],
+                "embedding_row": table["caption_row"],
+            }
+        )
+
+
+def companions(run: RunDir) -> list[Path]:
+    """None: the embeddings' shards travel with Unicorn-1.2M."""
+    return []
+
+
+def card(run: RunDir, built: list[BuiltConfig]) -> str:
+    """The data set's README."""
+    return render_card("unicorn_471k_instruction.md", Unicorn471KInstruction.TITLE, run, built)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Unicorn471KInstruction, companions, card))
