@@ -7,6 +7,7 @@ endpoint, the status and what the server said (TGI answers errors as JSON, as pl
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -125,11 +126,20 @@ class Endpoint:
         Raises:
             ServerError: one of its classes, by what is to be done about it.
         """
-        answer = await (self._chat(request) if self.api == "chat" else self._generate(request))
+        if self.api == "chat":
+            route, body, read = "/v1/chat/completions", self._chat_body(request), _read_chat
+        else:
+            route, body, read = "/generate", await self._native_body(request), _read_native
+        reply, headers = await self._call_with_headers("POST", route, body)
+        try:
+            answer = read(reply, headers)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            shown = json.dumps(reply)[:300]
+            raise Transient(f"POST {self.url}{route}: unexpected answer ({error!r}): {shown}") from error
         # llama.cpp repeats the answer's prefix; TGI, vLLM and SGLang go on from it.
         return replace(answer, text=answer.text.removeprefix(request.prompt.prefix(request.values)))
 
-    async def _chat(self, request: Request) -> Answer:
+    def _chat_body(self, request: Request) -> dict[str, Any]:
         sampling = request.prompt.sampling
         body: dict[str, Any] = {
             "messages": request.prompt.messages(request.values),
@@ -147,16 +157,9 @@ class Endpoint:
         if request.schema:
             named = {"name": request.prompt.id, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": {**named, "strict": True}, "value": named}
-        reply = await self._call("POST", "/v1/chat/completions", body)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        return _answer(
-            choice["message"].get("content"),
-            choice.get("finish_reason"),
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-        )
+        return body
 
-    async def _generate(self, request: Request) -> Answer:
+    async def _native_body(self, request: Request) -> dict[str, Any]:
         sampling = request.prompt.sampling
         parameters: dict[str, Any] = {
             "max_new_tokens": request.max_tokens or sampling.max_tokens,
@@ -170,15 +173,7 @@ class Endpoint:
         }
         if request.schema:
             parameters["grammar"] = {"type": "json", "value": request.schema}
-        body = {"inputs": await self._native_inputs(request), "parameters": parameters}
-        reply, headers = await self._call_with_headers("POST", "/generate", body)
-        details = reply["details"]
-        return _answer(
-            reply["generated_text"],
-            details["finish_reason"],
-            headers.get("x-prompt-tokens"),
-            details["generated_tokens"],
-        )
+        return {"inputs": await self._native_inputs(request), "parameters": parameters}
 
     async def _native_inputs(self, request: Request) -> str:
         """The prompt as the server's own chat template renders it. The template is asked for once a prompt, with marks
@@ -208,6 +203,18 @@ class Endpoint:
             raise Transient(f"{where}: no answer in {self._session.timeout.total} s") from None
         except ValueError as error:
             raise Transient(f"{where}: the answer is no JSON: {error}") from error
+
+
+def _read_chat(reply: Any, headers: Mapping[str, str]) -> Answer:
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    text, reason = choice["message"].get("content"), choice.get("finish_reason")
+    return _answer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _read_native(reply: Any, headers: Mapping[str, str]) -> Answer:
+    details = reply["details"]
+    tokens = headers.get("x-prompt-tokens"), details["generated_tokens"]
+    return _answer(reply["generated_text"], details["finish_reason"], *tokens)
 
 
 def _answer(text: str | None, finish_reason: str | None, prompt_tokens: Any, completion_tokens: Any) -> Answer:

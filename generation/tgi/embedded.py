@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,21 @@ def serve(settings: Embedded, host: str = "127.0.0.1", port: int = 0, until_stdi
         StopRun: a wheel of the embedded default is not installed.
     """
     server = start_server(settings, host, port)
-    print(json.dumps({"url": server.listening_address, "model": MODEL}), flush=True)
-    if until_stdin_closes:
-        sys.stdin.buffer.read()
-    else:
-        threading.Event().wait()
-    os._exit(0)  # the engine's threads do not end by themselves
+    # The engine's threads never end by themselves, so whatever happens from here on ends the process outright.
+    with suppress(KeyboardInterrupt, BrokenPipeError):
+        print(json.dumps({"url": server.listening_address, "model": MODEL}), flush=True)
+        if until_stdin_closes:
+            sys.stdin.buffer.read()
+        else:
+            threading.Event().wait()
+    os._exit(0)
 
 
 def start_server(settings: Embedded, host: str = "127.0.0.1", port: int = 0) -> Any:
     """The engine with its HTTP server, in this process (an ``xllamacpp.Server``).
 
     Raises:
-        StopRun: a wheel of the embedded default is not installed.
+        StopRun: a wheel of the embedded default is not installed, or the engine refuses the settings.
     """
     try:
         import xllamacpp
@@ -59,7 +61,13 @@ def start_server(settings: Embedded, host: str = "127.0.0.1", port: int = 0) -> 
     parameters.cpuparams.n_threads = settings.threads or os.cpu_count() or 1
     parameters.n_threads_http = settings.slots + 2  # one waits on each request
     parameters.warmup = False
-    return xllamacpp.Server(parameters)
+    try:
+        return xllamacpp.Server(parameters)
+    except RuntimeError as error:
+        asked = f"{settings.slots} slots of {settings.slot_tokens} tokens at {host}:{port}"
+        raise StopRun(
+            f"the embedded server cannot start with {asked} (port taken? too little memory?): {error}"
+        ) from None
 
 
 def model_path() -> Path:
