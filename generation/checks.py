@@ -18,6 +18,7 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"^\s*([#*\-•]|\d+[.)])\s|\*\*|</?[a-z]+>|```|<\|", re.IGNORECASE | re.MULTILINE)
+_JSON_SCRAPS = re.compile(r"[{}\[\]]")  # small models write them into the strings of their JSON
 _LEAK = re.compile(r"\b(caption|captions|text|texts|description|descriptions|passage|paragraph)\b", re.IGNORECASE)
 _BAD_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
 _LOOP_WORDS = 6  # a run of this many words, seen three times, is a loop
@@ -61,8 +62,8 @@ def instruction_items(
     """The good items of an answer, and the reason code for which the answer as a whole fails, or None.
 
     A bad item is dropped; the answer fails when fewer than ``min_items`` are left. Codes: ``cut_off``, ``not_json``,
-    ``schema``, or the commonest code of the dropped items: ``empty``, ``bad_characters``, ``not_a_question``,
-    ``duplicate_question``, ``options_not_distinct``, ``leak``.
+    ``schema``, or the commonest code of the dropped items: ``empty``, ``bad_characters``, ``markup``,
+    ``not_a_question``, ``duplicate_question``, ``options_not_distinct``, ``leak``.
     """
     if finish_reason == "length":
         return [], "cut_off"
@@ -92,6 +93,8 @@ def item_fault(item: Item, asked: set[str]) -> str | None:
         return "empty"
     if any(map(_BAD_CHARACTERS.search, texts)):
         return "bad_characters"
+    if any(map(_JSON_SCRAPS.search, texts)):
+        return "markup"
     if not item["Question"].rstrip().endswith("?") or len(_normal(item["Question"]).split()) < 3:
         return "not_a_question"
     if _normal(item["Question"]) in asked:

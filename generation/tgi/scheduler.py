@@ -32,11 +32,12 @@ class AdaptiveLimit:
 
     Args:
         ceiling: never more than this.
+        start: where it begins.
     """
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, start: float = START_LIMIT) -> None:
         self.ceiling = ceiling
-        self.value = min(START_LIMIT, float(ceiling))
+        self.value = min(start, float(ceiling))
         self.in_flight = 0
         self._answers_since_cut = 0
 
@@ -65,11 +66,14 @@ class Scheduler:
         endpoints: connected endpoints, all serving one model.
         max_in_flight: ceiling of each endpoint's limit; the server's own limit lowers it.
         retries: how often a request that failed in transit or on the server is asked again.
+        start_limit: where each endpoint's limit begins.
     """
 
-    def __init__(self, endpoints: Iterable[Endpoint], max_in_flight: int, retries: int) -> None:
+    def __init__(
+        self, endpoints: Iterable[Endpoint], max_in_flight: int, retries: int, start_limit: float = START_LIMIT
+    ) -> None:
         self.endpoints = list(endpoints)
-        self.limits = [AdaptiveLimit(_ceiling(endpoint.info, max_in_flight)) for endpoint in self.endpoints]
+        self.limits = [AdaptiveLimit(_ceiling(e.info, max_in_flight), start_limit) for e in self.endpoints]
         self.answers = 0
         self.requests = 0
         self.retries: dict[str, int] = {"Overloaded": 0, "Transient": 0}
@@ -177,15 +181,15 @@ async def connect(server: Server) -> AsyncIterator[Scheduler]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=server.timeout_s)
     async with AsyncExitStack() as stack:
-        urls, ceiling = server.endpoints, server.max_in_flight
+        urls, ceiling, start = server.endpoints, server.max_in_flight, START_LIMIT
         if not urls:
             urls = (stack.enter_context(embedded_server(server.embedded)),)
-            ceiling = server.embedded.slots
+            ceiling = start = server.embedded.slots  # what it can serve is known
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
         key = os.environ.get(API_KEY_VARIABLE)
         endpoints = [Endpoint(url, session, server.api, key) for url in urls]
         await _connect_all(endpoints)
-        yield Scheduler(endpoints, ceiling, server.retries)
+        yield Scheduler(endpoints, ceiling, server.retries, start)
 
 
 async def _connect_all(endpoints: list[Endpoint]) -> None:
