@@ -11,10 +11,12 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
+_ENDED = re.compile(_SENTENCE_END.pattern + r"\s*$")
 _META = re.compile(
-    r"\b(as an ai|language model|i cannot|i can't|i'm sorry|i am sorry|sure[,!]|certainly[,!]|of course[,!]|"
-    r"here is (a|the|your)|here's (a|the|your)|(this|the|your) (caption|sentence|prompt|description))\b",
+    r"\b(as an ai|language model|i cannot|i can['’]t|i['’]m sorry|i am sorry|here is (a|the|your)|"
+    r"here['’]s (a|the|your)|(this|the|your) (caption|sentence|prompt|description))\b|"
+    r"^\s*(sure|certainly|of course)[,!.]",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"^\s*([#*\-•]|\d+[.)])\s|\*\*|</?[a-z]+>|```|<\|", re.IGNORECASE | re.MULTILINE)
@@ -27,7 +29,7 @@ Item = dict[str, Any]
 
 
 def finish(text: str, finish_reason: str) -> str:
-    """``text`` in one line's worth of white space; when it was cut for length, up to its last finished sentence."""
+    """``text`` without blanks at its ends; when it was cut for length, up to its last finished sentence."""
     text = text.strip()
     if finish_reason == "length":
         ends = [match.end() for match in _SENTENCE_END.finditer(text)]
@@ -50,7 +52,7 @@ def caption_fault(text: str, min_words: int, max_words: int) -> str | None:
         "meta_talk": bool(_META.search(text)),
         "too_short": len(words) < min_words,
         "too_long": len(words) > max_words,
-        "unfinished": not re.search(r"[.!?][\"')\]]*$", text.rstrip()),
+        "unfinished": not _ENDED.search(text),
         "loop": _loops(words),
     }
     return next((reason for reason, fails in tests.items() if fails), None)
@@ -69,9 +71,10 @@ def instruction_items(
         return [], "cut_off"
     try:
         answer = json.loads(text)
+        valid = validator.is_valid(answer)
     except (ValueError, RecursionError):
         return [], "not_json"
-    if not validator.is_valid(answer):
+    if not valid:
         return [], "schema"
     items, faults = [], Counter[str]()
     asked: set[str] = set()

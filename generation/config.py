@@ -1,6 +1,7 @@
 """Recipes: one frozen dataclass a stage, read from YAML and checked before any work begins."""
 
 import difflib
+import json
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -17,7 +18,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 CONFIGS = Path(__file__).parent / "configs"
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -140,15 +141,10 @@ def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
     Raises:
         RecipeError: the file is missing or no YAML mapping, or a key or value in it is wrong. All faults are named.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         known = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
-        raise RecipeError(f"recipe {path} does not exist; those that come with the project: {known}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe {path} must be a mapping of sections, but holds {type(data).__name__}")
+        raise RecipeError(f"recipe {path} does not exist; those that come with the project: {known}")
+    data = read_yaml(path, "recipe")
     if "directory" in data:
         raise RecipeError(f"recipe {path}: 'directory' is set by the program; remove it")
     if server:
@@ -156,19 +152,43 @@ def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
         if not isinstance(section, dict):
             raise RecipeError(f"recipe {path}: server must be a mapping, but holds {type(section).__name__}")
         data["server"] = {**section, **server}
-    recipe: Recipe = validate(Recipe, {**data, "directory": path.resolve().parent}, f"recipe {path}")
-    if recipe.captions.min_words > recipe.captions.max_words:
-        raise RecipeError(
-            f"recipe {path}: captions.min_words {recipe.captions.min_words} > max_words {recipe.captions.max_words}"
-        )
-    for name, task in instruction_tasks(recipe).items():
-        if task.min_items > task.max_items:
-            raise RecipeError(
-                f"recipe {path}: instructions.{name}.min_items {task.min_items} > max_items {task.max_items}"
-            )
-    if not recipe.seeds.captions and recipe.seeds.domains is None:
-        raise RecipeError(f"recipe {path}: seeds names no source; give seeds.captions, seeds.domains or both")
+    recipe: Recipe = validate(Recipe, {**data, "directory": str(path.resolve().parent)}, f"recipe {path}")
+    if faults := _contradictions(recipe):
+        raise RecipeError(f"recipe {path}: {'; '.join(faults)}")
     return recipe
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """What is wrong between values that are each right by themselves."""
+    bounds = {"captions.min_words": (recipe.captions.min_words, "max_words", recipe.captions.max_words)}
+    for name, task in instruction_tasks(recipe).items():
+        bounds[f"instructions.{name}.min_items"] = (task.min_items, "max_items", task.max_items)
+    faults = [f"{key} {low} > {top} {high}" for key, (low, top, high) in bounds.items() if low > high]
+    names = [source.name for source in recipe.seeds.captions]
+    faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
+    if not recipe.seeds.captions and recipe.seeds.domains is None:
+        faults.append("seeds names no source; give seeds.captions, seeds.domains or both")
+    return faults
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file that must hold a mapping.
+
+    Args:
+        path: the file.
+        what: what it is, for the message.
+
+    Raises:
+        RecipeError: it cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{what} {path} must be a mapping, but holds {type(data).__name__}")
+    return data
 
 
 def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:
@@ -185,7 +205,8 @@ def settings(section: Any) -> dict[str, Any]:
 def validate(kind: type[Any], data: dict[str, Any], what: str) -> Any:
     """Builds ``kind`` from ``data``, turning pydantic's report into one ``RecipeError`` that names every fault."""
     try:
-        return TypeAdapter(kind).validate_python(data)
+        # As JSON, strictly: lists become tuples, but true is no 1 and '5' no 5.
+        return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         faults = "; ".join(_fault(kind, fault) for fault in error.errors())
         raise RecipeError(f"{what}: {faults}") from None

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,8 @@ def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
     try:
         return guarded(path, make)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def guarded(path: Path, act: Callable[[], T]) -> T:

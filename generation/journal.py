@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .errors import RunError
+from .files import guarded
 
 SYNC_SECONDS = 1.0
 
@@ -63,14 +64,19 @@ class Journal:
         self._size += len(line)
         self.answered[record["id"]] = record
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
+            self._sync()
             self._synced = time.monotonic()
 
     def close(self) -> None:
         """Syncs and closes the file."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                self._sync()
+            finally:
+                self._file.close()
+
+    def _sync(self) -> None:
+        guarded(self.path, lambda: os.fsync(self._file.fileno()))
 
     def _replay(self) -> dict[str, dict[str, Any]]:
         content = self.path.read_bytes()
@@ -82,7 +88,7 @@ class Journal:
             try:
                 record = json.loads(line)
                 answered.setdefault(record["id"], record)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise RunError(
                     f"{self.path}, line {number} is damaged ({error!r}); delete that line and run the command again: "
                     "its row will be asked anew"

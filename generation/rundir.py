@@ -74,6 +74,8 @@ class RunDir:
             os.close(descriptor)
             raise RunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
         try:
+            if (manifest := self.path / "manifest.json").exists():
+                self.manifest = _read_manifest(manifest)  # another process may have written since it was read
             yield
         finally:
             os.close(descriptor)
@@ -127,7 +129,9 @@ class RunDir:
         """
         fingerprint = self.stage(stage)["fingerprint"]
         self._refuse(stage, _changes({key: fingerprint.get(key, value) for key, value in facts.items()}, facts))
-        self.note(stage, fingerprint=fingerprint | facts, pinned=sorted(facts))
+        self.note(
+            stage, fingerprint=fingerprint | facts, pinned=sorted({*self.stage(stage).get("pinned", ()), *facts})
+        )
 
     def note(self, stage: str, **facts: Any) -> None:
         """Adds facts (counts, provenance) to a stage's record."""
@@ -186,10 +190,18 @@ class RunDir:
     ) -> None:
         """Writes a safetensors file and records it. The metadata goes into one JSON value, under the key ``unicorn``:
         safetensors writes several keys in an order that changes from file to file, so equal runs would differ."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         header = {"unicorn": json.dumps(metadata, sort_keys=True)}
-        self._record(stage, {path: seal(path, lambda target: save_file(dict(tensors), target, header)) | counts})
+
+        def write(target: Path) -> None:
+            try:
+                save_file(dict(tensors), target, header)
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(str(error)) from error
+
+        self._record(stage, {path: seal(path, write) | counts})
 
     def table(self, stage: str, shard: int) -> pa.Table:
         """The rows of a sealed shard, whose hash is checked once a process."""
@@ -237,12 +249,12 @@ class RunDir:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if manifest["format"] == FORMAT:
+            manifest["stages"].items()
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as a manifest: {error!r}") from error
-    if found != FORMAT:
-        raise RunError(f"{path} has format {found}; this version of the code reads format {FORMAT}")
-    return manifest
+    raise RunError(f"{path} has format {manifest['format']}; this version of the code reads format {FORMAT}")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

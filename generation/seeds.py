@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .config import STRICT, CaptionFile, Domains, Recipe, settings, validate
+from .config import STRICT, CaptionFile, Domains, Recipe, read_yaml, settings, validate
 from .errors import RecipeError, SeedError
 from .files import file_sha256
 from .progress import progress
@@ -23,11 +22,11 @@ from .rundir import RunDir
 
 STAGE = "seeds"
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {}),
+    ".txt": ("text", {"encoding": "utf-8-sig"}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
 _PLACES = ("{label}", "{a_label}", "{labels}")
@@ -50,8 +49,8 @@ class DomainFile:
     domain: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     license: str
     source: str  # where the labels come from
-    templates: tuple[str, ...]
-    labels: tuple[str, ...]
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
 
 
 def make_seeds(run: RunDir, recipe: Recipe, extend: bool = False) -> None:
@@ -73,16 +72,18 @@ def make_seeds(run: RunDir, recipe: Recipe, extend: bool = False) -> None:
         "random_seed": recipe.random_seed,
         "sha256": {name: _hash(path) for name, path in files.items()},
     }
-    if extend and run.stage(STAGE).get("complete"):
-        run.note(STAGE, complete=False, kept=len(run.sealed(STAGE)))
-    record = run.begin(STAGE, fingerprint, changed="keep" if extend else "refuse")
-    if record.get("complete"):
+    if not extend and run.begin(STAGE, fingerprint).get("complete"):
         return
-    kept = record.get("kept", 0)  # shards of the run before it was extended
     seeds = [seed for source in recipe.seeds.captions for seed in _captions(paths[source.name], source, recipe)]
     if recipe.seeds.domains:
         for path in domain_paths:
             seeds += _domain_seeds(read_domain(path), recipe.seeds.domains, recipe.random_seed)
+    # From here on the run changes: everything that can be wrong with the sources has been seen.
+    if extend and run.stage(STAGE).get("complete"):
+        run.note(STAGE, complete=False, kept=len(run.sealed(STAGE)))
+    record = run.begin(STAGE, fingerprint, changed="keep")
+    kept = record.get("kept", 0)  # shards of the run before it was extended
+    run.note(STAGE, files={name: file for name, file in record["files"].items() if int(Path(name).stem) < kept})
     held = _held(run, kept)
     run.note(STAGE, sources=record.get("sources", {}) | {seed.source: {"license": seed.license} for seed in seeds})
     seeds = [seed for seed in dict.fromkeys(seeds) if (seed.source, seed.text) not in held]
@@ -97,24 +98,16 @@ def read_domain(path: Path) -> DomainFile:
     Raises:
         RecipeError: it is no YAML mapping of the right keys, or a template does not hold exactly one place.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"domain file {path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"domain file {path} must be a mapping, but holds {type(data).__name__}")
-    domain: DomainFile = validate(DomainFile, data, f"domain file {path}")
+    domain: DomainFile = validate(DomainFile, read_yaml(path, "domain file"), f"domain file {path}")
     for template in domain.templates:
         if sum(template.count(place) for place in _PLACES) != 1:
             raise RecipeError(f"domain file {path}: template {template!r} must hold one of {', '.join(_PLACES)}, once")
-    if not domain.templates or not domain.labels:
-        raise RecipeError(f"domain file {path}: it needs at least one template and one label")
     return domain
 
 
 def _captions(path: Path, source: CaptionFile, recipe: Recipe) -> list[Seed]:
     """The captions of one file; with a limit, those with the lowest draws."""
-    seeds = [Seed(text, source.name, source.license) for text in _column(path, source)]
+    seeds = [Seed(text, source.name, source.license) for text in dict.fromkeys(_column(path, source))]
     if not seeds:
         raise SeedError(f"seed source '{source.name}': {path} holds no caption")
     seeds.sort(key=lambda seed: draw(recipe.random_seed, source.name, seed.text))
@@ -123,8 +116,9 @@ def _captions(path: Path, source: CaptionFile, recipe: Recipe) -> list[Seed]:
 
 def _column(path: Path, source: CaptionFile) -> Iterator[str]:
     """The texts of one file, read by `datasets`' own loaders."""
-    from datasets import load_dataset
+    import datasets
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a local file is nobody's download
     try:
         loader, options = _LOADERS[path.suffix]
     except KeyError:
@@ -132,7 +126,8 @@ def _column(path: Path, source: CaptionFile) -> Iterator[str]:
         raise SeedError(f"seed source '{source.name}': {path} must end with one of {known}") from None
     column = "text" if loader == "text" else source.column
     try:
-        rows = load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
+        files = glob.escape(str(path))
+        rows = datasets.load_dataset(loader, data_files=files, split="train", streaming=True, **options)
         for number, row in enumerate(rows):
             text = row.get(column)
             if not isinstance(text, str) or not text.strip():
@@ -154,9 +149,9 @@ def _domain_seeds(domain: DomainFile, wanted: Domains, random_seed: int) -> Iter
 
     english = inflect.engine()
     source = f"domain_{domain.domain}"
-    labels = sorted(domain.labels, key=lambda label: draw(random_seed, source, label))[: wanted.labels_per_domain]
+    labels = sorted(set(domain.labels), key=lambda label: draw(random_seed, source, label))[: wanted.labels_per_domain]
     for label in labels:
-        templates = sorted(domain.templates, key=lambda template: draw(random_seed, source, label, template))
+        templates = sorted(set(domain.templates), key=lambda template: draw(random_seed, source, label, template))
         for template in templates[: wanted.templates_per_label]:
             forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
             place = next(place for place in _PLACES if place in template)
@@ -172,6 +167,11 @@ def _domain_paths(recipe: Recipe) -> list[Path]:
         if not found:
             raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
         paths += found
+    stems = [path.stem for path in paths]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise SeedError(
+            f"domain files: {', '.join(twice)} named more than once; each domain needs one file of its name"
+        )
     return paths
 
 

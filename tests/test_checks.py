@@ -28,7 +28,7 @@ CAPTION_CODES = {
     *("too_short", "too_long", "unfinished", "loop"),
 }
 ANSWER_CODES = {
-    *("cut_off", "not_json", "schema", "empty", "bad_characters", "not_a_question"),
+    *("cut_off", "not_json", "schema", "empty", "bad_characters", "markup", "not_a_question"),
     *("duplicate_question", "options_not_distinct", "leak"),
 }
 SIX = "the dog runs over the grass"
@@ -154,6 +154,10 @@ ITEMS = [
         changed(OPEN, Question="What é does it do?"),
     ),
     ("bad_characters", options(D="A \ufffd fish"), options(D="A 🐟 fish")),
+    ("markup", changed(OPEN, Answer="It carries a ball.}"), changed(OPEN, Answer="It carries (a ball).")),
+    ("markup", changed(OPEN, Question="What {does it do?"), changed(OPEN, Question="What: does it do?")),
+    ("markup", options(A="A stick]"), options(A="A stick,")),
+    ("markup", options(A="[A stick"), options(A="<A stick")),
     ("not_a_question", changed(OPEN, Question="Name the carried thing."), changed(OPEN, Question="Name the thing? ")),
     ("not_a_question", changed(OPEN, Question="Why not?"), changed(OPEN, Question="Why not run?")),
     ("not_a_question", changed(OPEN, Question="Is it red? Say so."), changed(OPEN, Question="Say so. Is it red?")),
@@ -280,3 +284,19 @@ def test_any_value_in_any_place_is_judged(value: Any, place: str) -> None:
 )
 def test_a_monstrous_answer_is_judged(text: str) -> None:
     checked(text)
+
+
+@pytest.mark.parametrize("depth", [900, 989, 991, 993, 2000, 100_000])
+def test_an_answer_of_any_depth_is_judged(depth: int) -> None:
+    for text in ('{"QA Pairs": ' + "[" * depth + "]" * depth + "}", '{"QA Pairs": [{"Question": ' + "[" * depth):
+        checked(text)
+
+
+@pytest.mark.parametrize("opening", ["Certainly! ", "Sure, ", "Of course. ", "I’m sorry, but "])
+def test_meta_talk_is_seen_with_any_blank_or_apostrophe(opening: str) -> None:
+    text = opening + "the dog runs along a wide and sandy beach with a ball. " + "Waves roll in behind it. "
+    assert caption_fault(text, 1, 99) == "meta_talk"
+
+
+def test_a_caption_may_end_in_a_curly_quote() -> None:
+    assert caption_fault("A sign on the old gate reads “Stop.”", 1, 99) is None

@@ -230,10 +230,10 @@ def test_a_missing_file_names_the_bundled_recipes(tmp_path: Path) -> None:
         (b"name: \xff", "cannot be read"),
         (b"name: \x00", "cannot be read"),
         (b"name: !!python/object:os.system x", "cannot be read"),
-        (b"", "must be a mapping of sections, but holds NoneType"),
-        (b"- seeds", "must be a mapping of sections, but holds list"),
-        (b"seeds", "must be a mapping of sections, but holds str"),
-        (b"{1: x}", "Keys should be strings"),
+        (b"", "must be a mapping, but holds NoneType"),
+        (b"- seeds", "must be a mapping, but holds list"),
+        (b"seeds", "must be a mapping, but holds str"),
+        (b"{1: x}", "unknown key '1'"),
         (b"directory: /", "'directory' is set by the program"),
     ],
 )
@@ -294,3 +294,24 @@ def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     )
     assert done.stdout.startswith("usage: ")
     assert done.stdout.endswith("status 0 []\n")
+
+
+def test_every_contradiction_is_named_at_once(tmp_path: Path) -> None:
+    data = changed({"captions.min_words": 500, "instructions.multiple_choice.min_items": 9})
+    said = refusal(tmp_path, data)
+    assert "captions.min_words 500 > max_words 483" in said
+    assert "instructions.multiple_choice.min_items 9 > max_items" in said
+
+
+@pytest.mark.parametrize("names", [("own", "own"), ("own", "domain_birds")])
+def test_names_of_caption_files_are_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    files = [{"name": name, "path": "x.txt", "license": "MIT"} for name in names]
+    assert names[1] in refusal(tmp_path, changed({"seeds.captions": files}))
+
+
+@pytest.mark.parametrize("value", ["true", "'5'", "2024-13-45", "0x_", "1.5"])
+def test_a_number_is_a_number(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: small\nrandom_seed: {value}\n")
+    with pytest.raises(RecipeError, match=r"random_seed|cannot be read"):
+        load_recipe(path)

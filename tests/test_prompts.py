@@ -252,7 +252,9 @@ def test_a_wrong_key_or_value_is_refused_with_its_name(folder: Path, change: dic
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "words"), [("a: b: c", "is no YAML"), ("- a", "must be a mapping"), ("", "None")])
+@pytest.mark.parametrize(
+    ("content", "words"), [("a: b: c", "cannot be read"), ("- a", "must be a mapping"), ("", "None")]
+)
 def test_a_file_that_is_no_mapping_is_refused(folder: Path, content: str, words: str) -> None:
     (folder / "mine.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=words):
@@ -286,3 +288,14 @@ def test_the_hash_moves_neither_with_the_changelog_nor_with_the_warm_up(folder: 
     prompt = load(folder, FULL)
     assert replace(prompt, changelog=(), warm_up={"seed": "A hen."}).sha256 == prompt.sha256
     assert load(folder, dict(reversed(FULL.items()))).sha256 == prompt.sha256
+
+
+def test_a_system_template_is_rendered_like_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.prompts.PROMPTS", tmp_path)
+    values = {"seed": "a dog", "Seed2": "a cat"}
+    data = MINIMAL | {"system": "About {seed} and {Seed2}.", "warm_up": values}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    assert load_prompt("mine").messages(values)[0]["content"] == "About a dog and a cat."
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data | {"warm_up": {"seed": "a dog"}}))
+    with pytest.raises(RecipeError, match=r"mine\.yaml.*Seed2"):
+        load_prompt("mine")

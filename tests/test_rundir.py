@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from generation.errors import RunError
 from generation.rundir import RunDir
@@ -298,3 +298,43 @@ def test_a_lock_is_freed_when_its_work_fails(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with run.lock():
         pass
+
+
+def test_a_lock_shows_what_others_wrote_before_it_was_taken(tmp_path: Path) -> None:
+    run = begun(tmp_path, "captions")
+    early = reopened(run)
+    with run.lock():
+        run.seal_tables("captions", 0, TABLE, None)
+    with early.lock():
+        early.begin("seeds", {})
+    assert reopened(run).sealed("captions") == [0]
+
+
+def test_later_pins_keep_earlier_ones(tmp_path: Path) -> None:
+    run = begun(tmp_path, "captions")
+    run.pin("captions", model="m")
+    run.pin("captions", encoder="e")
+    assert reopened(run).begin("captions", {"words": 1}, changed="keep")["fingerprint"]["model"] == "m"
+
+
+def test_a_full_disk_is_told_alike_for_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    run = begun(tmp_path, "text_embeddings")
+    with pytest.raises(RunError, match="No space left"):
+        run.seal_tensors("text_embeddings", run.shard_path("text_embeddings", 0), {}, {})
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_manifest_without_stages_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="cannot be read as a manifest"):
+        RunDir(tmp_path)
+
+
+def test_a_path_through_a_file_is_told_as_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run"):
+        RunDir(tmp_path / "file" / "run", create=True)

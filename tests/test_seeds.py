@@ -210,8 +210,8 @@ def test_a_caption_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, 
         ({"templates": ["A bird."]}, "template 'A bird.' must hold one of {label}, {a_label}, {labels}, once"),
         ({"templates": ["{label} and {labels}"]}, "once"),
         ({"templates": ["{label} and {label}"]}, "once"),
-        ({"templates": []}, "at least one template and one label"),
-        ({"labels": []}, "at least one template and one label"),
+        ({"templates": []}, "should have at least 1 item"),
+        ({"labels": []}, "should have at least 1 item"),
         ({"labels": [True]}, "'labels.0' = True"),
         ({"lables": ["hen"]}, "unknown key 'lables'; nearest known: 'labels'"),
         ({"domain": "Big birds"}, "'domain' = 'Big birds'"),
@@ -296,3 +296,58 @@ def test_what_was_interrupted_ends_like_what_was_not(
         assert shards(resumed) == shards(make(whole, sources, shard_rows=4, extend=extend))
         assert resumed.stage("seeds")["complete"] is True
     assert resumed.sealed("seeds") == [0, 1, 2, 3]
+
+
+def test_two_domain_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        domain(tmp_path / folder / "birds.yaml")
+    with pytest.raises(SeedError, match="birds named more than once"):
+        make(tmp_path, domains={"files": ["a/*.yaml", "b/*.yaml"]})
+
+
+def test_a_limit_counts_captions_and_not_their_repeats(tmp_path: Path) -> None:
+    path = lines(tmp_path / "own.txt", "X ray.", "X ray.", "X ray.", "Y fork.", "Z bend.")
+    assert len(texts(make(tmp_path, [source(path, limit=2)]))) == 2
+
+
+def test_an_extension_with_a_bad_source_leaves_the_finished_run_as_it_was(tmp_path: Path) -> None:
+    good, bad = numbered(tmp_path / "good.txt", "dog", 3), tmp_path / "bad.jsonl"
+    run = make(tmp_path, [source(good)])
+    bad.write_text('{"text": ""}\n')
+    with pytest.raises(SeedError):
+        make(tmp_path, [source(good), source(bad, "bad")], extend=True)
+    assert shards(make(tmp_path, [source(good)])) == shards(run)
+
+
+def test_shards_of_an_interrupted_extension_do_not_outlive_it(tmp_path: Path) -> None:
+    first, many = numbered(tmp_path / "first.txt", "dog", 2), numbered(tmp_path / "many.txt", "cat", 4)
+    run = make(tmp_path, [source(first)], shard_rows=2)
+    run = make(tmp_path, [source(first), source(many, "more")], extend=True, shard_rows=2)
+    run.note("seeds", complete=False, kept=1)  # as if it had been killed before its end
+    few = numbered(tmp_path / "few.txt", "owl", 2)
+    run = make(tmp_path, [source(first), source(few, "more")], extend=True, shard_rows=2)
+    assert run.sealed("seeds") == [0, 1]
+    assert all("owl" in text for text in texts(run, "more"))
+
+
+def test_a_local_file_asks_nothing_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: asked.append(where) or [])
+    make(tmp_path, [source(numbered(tmp_path / "own.txt", "dog", 3))])
+    assert asked == []
+
+
+def test_names_with_brackets_byte_order_marks_and_the_word_null_are_read_as_they_are(tmp_path: Path) -> None:
+    text, table = tmp_path / "c [v2].txt", tmp_path / "null.csv"
+    text.write_text("A dog.\n", encoding="utf-8-sig")
+    table.write_text("text\nnull\n", encoding="utf-8-sig")
+    run = make(tmp_path, [source(text), source(table, "table")])
+    assert (texts(run), texts(run, "table")) == (["A dog."], ["null"])
+
+
+@pytest.mark.parametrize("content", [b"domain: caf\xe9", b"domain: 2024-13-45", b"[" * 3000, b"labels: ['  ']"])
+def test_a_domain_file_that_yaml_cannot_take_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "birds.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"birds\.yaml"):
+        make(tmp_path, domains={"files": ["birds.yaml"]})

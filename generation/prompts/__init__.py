@@ -14,17 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..config import STRICT, validate
+from ..config import STRICT, read_yaml, validate
 from ..errors import RecipeError
 
 PROMPTS = Path(__file__).parent
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
-_FIELD = re.compile(r"\{([a-z_]+)\}")
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,7 +72,7 @@ class Prompt:
 
     def messages(self, values: Mapping[str, str]) -> list[Message]:
         """The conversation to be sent; it ends with an assistant turn where the prompt has an ``answer_prefix``."""
-        turns = [{"role": "system", "content": self.system.strip()}] if self.system else []
+        turns = [_turn("system", render(self.system, values))] if self.system else []
         for example in self.examples:
             answer = example.answer if isinstance(example.answer, str) else json.dumps(example.answer)
             turns += [_turn("user", render(self.user, {**values, **example.values})), _turn("assistant", answer)]
@@ -110,16 +109,13 @@ def load_prompt(name: str) -> Prompt:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.yaml")))
         raise RecipeError(f"prompt '{name}' does not exist in {PROMPTS}; there are: {known}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"prompt file {path} is no YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"prompt file {path} must be a mapping, but holds {type(data).__name__}")
-    prompt: Prompt = validate(Prompt, data, f"prompt file {path}")
+    prompt: Prompt = validate(Prompt, read_yaml(path, "prompt file"), f"prompt file {path}")
     if prompt.id != name:
         raise RecipeError(f"prompt file {path}: its id '{prompt.id}' must be the file's name '{name}'")
-    prompt.messages(prompt.warm_up)
+    try:
+        prompt.messages(prompt.warm_up)
+    except RecipeError as error:
+        raise RecipeError(f"prompt file {path}: {error} (warm_up must give every field)") from None
     return prompt
 
 

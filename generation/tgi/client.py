@@ -29,7 +29,7 @@ _STATUS: dict[int, type[ServerError]] = {
     424: Transient,
 }
 _MARK = "UNICORN-FIELD-{}-UNICORN"
-_MARKS = re.compile(_MARK.format("([a-z_]+)"))
+_MARKS = re.compile(_MARK.format(r"(\w+?)"))
 _FINISHED = ("stop", "eos_token", "stop_sequence")  # as chat, native TGI, and TGI's chat with a stop word say it
 
 
