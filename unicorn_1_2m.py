@@ -14,29 +14,27 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders import BuiltConfig, RunBuilder, class_label, main, pair_conversations, transfer_method
+from generation.builders import (
+    BuiltConfig,
+    RunBuilder,
+    class_label,
+    main,
+    pair_conversations,
+    source_label,
+    transfer_method,
+)
 from generation.rundir import RunDir
 
 
 class Unicorn12M(RunBuilder):
-    """One row a caption; see ``text_features``."""
+    """One row a caption."""
 
     TITLE = "Unicorn-1.2M"
     DESCRIPTION = "Dense captions with synthetic image embeddings, made out of text alone."
 
-    def text_features(self, run: RunDir) -> dict[str, Any]:
-        """The row format of LLaVA, Bunny and the original, and where each row comes from."""
-        return {
-            "id": datasets.Value("string"),
-            "caption": datasets.Value("string"),
-            "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
-            "seed": datasets.Value("string"),
-            "source": source_label(run),
-            "prompt": datasets.Value("string"),
-            "model": datasets.Value("string"),
-            "embedding_shard": datasets.Value("int32"),
-            "embedding_row": datasets.Value("int32"),
-        }
+    def own_features(self) -> dict[str, Any]:
+        """The seed that the caption was expanded from."""
+        return {"seed": datasets.Value("string")}
 
     def parts(self, run: RunDir) -> list[tuple[str, int]]:
         """Every caption shard that holds a row."""
@@ -60,25 +58,20 @@ class Unicorn12M(RunBuilder):
             }
         )
 
+    @staticmethod
+    def companions(run: RunDir) -> list[Path]:
+        """The safetensors shards for trainers, and the statistics that real images must be treated with."""
+        method = transfer_method(run)
+        stage = f"image_embeddings/{method}"
+        shards = run.finished(stage, "captions")
+        paths = [run.path / "transfer" / f"{method}.safetensors", *(run.shard_path(stage, shard) for shard in shards)]
+        return [run.verified(stage, path) for path in paths]
 
-def source_label(run: RunDir) -> datasets.ClassLabel:
-    """The seed sources of a run, in alphabetical order."""
-    return datasets.ClassLabel(names=sorted(run.stage("seeds")["sources"]))
-
-
-def companions(run: RunDir) -> list[Path]:
-    """The safetensors shards for trainers, and the statistics that real images must be treated with."""
-    method = transfer_method(run)
-    stage = f"image_embeddings/{method}"
-    shards = run.finished(stage, "captions")
-    paths = [run.path / "transfer" / f"{method}.safetensors", *(run.shard_path(stage, shard) for shard in shards)]
-    return [run.verified(stage, path) for path in paths]
-
-
-def card(run: RunDir, built: list[BuiltConfig]) -> str:
-    """The data set's README."""
-    return render_card("unicorn_1_2m.md", Unicorn12M.TITLE, run, built)
+    @classmethod
+    def card(cls, run: RunDir, built: list[BuiltConfig]) -> str:
+        """See ``dataset_card/unicorn_1_2m.md``."""
+        return render_card("unicorn_1_2m.md", cls.TITLE, run, built)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Unicorn12M, companions, card))
+    sys.exit(main(Unicorn12M))

@@ -7,40 +7,28 @@ makes a directory that ``load_dataset("unicorn-471k-instruction")`` reads. Its e
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders import BuiltConfig, RunBuilder, class_label, main
+from generation.builders import BuiltConfig, RunBuilder, class_label, main, source_label
 from generation.config import TASKS
 from generation.rundir import RunDir
-from unicorn_1_2m import source_label
 
 _TASK = datasets.ClassLabel(names=list(TASKS))
 
 
 class Unicorn471KInstruction(RunBuilder):
-    """One row a conversation; see ``text_features``."""
+    """One row a conversation."""
 
     TITLE = "Unicorn-471K-Instruction"
     DESCRIPTION = "Multi-turn visual instructions with synthetic image embeddings, made out of text alone."
 
-    def text_features(self, run: RunDir) -> dict[str, Any]:
-        """The row format of LLaVA, Bunny and the original, and where each row comes from; ``id`` is the caption's."""
-        return {
-            "id": datasets.Value("string"),
-            "caption": datasets.Value("string"),
-            "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
-            "task": _TASK,
-            "source": source_label(run),
-            "prompt": datasets.Value("string"),
-            "model": datasets.Value("string"),
-            "embedding_shard": datasets.Value("int32"),
-            "embedding_row": datasets.Value("int32"),
-        }
+    def own_features(self) -> dict[str, Any]:
+        """Which of the three tasks the conversation is; `id` is the caption's."""
+        return {"task": _TASK}
 
     def parts(self, run: RunDir) -> list[tuple[str, int]]:
         """Every instruction shard that holds a row, task after task."""
@@ -66,16 +54,11 @@ class Unicorn471KInstruction(RunBuilder):
             }
         )
 
-
-def companions(run: RunDir) -> list[Path]:
-    """None: the embeddings' shards travel with Unicorn-1.2M."""
-    return []
-
-
-def card(run: RunDir, built: list[BuiltConfig]) -> str:
-    """The data set's README."""
-    return render_card("unicorn_471k_instruction.md", Unicorn471KInstruction.TITLE, run, built)
+    @classmethod
+    def card(cls, run: RunDir, built: list[BuiltConfig]) -> str:
+        """See ``dataset_card/unicorn_471k_instruction.md``."""
+        return render_card("unicorn_471k_instruction.md", cls.TITLE, run, built)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Unicorn471KInstruction, companions, card))
+    sys.exit(main(Unicorn471KInstruction))

@@ -6,7 +6,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ class RunConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
 
 class RunBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
-    """A data set over a run directory. A subclass gives ``TITLE``, ``text_features``, ``parts`` and ``text_table``."""
+    """A data set over a run directory, in the row format of LLaVA, Bunny and the original.
+
+    A subclass gives ``TITLE``, ``DESCRIPTION``, and the methods that are abstract here.
+    """
 
     BUILDER_CONFIG_CLASS = RunConfig
     BUILDER_CONFIGS = [
@@ -52,17 +56,27 @@ class RunBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     TITLE: str
     DESCRIPTION: str
 
-    def text_features(self, run: RunDir) -> dict[str, Any]:
-        """The columns of ``default``."""
-        raise TypeError(f"{type(self).__name__} does not say what its columns are")
+    @abstractmethod
+    def own_features(self) -> dict[str, Any]:
+        """The columns that the other data set does not have."""
 
+    @abstractmethod
     def parts(self, run: RunDir) -> list[tuple[str, int]]:
         """What makes up the data set, in order: (stage, shard)."""
-        raise TypeError(f"{type(self).__name__} does not say what it is made of")
 
+    @abstractmethod
     def text_table(self, run: RunDir, stage: str, shard: int) -> pa.Table:
-        """The rows of one part, with ``embedding_row`` among the columns."""
-        raise TypeError(f"{type(self).__name__} does not say how its rows are made")
+        """The rows of one part, with all columns of ``default``."""
+
+    @staticmethod
+    def companions(run: RunDir) -> list[Path]:
+        """Files of the run that travel with the data set."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def card(cls, run: RunDir, built: "list[BuiltConfig]") -> str:
+        """The data set's README."""
 
     def open_run(self) -> RunDir:
         """The run directory.
@@ -76,7 +90,18 @@ class RunBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def _info(self) -> datasets.DatasetInfo:
         run = self.open_run()
-        features = self.text_features(run)
+        text = datasets.Value("string")
+        features = {
+            "id": text,
+            "caption": text,
+            "conversations": [{"from": text, "value": text}],
+            **self.own_features(),
+            "source": source_label(run),
+            "prompt": text,
+            "model": text,
+            "embedding_shard": datasets.Value("int32"),
+            "embedding_row": datasets.Value("int32"),
+        }
         if self.config.name == WITH_EMBEDDINGS:
             dimension = run.stage("text_embeddings")["fingerprint"]["dimension"]
             features["image_embedding"] = datasets.List(datasets.Value("float16"), length=dimension)
@@ -117,6 +142,11 @@ def transfer_method(run: RunDir) -> str:
             f"{run.path} holds embeddings of {methods or 'no transfer method'}; a data set needs exactly one"
         )
     return str(methods[0])
+
+
+def source_label(run: RunDir) -> datasets.ClassLabel:
+    """The seed sources of a run, in alphabetical order."""
+    return datasets.ClassLabel(names=sorted(run.stage("seeds")["sources"]))
 
 
 def class_label(column: pa.ChunkedArray, label: datasets.ClassLabel) -> pa.ChunkedArray:
@@ -162,11 +192,7 @@ class BuiltConfig:
     example: dict[str, Any]  # the first row, names in place of labels, without its embedding
 
 
-def main(
-    builder_class: type[RunBuilder],
-    companions: Callable[[RunDir], list[Path]],
-    render_card: Callable[[RunDir, list[BuiltConfig]], str],
-) -> int:
+def main(builder_class: type[RunBuilder]) -> int:
     """The command line of a builder script: ``--run-dir RUN --output DIRECTORY``."""
     parser = argparse.ArgumentParser(description=builder_class.DESCRIPTION)
     parser.add_argument("--run-dir", type=Path, required=True, help="a finished run")
@@ -175,7 +201,7 @@ def main(
     )
     options = parser.parse_args()
     try:
-        build(builder_class, options.run_dir, options.output, companions, render_card)
+        build(builder_class, options.run_dir, options.output)
     except UnicornError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -183,13 +209,7 @@ def main(
     return 0
 
 
-def build(
-    builder_class: type[RunBuilder],
-    run_dir: Path,
-    output: Path,
-    companions: Callable[[RunDir], list[Path]],
-    render_card: Callable[[RunDir, list[BuiltConfig]], str],
-) -> None:
+def build(builder_class: type[RunBuilder], run_dir: Path, output: Path) -> None:
     """Writes a data set: a Parquet file a part and config, the companions (files of the run that travel along), the
     manifest and the card. It appears whole, or not at all.
 
@@ -207,11 +227,11 @@ def build(
     try:
         new.mkdir(parents=True)
         built = [_write_config(builder_class, config.name, run_dir, new) for config in builder_class.BUILDER_CONFIGS]
-        for path in [run.path / "manifest.json", *companions(run)]:
+        for path in [run.path / "manifest.json", *builder_class.companions(run)]:
             target = new / path.relative_to(run.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        (new / "README.md").write_text(render_card(run, built), encoding="utf-8")
+        (new / "README.md").write_text(builder_class.card(run, built), encoding="utf-8")
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
