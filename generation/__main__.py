@@ -47,6 +47,10 @@ def _generate(options: argparse.Namespace) -> None:
     from .rundir import RunDir
 
     recipe = load_recipe(options.config, _server_overrides(options))
+    if options.command in ("run", "instructions"):
+        from .instructions import check_prompts
+
+        check_prompts(recipe)
     run = RunDir(options.run_dir, create=options.command in ("seeds", "run"))
     with run.lock():
         for stage in STAGES if options.command == "run" else (options.command,):

@@ -10,11 +10,13 @@ from . import checks
 from .ask import Asker
 from .bulk import BulkStage, Outcome
 from .config import InstructionTask, Recipe, instruction_tasks, settings
+from .errors import RecipeError
 from .progress import progress
-from .prompts import load_prompt
+from .prompts import Prompt, load_prompt
 from .records import INSTRUCTION_SCHEMA, draw
 from .rundir import RunDir
 from .tgi.client import Answer
+from .tgi.grammar import schema_faults
 from .tgi.scheduler import connect
 
 
@@ -40,10 +42,27 @@ async def make_instructions(run: RunDir, recipe: Recipe) -> None:
         await _make_task(run, recipe, name, task)
 
 
-async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTask) -> None:
-    stage = f"instructions/{name}"
+def check_prompts(recipe: Recipe) -> None:
+    """Reads the prompts of all tasks, so that a fault in one stops a run at its start and not after its captions.
+
+    Raises:
+        RecipeError: a prompt is missing or wrong, or its schema is none that TGI compiles well.
+    """
+    for task in instruction_tasks(recipe).values():
+        _prompt_and_schema(task)
+
+
+def _prompt_and_schema(task: InstructionTask) -> tuple[Prompt, dict[str, Any]]:
     prompt = load_prompt(task.prompt)
     schema = prompt.answer_schema(task.min_items, task.max_items)
+    if faults := schema_faults(schema):
+        raise RecipeError(f"prompt {prompt.name}: its schema is none for TGI: {'; '.join(faults)}")
+    return prompt, schema
+
+
+async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTask) -> None:
+    stage = f"instructions/{name}"
+    prompt, schema = _prompt_and_schema(task)
     fingerprint = settings(task) | {
         "prompt": {"name": prompt.name, "sha256": prompt.sha256},
         "attempts": recipe.instructions.attempts,

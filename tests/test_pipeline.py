@@ -299,3 +299,15 @@ def test_extending_a_run_adds_seeds_and_makes_the_vectors_anew(run_copy: Path, f
     assert {name: (run_copy / "captions" / name).read_bytes() for name in old} == old
     assert (run_copy / "image_embeddings/unicorn/00000.safetensors").read_bytes() != moved
     assert [len(rows(run_copy, f"instructions/{task}")) for task in TASK_NAMES] == [15, 15, 15]
+
+
+def test_a_task_that_no_grammar_fits_stops_the_run_before_its_first_request(tmp_path: Path, fake: FakeTGI) -> None:
+    data = recipe_data()
+    data["instructions"]["multiple_choice"]["max_items"] = 40
+    (tmp_path / "recipe.yaml").write_text(json.dumps(data))
+    options = ("--config", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "--endpoint", fake.url)
+    refused = generation("run", *options)
+    assert refused.returncode == 1
+    assert "maxItems 40" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    assert fake.requests == []
