@@ -11,7 +11,7 @@ import asyncio
 import json
 
 CAPTION = """
-A wide wooden table stands near a bright window, its top scarred by long use and covered with a thin layer of pale dust.
+A wide wooden table stands near a bright window, its top scarred by long use and covered with a layer of pale dust.
 Three round cups of white porcelain rest in a row along the nearer edge, and one of them has a chipped rim. Behind them
 lies a folded cloth with blue stripes, its corner hanging over the side. The legs of the table are turned and painted
 brown, and a low bench with a woven seat is pushed halfway under it. To the left a tall shelf holds jars of grain, a
