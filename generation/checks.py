@@ -13,12 +13,13 @@ from jsonschema import Draft202012Validator
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _ENDED = re.compile(_SENTENCE_END.pattern + r"\s*$")
+# Of lower-cased text; every caption passes through here, and alternatives that begin with literals are fast.
 _META = re.compile(
-    r"\b(as an ai|language model|i cannot|i can['’]t|i['’]m sorry|i am sorry|here is (a|the|your)|"
-    r"here['’]s (a|the|your)|(this|the|your) (caption|sentence|prompt|description))\b|"
-    r"^\s*(sure|certainly|of course)[,!.]",
-    re.IGNORECASE,
+    r"\b(?:as an ai|language model|i cannot|i can['’]t|i['’]m sorry|i am sorry|here is (?:a|the|your)|"
+    r"here['’]s (?:a|the|your)|t(?:he|his) (?:caption|sentence|prompt|description)|"
+    r"your (?:caption|sentence|prompt|description))\b"
 )
+_OBLIGING = re.compile(r"\s*(?:sure|certainly|of course)[,!.]")
 _MARKUP = re.compile(r"^\s*([#*\-•]|\d+[.)])\s|\*\*|</?[a-z]+>|```|<\|", re.IGNORECASE | re.MULTILINE)
 _JSON_SCRAPS = re.compile(r"[{}\[\]]")  # small models write them into the strings of their JSON
 _LEAK = re.compile(r"\b(caption|captions|text|texts|description|descriptions|passage|paragraph)\b", re.IGNORECASE)
@@ -43,13 +44,13 @@ def caption_fault(text: str, min_words: int, max_words: int) -> str | None:
     Codes: ``empty``, ``bad_characters``, ``several_paragraphs``, ``markup``, ``meta_talk``, ``too_short``,
     ``too_long``, ``unfinished``, ``loop``.
     """
-    words = text.split()
+    words, lowered = text.split(), text.lower()
     tests = {
         "empty": not words,
         "bad_characters": bool(_BAD_CHARACTERS.search(text)),
         "several_paragraphs": "\n" in text.strip(),
         "markup": bool(_MARKUP.search(text)),
-        "meta_talk": bool(_META.search(text)),
+        "meta_talk": bool(_META.search(lowered) or _OBLIGING.match(lowered)),
         "too_short": len(words) < min_words,
         "too_long": len(words) > max_words,
         "unfinished": not _ENDED.search(text),
@@ -113,5 +114,5 @@ def _normal(text: str) -> str:
 
 
 def _loops(words: list[str]) -> bool:
-    runs = Counter(tuple(words[i : i + _LOOP_WORDS]) for i in range(len(words) - _LOOP_WORDS + 1))
-    return bool(runs) and max(runs.values()) >= 3
+    runs = list(zip(*(words[i:] for i in range(_LOOP_WORDS)), strict=False))
+    return len(set(runs)) <= len(runs) - 2 and max(Counter(runs).values()) >= 3

@@ -1,17 +1,19 @@
 """Spreads requests over endpoints: a limit per endpoint that is found, not configured, and retries outside it.
 
-The limit of an endpoint grows by one for every limit's worth of answers and falls by a quarter when the server says
-429 (additive increase, multiplicative decrease). A request that fails gives its place back at once; its back-off,
+The limit of an endpoint doubles for every limit's worth of answers until the server first says 429; from then on it
+grows by one and falls by a quarter at each burst of 429 (slow start, then additive increase and multiplicative
+decrease, as TCP does it: RFC 5681). A request that fails gives its place back at once; its back-off,
 jittered, is slept outside.
 """
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -21,6 +23,7 @@ from ..errors import Overloaded, RequestRefused, StopRun, Transient
 from .client import API_KEY_VARIABLE, Answer, Endpoint, Request, ServerInfo
 from .embedded import embedded_server
 
+T = TypeVar("T")
 START_LIMIT = 8.0
 DECREASE = 0.75
 BACKOFF_CEILING_S = 30.0
@@ -40,6 +43,7 @@ class AdaptiveLimit:
         self.value = min(start, float(ceiling))
         self.in_flight = 0
         self._answers_since_cut = 0
+        self._refused = False
 
     @property
     def free(self) -> bool:
@@ -47,13 +51,15 @@ class AdaptiveLimit:
         return self.in_flight < int(self.value)
 
     def answered(self) -> None:
-        """Counts an answer: the limit grows by ``1 / limit``, if it was in use."""
+        """Counts an answer: the limit grows by one, after the first 429 by ``1 / limit``, if it was in use."""
         self._answers_since_cut += 1
         if self.in_flight >= int(self.value) - 1:
-            self.value = min(self.value + 1 / self.value, float(self.ceiling))
+            step = 1 / self.value if self._refused else 1.0
+            self.value = min(self.value + step, float(self.ceiling))
 
     def refused(self) -> None:
         """Counts a 429: the limit falls, once for all the refusals of one burst."""
+        self._refused = True
         if self._answers_since_cut:
             self.value = max(1.0, self.value * DECREASE)
             self._answers_since_cut = 0
@@ -77,14 +83,13 @@ class Scheduler:
         self.answers = 0
         self.requests = 0
         self.retries: dict[str, int] = {"Overloaded": 0, "Transient": 0}
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[int]] = deque()
         wait = wait_random_exponential(multiplier=0.25, max=BACKOFF_CEILING_S)
         # A 429 says that the request is good, so it is never given up; other failures are.
         self._patient = AsyncRetrying(retry=retry_if_exception_type(Overloaded), wait=wait, reraise=True)
         self._bounded = AsyncRetrying(
             retry=retry_if_exception_type(Transient), wait=wait, stop=stop_after_attempt(retries + 1), reraise=True
         )
-        self._asking = self._bounded.wraps(self._patient.wraps(self._ask_once))
 
     @property
     def workers(self) -> int:
@@ -108,7 +113,10 @@ class Scheduler:
         """
         before = self.answers
         try:
-            answer: Answer = await self._asking(request)
+            try:
+                answer = await self._ask_once(request)
+            except (Overloaded, Transient) as failure:
+                answer = await self._ask_again(request, failure)
         except Transient as error:
             if self.answers == before:
                 raise StopRun(f"{error}. No request was answered since; is the server still up?") from error
@@ -125,49 +133,70 @@ class Scheduler:
         """
         for endpoint in self.endpoints:
             try:
-                await self._bounded.wraps(self._patient.wraps(endpoint.ask))(replace(request, max_tokens=16))
+                await self._retrying(partial(endpoint.ask, replace(request, max_tokens=16)))()
             except (RequestRefused, Transient) as error:
                 raise StopRun(f"the warm-up request of prompt {request.prompt.name} failed: {error}") from error
 
+    async def _ask_again(self, request: Request, failure: Overloaded | Transient) -> Answer:
+        """Retries, with ``failure`` as the first attempt: the common case, success, pays nothing for the machinery."""
+        failures = [failure]
+
+        async def attempt() -> Answer:
+            if failures:
+                raise failures.pop()
+            return await self._ask_once(request)
+
+        return await self._retrying(attempt)()
+
+    def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        return self._bounded.wraps(self._patient.wraps(attempt))
+
     async def _ask_once(self, request: Request) -> Answer:
-        async with self._place() as (endpoint, limit):
-            self.requests += 1
-            try:
-                answer = await endpoint.ask(request)
-            except Overloaded:
-                self.retries["Overloaded"] += 1
-                limit.refused()
-                raise
-            except Transient:
-                self.retries["Transient"] += 1
-                raise
+        place = await self._take_place()
+        limit = self.limits[place]
+        self.requests += 1
+        try:
+            answer = await self.endpoints[place].ask(request)
             limit.answered()
             return answer
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[tuple[Endpoint, AdaptiveLimit]]:
-        """A place at the endpoint with the smallest share of its limit in use; waits in line while there is none."""
-        while not (free := [i for i, limit in enumerate(self.limits) if limit.free]):
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn
-        chosen = min(free, key=lambda i: self.limits[i].in_flight / self.limits[i].value)
-        limit = self.limits[chosen]
-        limit.in_flight += 1
-        try:
-            yield self.endpoints[chosen], limit
+        except Overloaded:
+            self.retries["Overloaded"] += 1
+            limit.refused()
+            raise
+        except Transient:
+            self.retries["Transient"] += 1
+            raise
         finally:
-            limit.in_flight -= 1
-            self._wake()
+            self._give_place_back(limit)
 
-    def _wake(self) -> None:
-        """Lets in as many of those in line as there are places."""
-        places = sum(max(0, int(limit.value) - limit.in_flight) for limit in self.limits)
-        while places > 0 and self._waiting:
+    async def _take_place(self) -> int:
+        """The number of an endpoint with a place, which is then taken; waits in line while there is none."""
+        place = self._freest()
+        if place is not None and not self._waiting:
+            self.limits[place].in_flight += 1
+            return place
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_place_back(self.limits[turn.result()])
+            raise
+
+    def _give_place_back(self, limit: AdaptiveLimit) -> None:
+        """Frees a place and hands what is free to those in line, whose places count as taken from then on."""
+        limit.in_flight -= 1
+        while self._waiting and (place := self._freest()) is not None:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)
-                places -= 1
+                self.limits[place].in_flight += 1
+                turn.set_result(place)
+
+    def _freest(self) -> int | None:
+        """The endpoint with the smallest share of its limit in use, or None if no limit has room."""
+        free = [number for number, limit in enumerate(self.limits) if limit.free]
+        return min(free, key=lambda i: self.limits[i].in_flight / self.limits[i].value, default=None)
 
 
 @asynccontextmanager
