@@ -47,6 +47,9 @@ def start_server(settings: Embedded, host: str = "127.0.0.1", port: int = 0) -> 
     Raises:
         StopRun: a wheel of the embedded default is not installed, or the engine refuses the settings.
     """
+    # The engine's threads (OpenMP) spin while they wait: beside any other busy process they then get next to nothing
+    # done (two servers on two cores: under a tenth of the speed, against half each without spinning).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when the library is loaded
     try:
         import xllamacpp
     except ImportError as error:
