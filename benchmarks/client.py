@@ -68,7 +68,7 @@ def ours(url: str, rows: int, in_flight: int) -> float:
         run.note("seeds", complete=True)
         recipe = load_recipe(CONFIGS / "demo.yaml", {"endpoints": [url], "max_in_flight": in_flight})
         start = time.perf_counter()
-        asyncio.run(make_captions(run, recipe))
+        make_captions(run, recipe)
         seconds = time.perf_counter() - start
         made = sum(run.record("captions", shard)["rows"] for shard in run.finished("captions", "seeds"))
         if made != rows:

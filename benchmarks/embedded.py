@@ -22,18 +22,19 @@ import psutil
 
 from generation.config import Embedded, Server
 from generation.prompts import load_prompt
-from generation.tgi.client import Endpoint, Request
+from generation.tgi.client import Endpoint
+from generation.tgi.connect import connect
 from generation.tgi.embedded import start_server
-from generation.tgi.scheduler import connect
+from generation.tgi.protocol import Question, Request
 
 SEEDS = Path(__file__).parent.parent / "generation" / "seed_data" / "captions.txt"
 
 
 def requests(count: int) -> list[Request]:
     """The demo's caption requests about the first bundled seeds."""
-    prompt = load_prompt("expand_caption_small")
+    question = Question(load_prompt("expand_caption_small"))
     seeds = SEEDS.read_text(encoding="utf-8").splitlines()[:count]
-    return [Request(prompt, {"seed": seed}, number + 1) for number, seed in enumerate(seeds)]
+    return [Request(question, {"seed": seed}, number + 1) for number, seed in enumerate(seeds)]
 
 
 def through_http(in_flight: int, count: int) -> dict[str, float]:
@@ -42,7 +43,7 @@ def through_http(in_flight: int, count: int) -> dict[str, float]:
     async def run() -> dict[str, float]:
         async with connect(Server(embedded=Embedded(slots=in_flight))) as scheduler:
             child = psutil.Process().children()[0]
-            await scheduler.warm_up(requests(1)[0])
+            await scheduler.warm_up(requests(1)[0].question)
             start = time.perf_counter()
             answers = await asyncio.gather(*map(scheduler.ask, requests(count)))
             seconds = time.perf_counter() - start
@@ -59,7 +60,7 @@ def in_process(in_flight: int, count: int) -> dict[str, float]:
     async def bodies() -> list[dict[str, object]]:
         async with aiohttp.ClientSession() as session:
             endpoint = Endpoint(server.listening_address, session)
-            return [endpoint._chat_body(request) for request in requests(count)]
+            return [json.loads(await endpoint.body(request)) for request in requests(count)]
 
     asked = asyncio.run(bodies())
     server.handle_chat_completions(asked[0] | {"max_tokens": 16})

@@ -4,13 +4,14 @@ Heavy libraries are imported inside the command that needs them, so that ``--hel
 """
 
 import argparse
-import asyncio
+import logging
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import UnicornError
+from .errors import Stopped, UnicornError
 
 STAGES = ("seeds", "captions", "instructions", "embed", "transfer")
 _HELP = {
@@ -26,16 +27,18 @@ _HELP = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 refused or failed, 130 stopped by a signal."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         _COMMANDS.get(options.command, _generate)(options)
+    except (Stopped, KeyboardInterrupt):
+        again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
+        print(f"\nstopped; nothing that was answered is lost. The same command goes on:\n  {again}", file=sys.stderr)
+        return 130
     except UnicornError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped; nothing that was answered is lost. Give the same command again to go on.", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         return 1
     return 0
@@ -65,11 +68,11 @@ def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
     elif stage == "captions":
         from .captions import make_captions
 
-        asyncio.run(make_captions(run, recipe))
+        make_captions(run, recipe)
     elif stage == "instructions":
         from .instructions import make_instructions
 
-        asyncio.run(make_instructions(run, recipe))
+        make_instructions(run, recipe)
     elif stage == "embed":
         from .embeddings import embed
 

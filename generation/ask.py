@@ -1,78 +1,120 @@
 """One row: ask, check the answer, ask again with another sampling seed, and in the end accept or reject it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from .bulk import Outcome
+import pyarrow as pa
+
 from .errors import RequestRefused, Transient
-from .prompts import Prompt
 from .records import draw
 from .rundir import RunDir
-from .tgi.client import Answer, Request
 from .tgi.embedded import MODEL
-from .tgi.scheduler import Scheduler
+from .tgi.protocol import Answer, Question, Request
+from .tgi.scheduler import Scheduler, Tally
 
-Check = Callable[[Answer], tuple[dict[str, Any], str | None]]  # (the row's own columns, reason code or None)
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Asker:
-    """Asks one prompt of one model about many rows.
+class Item(Protocol):
+    """What is asked about: anything with an id."""
 
-    Args:
-        scheduler: the servers.
-        prompt: what is asked.
-        schema: of a JSON answer.
-        attempts: answers asked for before a row is rejected.
+    @property
+    def id(self) -> str:
+        """Ten digits, as in ``records``."""
+
+
+I = TypeVar("I", bound=Item)  # noqa: E741
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkTask(Generic[I]):
+    """What one stage asks about every row of the stage before it.
+
+    Attributes:
+        stage: its folder, such as ``captions`` or ``instructions/multiple_choice``.
+        source: the stage whose shards give the items.
+        columns: of the stage's table.
+        question: what is asked.
+        attempts: answers asked for before an item is rejected.
         random_seed: of the recipe; an attempt's sampling seed is a draw from it, the prompt, the id and the attempt.
+        count: how many items a shard has.
+        load: the items of a shard, in row order.
+        values: those of the prompt's fields, for one item.
+        check: an answer's own columns, and the reason code for which it fails, or None.
     """
 
-    scheduler: Scheduler
-    prompt: Prompt
-    schema: dict[str, Any] | None
+    stage: str
+    source: str
+    columns: pa.Schema
+    question: Question
     attempts: int
     random_seed: int
+    count: Callable[[int], int]
+    load: Callable[[int], list[I]]
+    values: Callable[[I], Mapping[str, str]]
+    check: Callable[[I, Answer], tuple[Row, str | None]]
 
-    async def pin(self, run: RunDir, stage: str) -> None:
-        """Binds the stage to the served model, notes what the servers say of themselves, and warms them up.
+    def request(self, item: I, attempt: int) -> Request:
+        """The request of one attempt (from 1)."""
+        seed = 1 + draw(self.random_seed, self.question.prompt.id, item.id, attempt) % (2**31 - 1)
+        return Request(self.question, self.values(item), seed)
 
-        Raises:
-            RunError: the stage was begun with another model.
-            StopRun: a server does not take the prompt's schema or sampling.
-        """
-        infos = {endpoint.url: endpoint.info for endpoint in self.scheduler.endpoints if endpoint.info}
-        info = next(iter(infos.values()))
-        model = {"id": info.model_id, "sha": info.model_sha}
-        run.pin(stage, model=model)
-        run.note(stage, servers=[i.facts for i in infos.values()], demonstration=info.model_id == MODEL)
-        await self.scheduler.warm_up(Request(self.prompt, self.prompt.warm_up, 1, self.schema))
 
-    async def outcome(self, row: str, values: dict[str, str], check: Check) -> Outcome:
-        """Ends the row with id ``row`` for good: accepted with the columns that ``check`` gives, or rejected."""
-        prompt_tokens = completion_tokens = 0
-        columns: dict[str, Any] = {}
-        reason: str | None = None
-        for attempt in range(1, self.attempts + 1):
-            seed = 1 + draw(self.random_seed, self.prompt.id, row, attempt) % (2**31 - 1)
-            request = Request(self.prompt, values, seed, self.schema)
-            try:
-                answer = await self.scheduler.ask(request)
-            except (RequestRefused, Transient) as error:
-                columns, reason = {"raw": str(error)}, f"server_{error.status or 'unreachable'}"
-                break
-            prompt_tokens += answer.prompt_tokens
-            completion_tokens += answer.completion_tokens
-            columns, reason = check(answer)
-            if reason is None:
-                break
-            columns = {"raw": answer.text}
-        provenance = {
-            "prompt": self.prompt.name,
-            "model": self.scheduler.model_id,
-            "sampling_seed": seed,
-            "attempts": attempt,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-        }
-        return Outcome({"id": row, **columns, **({"reason": reason} if reason else {}), **provenance})
+async def pin(run: RunDir, task: BulkTask[Any], scheduler: Scheduler) -> None:
+    """Binds the stage to the served model, notes what the servers say of themselves, and warms them up.
+
+    Raises:
+        RunError: the stage was begun with another model.
+        StopRun: a server does not take the prompt's schema or sampling.
+    """
+    infos = [endpoint.info for endpoint in scheduler.endpoints if endpoint.info]
+    model = {"id": infos[0].model_id, "sha": infos[0].model_sha}
+    run.pin(task.stage, model=model)
+    run.note(task.stage, servers=[info.facts for info in infos], demonstration=model["id"] == MODEL)
+    await scheduler.warm_up(task.question)
+
+
+async def ask(task: BulkTask[I], scheduler: Scheduler, item: I, tally: Tally, earlier_attempts: int = 0) -> Row:
+    """Ends one item for good.
+
+    Args:
+        task: what is asked.
+        scheduler: of whom.
+        item: about what.
+        tally: is added to.
+        earlier_attempts: those of an item that was rejected before and is driven again.
+
+    Returns:
+        The row for the stage's table, or one for the rejected table: it has ``reason``.
+
+    Raises:
+        StopRun: the servers cannot be used.
+    """
+    prompt_tokens = completion_tokens = 0
+    reason: str | None
+    for attempt in range(earlier_attempts + 1, earlier_attempts + task.attempts + 1):
+        request = task.request(item, attempt)
+        try:
+            answer = await scheduler.ask(request, tally)
+        except (RequestRefused, Transient) as error:
+            columns, reason = {"raw": str(error)}, f"server_{error.status or 'unreachable'}"
+            break
+        prompt_tokens += answer.prompt_tokens
+        completion_tokens += answer.completion_tokens
+        columns, reason = task.check(item, answer)
+        if reason is None:
+            break
+        columns = {"raw": answer.text}
+    if reason is not None:
+        columns |= {"reason": reason, "request": (await scheduler.endpoints[0].body(request)).decode()}
+    return {
+        "id": item.id,
+        **columns,
+        "prompt": task.question.prompt.name,
+        "model": scheduler.model_id,
+        "sampling_seed": request.seed,
+        "attempts": attempt,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+    }

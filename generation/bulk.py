@@ -1,43 +1,58 @@
 """Asks a server about every row of every shard of a stage: one continuous pool, one journal a shard, exact resume.
 
-Rows stream through the pool without a barrier between shards; when the last row of a shard is answered, its journal is
+Rows stream through the pool without a barrier between shards; when the last row of a shard has ended, its journal is
 sealed into Parquet in row order, so that the bytes do not depend on the order of the answers.
 """
 
 import asyncio
+import logging
+import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic
 
 import pyarrow as pa
+import uvloop
 
-from .journal import Journal
-from .records import REJECTED_SCHEMA
+from .ask import BulkTask, I, Row, ask, pin
+from .config import Server
+from .errors import Stopped, StopRun
+from .journal import Journal, Record
+from .progress import BulkProgress
+from .records import MAX_SHARD_ROWS, REJECTED_SCHEMA
 from .rundir import RunDir
+from .tgi.connect import connect
+from .tgi.scheduler import Scheduler, Tally
+
+logger = logging.getLogger(__name__)
+SEAL_ROWS = 1_000  # rows that are Python objects at a time while a shard is sealed
 
 
-class Item(Protocol):
-    """What is asked about: anything with an id."""
+def carry_out(run: RunDir, server: Server, task: BulkTask[Any]) -> None:
+    """Ends every row of the task's shards that are not sealed yet, on the servers of a recipe.
 
-    @property
-    def id(self) -> str:
-        """Ten digits, as in ``records``."""
+    Raises:
+        RunError: the stage was begun with another model, or its files cannot be written.
+        ServerError: the servers cannot be used; what was answered so far is kept.
+        Stopped: SIGINT or SIGTERM came; what was answered so far is kept.
+    """
+    shards = [shard for shard in run.sealed(task.source) if shard not in run.sealed(task.stage)]
+    if not shards:
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_carry_out(run, server, task, shards))
 
 
-I = TypeVar("I", bound=Item)  # noqa: E741
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one row ended: with a row for the stage's table, or with one for the rejected table (it has ``reason``)."""
-
-    row: dict[str, Any]
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the row goes into the stage's table."""
-        return "reason" not in self.row
+async def _carry_out(run: RunDir, server: Server, task: BulkTask[Any], shards: list[int]) -> None:
+    async with connect(server) as scheduler:
+        await pin(run, task, scheduler)
+        with BulkProgress(task.stage, sum(map(task.count, shards)), lambda: scheduler.in_flight) as progress:
+            try:
+                await _BulkStage(run, task, scheduler, progress).complete(shards, server.grace_s)
+            finally:
+                run.note(task.stage, sessions=[*run.stage(task.stage).get("sessions", ()), progress.session()])
 
 
 @dataclass
@@ -47,83 +62,168 @@ class _OpenShard(Generic[I]):
     number: int
     items: list[I]
     journal: Journal
-    waiting: int = 0  # items without an answer
+    waiting: int = 0  # items that have not ended
 
 
-class BulkStage(Generic[I]):
-    """One stage of a run in which every row is asked about.
+@dataclass
+class _BulkStage(Generic[I]):
+    """One stage of a run in which every row is asked about."""
 
-    Args:
-        run: the run directory.
-        stage: the stage's folder.
-        schema: of the stage's table.
-        load: the items of a shard, in row order.
-        ask: ends one item for good; what it raises stops the run, with the journals intact.
-        on_done: called once for every row that ended.
-    """
+    run: RunDir
+    task: BulkTask[I]
+    scheduler: Scheduler
+    progress: BulkProgress
+    _open: dict[int, _OpenShard[I]] = field(default_factory=dict)
+    _stopping: bool = False
 
-    def __init__(
-        self,
-        run: RunDir,
-        stage: str,
-        schema: pa.Schema,
-        load: Callable[[int], list[I]],
-        ask: Callable[[I], Awaitable[Outcome]],
-        on_done: Callable[[int], object],
-    ) -> None:
-        self.run, self.stage, self.schema = run, stage, schema
-        self.load, self.ask, self.on_done = load, ask, on_done
-        self._open: dict[int, _OpenShard[I]] = {}
-
-    async def complete(self, shards: Iterable[int], workers: int) -> None:
-        """Asks about the rows of ``shards`` that no journal answers yet, ``workers`` at a time; seals each shard."""
+    async def complete(self, shards: Iterable[int], grace_s: float) -> None:
+        """Asks about the rows of ``shards`` that no journal has the end of, and seals each shard."""
         pending = self._pending(shards)
+        workers: list[asyncio.Task[None]] = []
 
-        async def work() -> None:
-            for shard, item in pending:
-                outcome = await self.ask(item)
-                shard.journal.append({"id": item.id, "row": outcome.row})
-                shard.waiting -= 1
-                self.on_done(1)
-                if not shard.waiting:
-                    self._seal(shard)
+        def stop() -> None:
+            """At the first signal asks no more; at the second, or after ``grace_s``, drops what is in flight."""
+            if not self._stopping:
+                self._stopping = True
+                self.scheduler.stop(StopRun("stopped by a signal"))
+                logger.warning("stopping: what is in flight has %g s; a second signal drops it", grace_s)
+                asyncio.get_running_loop().call_later(grace_s, stop)
+            else:
+                for worker in workers:
+                    worker.cancel()
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(work())
+            with _on_signals(stop):
+                async with asyncio.TaskGroup() as group:
+                    workers += [group.create_task(self._work(pending)) for _ in range(self.scheduler.workers)]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             for shard in self._open.values():
                 shard.journal.close()
+        if self._stopping:
+            raise Stopped("stopped by a signal; nothing that was answered is lost")
+
+    async def _work(self, pending: Iterator[tuple[_OpenShard[I], I]]) -> None:
+        for shard, item in pending:
+            tally = Tally()
+            earlier = shard.journal.again.get(item.id, {})
+            try:
+                row = await ask(self.task, self.scheduler, item, tally, earlier.get("attempts", 0))
+            except StopRun:
+                if self._stopping:
+                    return
+                raise
+            shard.journal.append(_record(row, tally, earlier))
+            shard.waiting -= 1
+            self.progress.ended(row, tally)
+            if not shard.waiting:
+                self._seal(shard)
 
     def _pending(self, shards: Iterable[int]) -> Iterator[tuple[_OpenShard[I], I]]:
-        """The unanswered items of all shards, each with its shard; opens a shard when its first item is taken."""
+        """The items of all shards that have not ended, each with its shard, which is opened when it is reached."""
         for number in shards:
-            shard = _OpenShard(number, self.load(number), Journal(self.run.journal_path(self.stage, number)))
+            journal = Journal(self.run.journal_path(self.task.stage, number))
+            shard = _OpenShard(number, self.task.load(number), journal)
             self._open[number] = shard
-            unanswered = [item for item in shard.items if item.id not in shard.journal.answered]
-            shard.waiting = len(unanswered)
-            self.on_done(len(shard.items) - shard.waiting)
-            if not unanswered:
+            waiting = [item for item in shard.items if item.id not in journal.answered]
+            shard.waiting = len(waiting)
+            self.progress.skipped(len(shard.items) - shard.waiting)
+            if not waiting:
                 self._seal(shard)
-            for item in unanswered:
+            for item in waiting:
+                if self._stopping:
+                    return
                 yield shard, item
 
     def _seal(self, shard: _OpenShard[I]) -> None:
-        shard.journal.close()
-        outcomes = [Outcome(shard.journal.answered[item.id]["row"]) for item in shard.items]
-        rows = [outcome.row for outcome in outcomes if outcome.accepted]
-        rejected = [outcome.row for outcome in outcomes if not outcome.accepted]
+        journal = shard.journal
+        journal.close()
+        spent = self.run.unsealed(self.task.stage, shard.number)
+        requests, retries, tokens = spent.get("requests", 0), Counter(spent.get("retries", {})), Counter[str]()
+        accepted, rejected, reasons = _Rows(self.task.columns), _Rows(REJECTED_SCHEMA), Counter[str]()
+        # Rows that were sealed before keep their places: later stages refer to them.
+        ordered = sorted(shard.items, key=lambda item: journal.places.get(item.id, MAX_SHARD_ROWS))
+        for record in journal.records(item.id for item in ordered):
+            row = record["row"]
+            if "reason" in row:
+                rejected.add(row)
+                reasons[row["reason"]] += 1
+            else:
+                accepted.add(row)
+            requests += record.get("requests", 0)
+            retries.update(record.get("retries", {}))
+            for key in ("prompt_tokens", "completion_tokens"):
+                tokens[key] += row[key]
         self.run.seal_tables(
-            self.stage,
+            self.task.stage,
             shard.number,
-            pa.Table.from_pylist(rows, self.schema),
-            pa.Table.from_pylist(rejected, REJECTED_SCHEMA),
-            rejected_by_reason=dict(sorted(Counter(row["reason"] for row in rejected).items())),
-            prompt_tokens=sum(outcome.row["prompt_tokens"] for outcome in outcomes),
-            completion_tokens=sum(outcome.row["completion_tokens"] for outcome in outcomes),
+            accepted.table(),
+            rejected.table(),
+            rejected_by_reason=dict(sorted(reasons.items())),
+            requests=requests,
+            retries=dict(sorted(retries.items())),
+            **tokens,
         )
-        shard.journal.path.unlink()
+        journal.path.unlink()
         del self._open[shard.number]
+        note_balance(self.run, self.task)
+
+
+def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:
+    """Notes and returns where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``."""
+    records = [run.record(task.stage, shard) for shard in run.sealed(task.stage)]
+    items = sum(map(task.count, run.sealed(task.source)))
+    accepted = sum(record["rows"] for record in records)
+    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
+    balance = {
+        "items": items,
+        "accepted": accepted,
+        "rejected": rejected,
+        "pending": items - accepted - rejected,
+    }
+    run.note(task.stage, balance=balance)
+    return balance
+
+
+class _Rows:
+    """Rows on their way into an Arrow table, converted some at a time."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._rows, self._tables = schema, list[Row](), list[pa.Table]()
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) == SEAL_ROWS:
+            self._convert()
+
+    def table(self) -> pa.Table:
+        self._convert()
+        return pa.concat_tables(self._tables)
+
+    def _convert(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+
+
+def _record(row: Row, tally: Tally, earlier: Record) -> Record:
+    """A journal's record of an ended item; ``earlier`` is that of its attempts before it was driven again."""
+    for key in ("prompt_tokens", "completion_tokens"):
+        row[key] += earlier.get(key, 0)
+    record: Record = {"id": row["id"], "row": row, "requests": tally.requests}
+    return record | {"retries": tally.retries} if tally.retries else record
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Has SIGINT and SIGTERM call ``act`` while the block runs."""
+    loop, before = asyncio.get_running_loop(), {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.getsignal(number)
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

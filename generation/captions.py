@@ -2,20 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from . import checks
-from .ask import Asker
-from .bulk import BulkStage, Outcome
+from .ask import BulkTask, Row
+from .bulk import carry_out
 from .config import Recipe, settings
 from .errors import RunError
 from .files import file_sha256
-from .progress import progress
 from .prompts import PROMPTS, load_prompt
 from .records import CAPTION_SCHEMA, draw
 from .rundir import RunDir
-from .tgi.client import Answer
-from .tgi.scheduler import connect
+from .tgi.protocol import Answer, Question
 
 STAGE = "captions"
 _PARAPHRASES = PROMPTS / "describe_image.txt"
@@ -30,45 +27,57 @@ class SeedRow:
     source: str
 
 
-async def make_captions(run: RunDir, recipe: Recipe) -> None:
+def make_captions(run: RunDir, recipe: Recipe) -> None:
     """Makes the captions of all seed shards that have none yet, on the recipe's servers.
 
     Raises:
         RunError: the seeds are not complete, or the stage was begun with other settings or another model.
         ServerError: the servers cannot be used; what was answered so far is kept.
+        Stopped: by a signal; what was answered so far is kept.
     """
     if not run.stage("seeds").get("complete"):
         raise RunError(f"{run.path}: the seeds are not complete; run the seeds stage to its end first")
+    task = caption_task(run, recipe)
+    prompt = task.question.prompt
+    run.begin(
+        STAGE,
+        settings(recipe.captions)
+        | {
+            "prompt": {"name": prompt.name, "sha256": prompt.sha256},
+            "describe_image_sha256": file_sha256(_PARAPHRASES),
+            "random_seed": recipe.random_seed,
+        },
+    )
+    carry_out(run, recipe.server, task)
+
+
+def caption_task(run: RunDir, recipe: Recipe) -> BulkTask[SeedRow]:
+    """What is asked about every seed.
+
+    Raises:
+        RecipeError: the prompt is missing or wrong.
+    """
     prompt = load_prompt(recipe.captions.prompt)
-    fingerprint = settings(recipe.captions) | {
-        "prompt": {"name": prompt.name, "sha256": prompt.sha256},
-        "describe_image_sha256": file_sha256(_PARAPHRASES),
-        "random_seed": recipe.random_seed,
-    }
-    run.begin(STAGE, fingerprint)
-    shards = [shard for shard in run.sealed("seeds") if shard not in run.sealed(STAGE)]
-    if not shards:
-        return
-    instructions = _PARAPHRASES.read_text(encoding="utf-8").splitlines()
+    paraphrases = _PARAPHRASES.read_text(encoding="utf-8").splitlines()
 
-    async with connect(recipe.server) as scheduler:
-        asker = Asker(scheduler, prompt, None, recipe.captions.attempts, recipe.random_seed)
-        await asker.pin(run, STAGE)
+    def check(item: SeedRow, answer: Answer) -> tuple[Row, str | None]:
+        text = checks.finish(_join(prompt.prefix({"seed": item.seed}), answer.text), answer.finish_reason)
+        fault = checks.caption_fault(text, recipe.captions.min_words, recipe.captions.max_words)
+        instruction = describe_instruction(item.id, paraphrases)
+        return {"caption": text, "instruction": instruction, "seed": item.seed, "source": item.source}, fault
 
-        async def ask(item: SeedRow) -> Outcome:
-            prefix = prompt.prefix({"seed": item.seed})
-
-            def check(answer: Answer) -> tuple[dict[str, Any], str | None]:
-                text = checks.finish(_join(prefix, answer.text), answer.finish_reason)
-                fault = checks.caption_fault(text, recipe.captions.min_words, recipe.captions.max_words)
-                instruction = describe_instruction(item.id, instructions)
-                return {"caption": text, "instruction": instruction, "seed": item.seed, "source": item.source}, fault
-
-            return await asker.outcome(item.id, {"seed": item.seed}, check)
-
-        with progress(STAGE, sum(run.record("seeds", shard)["rows"] for shard in shards), 0, "caption") as bar:
-            stage = BulkStage(run, STAGE, CAPTION_SCHEMA, lambda shard: _seed_rows(run, shard), ask, bar.update)
-            await stage.complete(shards, scheduler.workers)
+    return BulkTask(
+        stage=STAGE,
+        source="seeds",
+        columns=CAPTION_SCHEMA,
+        question=Question(prompt),
+        attempts=recipe.captions.attempts,
+        random_seed=recipe.random_seed,
+        count=lambda shard: int(run.record("seeds", shard)["rows"]),
+        load=lambda shard: _seed_rows(run, shard),
+        values=lambda item: {"seed": item.seed},
+        check=check,
+    )
 
 
 def describe_instruction(row: str, instructions: list[str]) -> str:

@@ -68,6 +68,9 @@ class Server:
     max_in_flight: Positive = 128  # a ceiling per endpoint; the limit itself is found
     timeout_s: Annotated[float, Field(gt=0)] = 600.0  # of one request, queue time included
     retries: Positive = 6  # of a request that failed in transit or on the server
+    stall_s: Annotated[float, Field(gt=0)] = 300.0  # a server that holds requests and gives no sign for as long hangs
+    give_up_s: Annotated[float, Field(gt=0)] = 1800.0  # no answer from any server for as long stops the run
+    grace_s: Annotated[float, Field(ge=0)] = 10.0  # for what is in flight, when the run is stopped by a signal
     embedded: Embedded = Embedded()
 
 

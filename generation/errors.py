@@ -24,25 +24,42 @@ class EmbeddingError(UnicornError):
     """Vectors that cannot be used: not finite, of zero length, or of the wrong dimension."""
 
 
-class ServerError(UnicornError):
-    """Base of what a text-generation server can answer, or fail to answer; ``status`` is HTTP's, where it answered."""
+class Stopped(UnicornError):
+    """The user stopped the run, by a signal."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+
+class ServerError(UnicornError):
+    """Base of what a text-generation server can answer, or fail to answer. Its subclasses say what is to be done.
+
+    Attributes:
+        endpoint: the server's URL, or None where no single one is meant.
+        status: HTTP's, where it answered.
+        error_type: the server's own name for the error, such as TGI's ``overloaded``, where it gave one.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, error_type: str | None = None, endpoint: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.error_type, self.endpoint = status, error_type, endpoint
 
 
 class StopRun(ServerError):
-    """The run cannot go on: wrong key, URL or model, or an endpoint that is gone for good."""
+    """Stop the run: wrong key, URL or model, or no endpoint that answers any more."""
 
 
 class RequestRefused(ServerError):
-    """The server refuses this one prompt (HTTP 400, 413, 422); asking it again changes nothing."""
+    """Reject the item: the server refuses this one prompt (HTTP 400, 413, 422), or fails on it alone."""
 
 
 class Overloaded(ServerError):
-    """The server has no free place (HTTP 429); the request is good and is to be asked again."""
+    """Retry: the server has no free place (HTTP 429); the request is good and is never given up."""
 
 
 class Transient(ServerError):
-    """A failure that asking again may cure: a dropped connection, HTTP 424 or 5xx, a time-out."""
+    """Retry: a failure that asking again may cure: a dropped connection, HTTP 5xx, a time-out."""
+
+
+class BatchFailed(Transient):
+    """Retry, then isolate: HTTP 424 fails a whole batch for what may be one item's fault; that item is found by
+    asking it alone."""

@@ -2,22 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from . import checks
-from .ask import Asker
-from .bulk import BulkStage, Outcome
+from .ask import BulkTask, Row
+from .bulk import carry_out
 from .config import InstructionTask, Recipe, instruction_tasks, settings
 from .errors import RecipeError
-from .progress import progress
-from .prompts import Prompt, load_prompt
+from .prompts import load_prompt
 from .records import INSTRUCTION_SCHEMA, draw
 from .rundir import RunDir
-from .tgi.client import Answer
 from .tgi.grammar import schema_faults
-from .tgi.scheduler import connect
+from .tgi.protocol import Answer, Question
 
 
 @dataclass(frozen=True)
@@ -30,16 +27,28 @@ class CaptionRow:
     row: int
 
 
-async def make_instructions(run: RunDir, recipe: Recipe) -> None:
+def make_instructions(run: RunDir, recipe: Recipe) -> None:
     """Makes the conversations of all three tasks, on the recipe's servers, task after task.
 
     Raises:
         RunError: the captions are not complete, or a task was begun with other settings or another model.
         ServerError: the servers cannot be used; what was answered so far is kept.
+        Stopped: by a signal; what was answered so far is kept.
     """
     run.finished("captions", "seeds")
     for name, task in instruction_tasks(recipe).items():
-        await _make_task(run, recipe, name, task)
+        bulk = conversation_task(run, recipe, name)
+        prompt = bulk.question.prompt
+        run.begin(
+            bulk.stage,
+            settings(task)
+            | {
+                "prompt": {"name": prompt.name, "sha256": prompt.sha256},
+                "attempts": recipe.instructions.attempts,
+                "random_seed": recipe.random_seed,
+            },
+        )
+        carry_out(run, recipe.server, bulk)
 
 
 def check_prompts(recipe: Recipe) -> None:
@@ -49,53 +58,51 @@ def check_prompts(recipe: Recipe) -> None:
         RecipeError: a prompt is missing or wrong, or its schema is none that TGI compiles well.
     """
     for task in instruction_tasks(recipe).values():
-        _prompt_and_schema(task)
+        _question(task)
 
 
-def _prompt_and_schema(task: InstructionTask) -> tuple[Prompt, dict[str, Any]]:
+def conversation_task(run: RunDir, recipe: Recipe, name: str) -> BulkTask[CaptionRow]:
+    """What is asked about the captions drawn for one task.
+
+    Raises:
+        RecipeError: the prompt is missing or wrong, or its schema is none that TGI compiles well.
+    """
+    task = instruction_tasks(recipe)[name]
+    question = _question(task)
+    assert question.schema is not None
+    validator = Draft202012Validator(question.schema)
+    quotas = _quotas(run, task.fraction)
+
+    def check(item: CaptionRow, answer: Answer) -> tuple[Row, str | None]:
+        items, fault = checks.instruction_items(answer.text, answer.finish_reason, validator, task.min_items)
+        turns = conversation(item.id, name, items)
+        columns = {"task": name, "conversations": turns, "caption_shard": item.shard, "caption_row": item.row}
+        return columns, fault
+
+    return BulkTask(
+        stage=f"instructions/{name}",
+        source="captions",
+        columns=INSTRUCTION_SCHEMA,
+        question=question,
+        attempts=recipe.instructions.attempts,
+        random_seed=recipe.random_seed,
+        count=lambda shard: quotas[shard],
+        load=lambda shard: _sample(run, shard, quotas[shard], f"{recipe.random_seed} {name}"),
+        values=lambda item: {
+            "caption": item.caption,
+            "min_items": str(task.min_items),
+            "max_items": str(task.max_items),
+        },
+        check=check,
+    )
+
+
+def _question(task: InstructionTask) -> Question:
     prompt = load_prompt(task.prompt)
     schema = prompt.answer_schema(task.min_items, task.max_items)
     if faults := schema_faults(schema):
         raise RecipeError(f"prompt {prompt.name}: its schema is none for TGI: {'; '.join(faults)}")
-    return prompt, schema
-
-
-async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTask) -> None:
-    stage = f"instructions/{name}"
-    prompt, schema = _prompt_and_schema(task)
-    fingerprint = settings(task) | {
-        "prompt": {"name": prompt.name, "sha256": prompt.sha256},
-        "attempts": recipe.instructions.attempts,
-        "random_seed": recipe.random_seed,
-    }
-    run.begin(stage, fingerprint)
-    shards = [shard for shard in run.sealed("captions") if shard not in run.sealed(stage)]
-    if not shards:
-        return
-    validator = Draft202012Validator(schema)
-    quotas = _quotas(run, task.fraction)
-
-    async with connect(recipe.server) as scheduler:
-        asker = Asker(scheduler, prompt, schema, recipe.instructions.attempts, recipe.random_seed)
-        await asker.pin(run, stage)
-
-        async def ask(item: CaptionRow) -> Outcome:
-            values = {"caption": item.caption, "min_items": str(task.min_items), "max_items": str(task.max_items)}
-
-            def check(answer: Answer) -> tuple[dict[str, Any], str | None]:
-                items, fault = checks.instruction_items(answer.text, answer.finish_reason, validator, task.min_items)
-                turns = conversation(item.id, name, items)
-                columns = {"task": name, "conversations": turns, "caption_shard": item.shard, "caption_row": item.row}
-                return columns, fault
-
-            return await asker.outcome(item.id, values, check)
-
-        def load(shard: int) -> list[CaptionRow]:
-            return _sample(run, shard, quotas[shard], f"{recipe.random_seed} {name}")
-
-        with progress(stage, sum(quotas[shard] for shard in shards), 0, "conversation") as bar:
-            bulk = BulkStage(run, stage, INSTRUCTION_SCHEMA, load, ask, bar.update)
-            await bulk.complete(shards, scheduler.workers)
+    return Question(prompt, schema)
 
 
 def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str, str]]:

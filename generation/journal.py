@@ -1,25 +1,39 @@
-"""The journal of one unfinished shard: an append-only JSONL file, one line an answered id.
+"""The journal of one unfinished shard: an append-only JSONL file, one line an id that has ended.
 
 A line reaches the operating system before the next request is asked, so a killed process loses no answer; it reaches
-the disk at most ``SYNC_SECONDS`` later. A torn last line (the machine died in mid-write) is dropped on opening.
+the disk at most ``SYNC_SECONDS`` later. A torn last line (the machine died in mid-write) is dropped on opening. Memory
+holds where each line lies, not what it says.
 """
 
 import errno
-import json
+import mmap
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import orjson
 
 from .errors import RunError
 from .files import guarded
 
 SYNC_SECONDS = 1.0
 
+Record = dict[str, Any]
+
 
 class Journal:
-    """Opens a journal, replays it into ``answered`` (id -> record), and appends to it.
+    """Opens a journal, replays it, and appends to it.
+
+    A record holds ``id`` and, once the id has ended, ``row``; an id without ``row`` is one to be asked ``again``. The
+    records of a shard that was sealed before and opened again also hold the ``place`` of their row in it.
+
+    Attributes:
+        answered: where the line of each ended id begins, in bytes.
+        again: the records of the ids that are to be asked again.
+        places: of the rows that were sealed before.
 
     Raises:
         RunError: a line before the last is no JSON object with an ``id``, or the file cannot be written.
@@ -33,8 +47,10 @@ class Journal:
             raise RunError(
                 f"cannot open {path}: {error.strerror}; mend the cause and run the command again"
             ) from error
-        self.answered = self._replay()
-        self._size = path.stat().st_size
+        self.answered: dict[str, int] = {}
+        self.again: dict[str, Record] = {}
+        self.places: dict[str, int] = {}
+        self._size = self._replay()
         self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,13 +61,13 @@ class Journal:
     ) -> None:
         self.close()
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Adds the record of one id. The record must hold ``id``.
+    def append(self, record: Record) -> None:
+        """Adds the record of one id: JSON values, text without lone surrogates.
 
         Raises:
             RunError: the disk is full or the file cannot be written; no half line is left behind.
         """
-        line = json.dumps(record, ensure_ascii=True).encode() + b"\n"
+        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -61,11 +77,20 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror}. Every line before is kept: mend the cause and give the "
                 "same command again"
             ) from error
+        self._note(record, self._size)
         self._size += len(line)
-        self.answered[record["id"]] = record
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
             self._synced = time.monotonic()
+
+    def records(self, ids: Iterable[str]) -> Iterator[Record]:
+        """The records of ended ids, in the order of ``ids``."""
+        if not self._size:
+            return
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for id in ids:
+                start = self.answered[id]
+                yield orjson.loads(content[start : content.find(b"\n", start)])
 
     def close(self) -> None:
         """Syncs and closes the file."""
@@ -75,22 +100,31 @@ class Journal:
             finally:
                 self._file.close()
 
+    def _note(self, record: Record, start: int) -> None:
+        if "row" in record:
+            self.answered.setdefault(record["id"], start)
+            if "place" in record:
+                self.places[record["id"]] = record["place"]
+        else:
+            self.again[record["id"]] = record
+
     def _sync(self) -> None:
         guarded(self.path, lambda: os.fsync(self._file.fileno()))
 
-    def _replay(self) -> dict[str, dict[str, Any]]:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            self._file.truncate(whole)
-        answered: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            try:
-                record = json.loads(line)
-                answered.setdefault(record["id"], record)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise RunError(
-                    f"{self.path}, line {number} is damaged ({error!r}); delete that line and run the command again: "
-                    "its row will be asked anew"
-                ) from error
-        return answered
+    def _replay(self) -> int:
+        """Notes all whole lines, cuts off a torn one, and returns how many bytes are left."""
+        start = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    self._file.truncate(start)
+                    break
+                try:
+                    self._note(orjson.loads(line), start)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RunError(
+                        f"{self.path}, line {number} is damaged ({error!r}); delete that line and run the command "
+                        "again: its row will be asked anew"
+                    ) from error
+                start += len(line)
+        return start

@@ -59,6 +59,7 @@ REJECTED_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("reason", pa.string()),
         ("raw", pa.string()),  # the last answer, or the server's refusal
+        ("request", pa.string()),  # the JSON that was answered so, as it was sent
         *_PROVENANCE,
     ]
 )

@@ -157,6 +157,10 @@ class RunDir:
         """Where a shard of a stage lies, sealed or not."""
         return self.path / stage / f"{shard:05d}{_SUFFIX.get(stage.split('/')[0], '.parquet')}"
 
+    def rejected_path(self, stage: str, shard: int) -> Path:
+        """Where the rejected rows of a shard lie, if there are any."""
+        return self.path / "rejected" / stage / f"{shard:05d}.parquet"
+
     def journal_path(self, stage: str, shard: int) -> Path:
         """Where the journal of an unfinished shard lies; its folder is made."""
         path = self.path / stage / f"{shard:05d}.jsonl"
@@ -174,16 +178,33 @@ class RunDir:
         record: dict[str, Any] = self.stage(stage)["files"][name]
         return record
 
+    def unseal(self, stage: str, shard: int) -> None:
+        """Takes a shard back among the unfinished ones, once a journal holds what of it is to stay. What it cost is
+        kept as ``unsealed`` until it is sealed again; its files are then written over."""
+        record, path = self.stage(stage), self.shard_path(stage, shard)
+        spent = record["files"].pop(str(path.relative_to(self.path)))
+        record["files"].pop(str(self.rejected_path(stage, shard).relative_to(self.path)), None)
+        record.setdefault("unsealed", {})[str(shard)] = {key: spent[key] for key in ("requests", "retries")}
+        self.save()
+
+    def unsealed(self, stage: str, shard: int) -> dict[str, Any]:
+        """What a shard that was unsealed had cost: ``requests`` and ``retries``; empty for any other."""
+        spent: dict[str, Any] = self.stage(stage).get("unsealed", {}).get(str(shard), {})
+        return spent
+
     def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
         """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""
         path = self.shard_path(stage, shard)
         sealed = {path: seal(path, lambda target: pq.write_table(table, target, compression="zstd"))}
         sealed[path] |= {"rows": len(table), **counts}
+        self.stage(stage).get("unsealed", {}).pop(str(shard), None)
+        path = self.rejected_path(stage, shard)
         if rejected is not None and len(rejected):
-            path = self.path / "rejected" / stage / path.name
             sealed[path] = seal(path, lambda target: pq.write_table(rejected, target, compression="zstd"))
             sealed[path] |= {"rows": len(rejected)}
         self._record(stage, sealed)
+        if path not in sealed:
+            path.unlink(missing_ok=True)  # of an earlier sealing
 
     def seal_tensors(
         self, stage: str, path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any], **counts: Any

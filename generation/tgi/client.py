@@ -1,57 +1,44 @@
-"""One endpoint of a text-generation server, over aiohttp.
+"""One endpoint of a text-generation server, over aiohttp: what it is, how it is, and its answers.
 
-Two protocols: ``/v1/chat/completions`` with a ``response_format`` that TGI 3.3, vLLM, SGLang and llama.cpp all read,
-and TGI's native ``/generate`` with ``grammar``. Every failure becomes one of the classes of ``errors``, with the
-endpoint, the status and what the server said (TGI answers errors as JSON, as plain text, or with an empty body).
+Every failure becomes one of the classes of ``errors``, by what is to be done about it, with the endpoint, the status
+and what the server said.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
-from ..errors import Overloaded, RequestRefused, ServerError, StopRun, Transient
-from ..prompts import Prompt
+from ..errors import ServerError, StopRun, Transient
+from .protocol import (
+    API_KEY_VARIABLE,
+    Answer,
+    Api,
+    Frame,
+    Question,
+    Request,
+    chat_frame,
+    failure,
+    loads,
+    marked_messages,
+    native_frame,
+    read_chat,
+    read_native,
+)
 
-API_KEY_VARIABLE = "TGI_API_KEY"
-Api = Literal["chat", "generate"]
-
-_STATUS: dict[int, type[ServerError]] = {
-    400: RequestRefused,
-    413: RequestRefused,
-    422: RequestRefused,
-    429: Overloaded,
-    408: Transient,
-    424: Transient,
-}
-_MARK = "UNICORN-FIELD-{}-UNICORN"
-_MARKS = re.compile(_MARK.format(r"(\w+?)"))
-_FINISHED = ("stop", "eos_token", "stop_sequence")  # as chat, native TGI, and TGI's chat with a stop word say it
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to the model: a prompt, the values of its fields, and the seed of its sampling (1 .. 2^31 - 1)."""
-
-    prompt: Prompt
-    values: dict[str, str]
-    seed: int
-    schema: dict[str, Any] | None = None
-    max_tokens: int | None = None  # None: the prompt's own
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said. ``finish_reason`` is ``stop`` or ``length``, or what a foreign server made of it."""
-
-    text: str  # without the prompt's answer prefix
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
+ASIDE_S = 10.0  # for an answer to anything but a generation request
+_ROUTES = {"chat": "/v1/chat/completions", "generate": "/generate"}
+_READERS = {"chat": read_chat, "generate": read_native}
+# Requests that wait for a place in the batch, as TGI, vLLM, SGLang and llama.cpp name their gauge.
+_QUEUE_GAUGE = re.compile(
+    r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{.*\})?\s+(\S+)",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Endpoint:
 
     Args:
         url: such as ``http://127.0.0.1:8080``; a trailing ``/v1`` is cut off.
-        session: an aiohttp session; its time-out and connection limit hold.
+        session: an aiohttp session; its time-outs and connection limit hold.
         api: which protocol to speak.
         api_key: sent as a bearer token, and never shown.
 
@@ -91,7 +78,8 @@ class Endpoint:
         self.info: ServerInfo | None = None
         self._session = session
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._frames: dict[str, str] = {}  # of native requests, by prompt
+        self._urls = {route: URL(self.url + route) for route in _ROUTES.values()}
+        self._frames: dict[Question, Frame] = {}
 
     async def connect(self) -> ServerInfo:
         """Asks the server what it is, and keeps the answer as ``info``.
@@ -120,112 +108,101 @@ class Endpoint:
         self.info = info
         return info
 
+    async def check_health(self) -> None:
+        """Returns if ``/health`` is 200, or is a route that the server does not have.
+
+        Raises:
+            ServerError: the server cannot be reached, is loading its model, or is unhealthy.
+        """
+        try:
+            await self._aside("GET", "/health")
+        except StopRun as error:
+            if error.status not in (404, 405):
+                raise
+
+    async def queue_size(self) -> int | None:
+        """How many requests wait for a place in the batch, by ``/metrics``; None where it does not say."""
+        try:
+            content = await self._aside("GET", "/metrics")
+        except ServerError:
+            return None
+        sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
+        return sum(int(float(size)) for size in sizes) if sizes else None
+
+    async def count_tokens(self, request: Request) -> int | None:
+        """The prompt tokens of a request, by TGI's ``/chat_tokenize``; None from any other server."""
+        if not (self.info and self.info.is_tgi):
+            return None
+        body = {"messages": request.question.prompt.messages(request.values)}
+        return len((await self._call("POST", "/chat_tokenize", body))["tokenize_response"])
+
+    async def body(self, request: Request) -> bytes:
+        """The JSON of a request, as it is sent.
+
+        Raises:
+            ServerError: the server does not render its chat template (native protocol).
+        """
+        frame = self._frames.get(request.question)
+        if frame is None:
+            frame = self._frames[request.question] = await self._frame(request.question)
+        return frame.fill(request)
+
     async def ask(self, request: Request) -> Answer:
         """Sends one request and reads its answer.
 
         Raises:
             ServerError: one of its classes, by what is to be done about it.
         """
-        if self.api == "chat":
-            route, body, read = "/v1/chat/completions", self._chat_body(request), _read_chat
-        else:
-            route, body, read = "/generate", await self._native_body(request), _read_native
-        reply, headers = await self._call_with_headers("POST", route, body)
+        route = _ROUTES[self.api]
+        content, headers = await self._send("POST", route, await self.body(request))
+        reply = self._json(f"POST {self.url}{route}", content)
         try:
-            answer = read(reply, headers)
+            answer = _READERS[self.api](reply, headers)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             shown = json.dumps(reply)[:300]
-            raise Transient(f"POST {self.url}{route}: unexpected answer ({error!r}): {shown}") from error
+            raise Transient(
+                f"POST {self.url}{route}: unexpected answer ({error!r}): {shown}", endpoint=self.url
+            ) from error
+        if not request.question.prompt.answer_prefix:
+            return answer
         # llama.cpp repeats the answer's prefix; TGI, vLLM and SGLang go on from it.
-        return replace(answer, text=answer.text.removeprefix(request.prompt.prefix(request.values)))
+        return replace(answer, text=answer.text.removeprefix(request.question.prompt.prefix(request.values)))
 
-    def _chat_body(self, request: Request) -> dict[str, Any]:
-        sampling = request.prompt.sampling
-        body: dict[str, Any] = {
-            "messages": request.prompt.messages(request.values),
-            "max_tokens": request.max_tokens or sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "frequency_penalty": sampling.frequency_penalty,
-            "seed": request.seed,
-            "stream": False,
-        }
-        if self.info and not self.info.is_tgi:  # TGI reads `model` as the name of an adapter
-            body["model"] = self.info.model_id
-        if request.prompt.answer_prefix:  # vLLM's and SGLang's names for what TGI and llama.cpp do by themselves
-            body |= {"add_generation_prompt": False, "continue_final_message": True}
-        if request.schema:
-            named = {"name": request.prompt.id, "schema": request.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": {**named, "strict": True}, "value": named}
-        return body
-
-    async def _native_body(self, request: Request) -> dict[str, Any]:
-        sampling = request.prompt.sampling
-        parameters: dict[str, Any] = {
-            "max_new_tokens": request.max_tokens or sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "frequency_penalty": sampling.frequency_penalty,
-            "do_sample": True,
-            "seed": request.seed,
-            "return_full_text": False,
-            "details": True,  # the only place of the finish reason
-        }
-        if request.schema:
-            parameters["grammar"] = {"type": "json", "value": request.schema}
-        return {"inputs": await self._native_inputs(request), "parameters": parameters}
-
-    async def _native_inputs(self, request: Request) -> str:
-        """The prompt as the server's own chat template renders it. The template is asked for once a prompt, with marks
-        in the fields' places; the values go into the marks here."""
-        frame = self._frames.get(request.prompt.sha256)
-        if frame is None:
-            marks = {field: _MARK.format(field) for field in request.values}
-            body = {"messages": request.prompt.messages(marks)}
-            frame = (await self._call("POST", "/chat_tokenize", body))["templated_text"]
-            self._frames[request.prompt.sha256] = frame
-        return _MARKS.sub(lambda match: request.values[match[1]], frame)
+    async def _frame(self, question: Question) -> Frame:
+        if self.api == "chat":
+            return chat_frame(question, None if not self.info or self.info.is_tgi else self.info.model_id)
+        templated = await self._call("POST", "/chat_tokenize", {"messages": marked_messages(question.prompt)})
+        return native_frame(question, templated["templated_text"])
 
     async def _call(self, method: str, route: str, body: object = None) -> Any:
-        return (await self._call_with_headers(method, route, body))[0]
+        content = await self._aside(method, route, None if body is None else json.dumps(body).encode())
+        return self._json(f"{method} {self.url}{route}", content)
 
-    async def _call_with_headers(self, method: str, route: str, body: object = None) -> tuple[Any, Any]:
-        where = f"{method} {self.url}{route}"
+    async def _aside(self, method: str, route: str, body: bytes | None = None) -> bytes:
         try:
-            async with self._session.request(method, self.url + route, json=body, headers=self._headers) as response:
+            async with asyncio.timeout(ASIDE_S):
+                return (await self._send(method, route, body))[0]
+        except TimeoutError:
+            raise Transient(f"{method} {self.url}{route}: no answer in {ASIDE_S:g} s", endpoint=self.url) from None
+
+    def _json(self, call: str, content: bytes) -> Any:
+        try:
+            return loads(content)
+        except ValueError as error:
+            raise Transient(f"{call}: the answer is no JSON: {error}", endpoint=self.url) from error
+
+    async def _send(self, method: str, route: str, body: bytes | None = None) -> tuple[bytes, Any]:
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        url = self._urls.get(route) or URL(self.url + route)
+        try:
+            async with self._session.request(method, url, data=body, headers=headers) as response:
                 content = await response.read()
                 if response.status == 200:
-                    return json.loads(content), response.headers
-                raise _failure(where, response.status, content)
+                    return content, response.headers
+                raise failure(f"{method} {self.url}{route}", self.url, response.status, content)
+        except TimeoutError:  # aiohttp's are also ClientErrors
+            seconds = self._session.timeout.total or self._session.timeout.sock_connect
+            raise Transient(f"{method} {self.url}{route}: no answer in {seconds} s", endpoint=self.url) from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Transient(f"{where}: {type(error).__name__}: {error}") from error
-        except TimeoutError:
-            raise Transient(f"{where}: no answer in {self._session.timeout.total} s") from None
-        except ValueError as error:
-            raise Transient(f"{where}: the answer is no JSON: {error}") from error
-
-
-def _read_chat(reply: Any, headers: Mapping[str, str]) -> Answer:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    text, reason = choice["message"].get("content"), choice.get("finish_reason")
-    return _answer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
-
-
-def _read_native(reply: Any, headers: Mapping[str, str]) -> Answer:
-    details = reply["details"]
-    tokens = headers.get("x-prompt-tokens"), details["generated_tokens"]
-    return _answer(reply["generated_text"], details["finish_reason"], *tokens)
-
-
-def _answer(text: str | None, finish_reason: str | None, prompt_tokens: Any, completion_tokens: Any) -> Answer:
-    reason = "stop" if finish_reason in _FINISHED else finish_reason or "unknown"
-    storable = (text or "").encode("utf-8", "replace").decode()  # a lone surrogate can be sent, but not be stored
-    return Answer(storable, reason, int(prompt_tokens or 0), int(completion_tokens or 0))
-
-
-def _failure(where: str, status: int, content: bytes) -> ServerError:
-    """The error for an answer that is not 200, by what is to be done about it."""
-    said = content.decode("utf-8", "replace").strip()[:500] or "an empty body"
-    kind = _STATUS.get(status, Transient if status >= 500 else StopRun)
-    hint = f"; set ${API_KEY_VARIABLE} to the server's key" if status in (401, 403) else ""
-    return kind(f"{where}: HTTP {status}: {said}{hint}", status)
+            said = f"{type(error).__name__}: {error}"
+            raise Transient(f"{method} {self.url}{route}: {said}", endpoint=self.url) from error

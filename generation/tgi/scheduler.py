@@ -1,243 +1,265 @@
-"""Spreads requests over endpoints: a limit per endpoint that is found, not configured, and retries outside it.
+"""Spreads requests over endpoints and asks again what failed.
 
-The limit of an endpoint doubles for every limit's worth of answers until the server first says 429; from then on it
-grows by one and falls by a quarter at each burst of 429 (slow start, then additive increase and multiplicative
-decrease, as TCP does it: RFC 5681). A request that fails gives its place back at once; its back-off,
-jittered, is slept outside.
+Each endpoint has a lane: a limit that is found (``limit``), a circuit breaker (``breaker``), and a watch for servers
+that take requests and answer none. A request that fails gives its place back at once; its back-off, jittered, is slept
+outside. What an item may be to blame for (HTTP 424 twice) is asked alone, so that it takes no other along.
 """
 
 import asyncio
-import os
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
-import aiohttp
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from ..config import Server
-from ..errors import Overloaded, RequestRefused, StopRun, Transient
-from .client import API_KEY_VARIABLE, Answer, Endpoint, Request, ServerInfo
-from .embedded import embedded_server
+from ..errors import BatchFailed, Overloaded, RequestRefused, StopRun, Transient
+from .client import Endpoint
+from .lane import Lane
+from .protocol import Answer, Question, Request
 
-T = TypeVar("T")
-START_LIMIT = 8.0
-DECREASE = 0.75
+BACKOFF_S = 0.25  # doubles with each attempt
 BACKOFF_CEILING_S = 30.0
-CONNECT_ATTEMPTS = 4
+ISOLATE_AFTER = 2  # answers 424 to one item
+REFUSED_IN_A_ROW = 50  # prompts refused, and none answered: the fault is not theirs
+WARM_UP_TOKENS = 16
 
 
-class AdaptiveLimit:
-    """How many requests one endpoint may hold at a time.
+@dataclass
+class Tally:
+    """What asking about one row took: requests sent, and those asked again, by cause (``429``, ``reset``, ...)."""
 
-    Args:
-        ceiling: never more than this.
-        start: where it begins.
-    """
+    requests: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    tokens_disagree: int = 0
 
-    def __init__(self, ceiling: int, start: float = START_LIMIT) -> None:
-        self.ceiling = ceiling
-        self.value = min(start, float(ceiling))
-        self.in_flight = 0
-        self._answers_since_cut = 0
-        self._refused = False
 
-    @property
-    def free(self) -> bool:
-        """Whether one more request may start."""
-        return self.in_flight < int(self.value)
+@dataclass
+class _Trial:
+    """One request on its way to an answer."""
 
-    def answered(self) -> None:
-        """Counts an answer: the limit grows by one, after the first 429 by ``1 / limit``, if it was in use."""
-        self._answers_since_cut += 1
-        if self.in_flight >= int(self.value) - 1:
-            step = 1 / self.value if self._refused else 1.0
-            self.value = min(self.value + step, float(self.ceiling))
-
-    def refused(self) -> None:
-        """Counts a 429: the limit falls, once for all the refusals of one burst."""
-        self._refused = True
-        if self._answers_since_cut:
-            self.value = max(1.0, self.value * DECREASE)
-            self._answers_since_cut = 0
+    request: Request
+    tally: Tally
+    failures: int = 0  # those that count against the request
+    batch_failures: int = 0
 
 
 class Scheduler:
-    """Asks the least loaded of its endpoints, and asks again what failed.
+    """Asks the least loaded of its endpoints.
 
     Args:
-        endpoints: connected endpoints, all serving one model.
-        max_in_flight: ceiling of each endpoint's limit; the server's own limit lowers it.
+        lanes: connected endpoints, all serving one model.
         retries: how often a request that failed in transit or on the server is asked again.
-        start_limit: where each endpoint's limit begins.
+        timeout_s: of one request, queue time included.
+        give_up_s: without any answer from any endpoint, the run is stopped after as long.
     """
 
     def __init__(
-        self, endpoints: Iterable[Endpoint], max_in_flight: int, retries: int, start_limit: float = START_LIMIT
+        self, lanes: Iterable[Lane], retries: int, timeout_s: float = 600.0, give_up_s: float = 1800.0
     ) -> None:
-        self.endpoints = list(endpoints)
-        self.limits = [AdaptiveLimit(_ceiling(e.info, max_in_flight), start_limit) for e in self.endpoints]
+        self.lanes = list(lanes)
         self.answers = 0
-        self.requests = 0
-        self.retries: dict[str, int] = {"Overloaded": 0, "Transient": 0}
-        self._waiting: deque[asyncio.Future[int]] = deque()
-        wait = wait_random_exponential(multiplier=0.25, max=BACKOFF_CEILING_S)
-        # A 429 says that the request is good, so it is never given up; other failures are.
-        self._patient = AsyncRetrying(retry=retry_if_exception_type(Overloaded), wait=wait, reraise=True)
-        self._bounded = AsyncRetrying(
-            retry=retry_if_exception_type(Transient), wait=wait, stop=stop_after_attempt(retries + 1), reraise=True
-        )
+        self.in_flight = 0  # calls of ``ask`` that have not returned
+        self._retries, self._timeout_s, self._give_up_s = retries, timeout_s, give_up_s
+        self._refused_in_a_row = 0
+        self._waiting: deque[asyncio.Future[Lane]] = deque()
+        self._fatal: StopRun | None = None
+        self._answered_at = time.monotonic()
+        self._wait = wait_random_exponential(multiplier=BACKOFF_S, max=BACKOFF_CEILING_S)
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The endpoints of the lanes."""
+        return [lane.endpoint for lane in self.lanes]
 
     @property
     def workers(self) -> int:
-        """How many requests can be in flight at most."""
-        return sum(limit.ceiling for limit in self.limits)
+        """How many calls of ``ask`` keep all lanes busy, though some of them sleep in a back-off."""
+        ceilings = sum(lane.limit.ceiling for lane in self.lanes)
+        return ceilings + ceilings // 8 + 1
 
     @property
     def model_id(self) -> str:
         """The model that all endpoints serve."""
-        info = self.endpoints[0].info
+        info = self.lanes[0].endpoint.info
         assert info is not None
         return info.model_id
 
-    async def ask(self, request: Request) -> Answer:
-        """The answer to ``request``, from whichever endpoint.
+    async def ask(self, request: Request, tally: Tally | None = None) -> Answer:
+        """The answer to ``request``, from whichever endpoint; ``tally`` is added to.
 
         Raises:
-            RequestRefused: the server refuses this very prompt.
-            Transient: all retries failed, though other requests were answered meanwhile: this prompt is to blame.
-            StopRun: all retries failed and nothing else was answered meanwhile, or the endpoint is unusable.
+            RequestRefused: the server refuses this very prompt, or fails on it though it is asked alone.
+            Transient: all retries failed, though the server lives: this prompt is to blame.
+            StopRun: an endpoint is unusable, no endpoint answers any more, or prompt after prompt is refused.
         """
-        before = self.answers
+        trial = _Trial(request, tally if tally is not None else Tally())
+        if not self.in_flight:
+            self._answered_at = time.monotonic()
+        self.in_flight += 1
         try:
-            try:
-                answer = await self._ask_once(request)
-            except (Overloaded, Transient) as failure:
-                answer = await self._ask_again(request, failure)
-        except Transient as error:
-            if self.answers == before:
-                raise StopRun(f"{error}. No request was answered since; is the server still up?") from error
+            answer = await self._try(trial)
+        except RequestRefused as error:
+            self._count_refusal(error)
             raise
+        finally:
+            self.in_flight -= 1
+        self._refused_in_a_row = 0
         self.answers += 1
+        self._answered_at = time.monotonic()
         return answer
 
-    async def warm_up(self, request: Request) -> None:
-        """Sends one short request to every endpoint, so that a schema, sampling value or key that the server does not
-        take stops the run before it has touched a row.
+    async def warm_up(self, question: Question) -> None:
+        """Sends one short request to every endpoint, so that it compiles the schema, and so that a schema, sampling
+        value or key that it does not take stops the run before it has touched a row.
 
         Raises:
             StopRun: an endpoint refuses it or fails it.
         """
-        for endpoint in self.endpoints:
-            try:
-                await self._retrying(partial(endpoint.ask, replace(request, max_tokens=16)))()
-            except (RequestRefused, Transient) as error:
-                raise StopRun(f"the warm-up request of prompt {request.prompt.name} failed: {error}") from error
+        sampling = replace(question.prompt.sampling, max_tokens=WARM_UP_TOKENS)
+        short = Question(replace(question.prompt, sampling=sampling), question.schema)
+        request = Request(short, short.prompt.warm_up, 1)
+        again = AsyncRetrying(
+            retry=retry_if_exception_type((Overloaded, Transient)),
+            stop=lambda state: state.attempt_number > self._retries,
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            await asyncio.gather(*(again.wraps(lane.endpoint.ask)(request) for lane in self.lanes))
+        except (RequestRefused, Overloaded, Transient) as error:
+            raise StopRun(f"the warm-up request of prompt {short.prompt.name} failed: {error}") from error
 
-    async def _ask_again(self, request: Request, failure: Overloaded | Transient) -> Answer:
-        """Retries, with ``failure`` as the first attempt: the common case, success, pays nothing for the machinery."""
-        failures = [failure]
+    async def _try(self, trial: _Trial) -> Answer:
+        """The common case, success at once, pays nothing for the machinery of retries."""
+        try:
+            return await self._ask_once(trial)
+        except (Overloaded, Transient) as error:
+            failures = [error]
 
         async def attempt() -> Answer:
             if failures:
                 raise failures.pop()
-            return await self._ask_once(request)
+            return await self._ask_once(trial)
 
-        return await self._retrying(attempt)()
+        def exhausted(state: RetryCallState) -> bool:
+            return trial.failures > self._retries
 
-    def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
-        return self._bounded.wraps(self._patient.wraps(attempt))
+        retriable = retry_if_exception_type((Overloaded, Transient))
+        return await AsyncRetrying(retry=retriable, stop=exhausted, wait=self._wait, reraise=True).wraps(attempt)()
 
-    async def _ask_once(self, request: Request) -> Answer:
-        place = await self._take_place()
-        limit = self.limits[place]
-        self.requests += 1
+    async def _ask_once(self, trial: _Trial) -> Answer:
+        if trial.batch_failures >= ISOLATE_AFTER:
+            return await self._ask_alone(trial)
+        return await self._send(await self._take_place(), trial)
+
+    async def _ask_alone(self, trial: _Trial) -> Answer:
+        """Asks with nothing else in flight on the lane: who fails there has failed by himself."""
+        lane = await self._take_place()
+        lane.give_place_back()  # to wait without it, in line with others who are to be alone
+        async with lane.isolation:
+            lane.reserved = True
+            try:
+                await lane.idle.wait()
+                if lane.breaker.state == "open":
+                    raise lane.last_failure or lane.timed_out(self._timeout_s)
+                lane.take()
+                return await self._send(lane, trial)
+            except BatchFailed as error:
+                raise RequestRefused(
+                    f"{error} (also when asked alone)", error.status, error.error_type, error.endpoint
+                ) from error
+            except Transient:
+                trial.failures += 1
+                raise
+            finally:
+                lane.reserved = False
+                self.hand_out()
+
+    async def _send(self, lane: Lane, trial: _Trial) -> Answer:
+        """One request on a place that was taken; the place is free again when it returns."""
+        limit_stamp, breaker_stamp, answers = lane.limit.stamp, lane.breaker.stamp, lane.answers
+        trial.tally.requests += 1
         try:
-            answer = await self.endpoints[place].ask(request)
-            limit.answered()
-            return answer
+            async with asyncio.timeout(self._timeout_s) as clock:
+                lane.clocks.add(clock)
+                answer = await lane.endpoint.ask(trial.request)
         except Overloaded:
-            self.retries["Overloaded"] += 1
-            limit.refused()
+            trial.tally.retries["429"] += 1
+            lane.limit.refused(limit_stamp)
+            lane.touch()
             raise
-        except Transient:
-            self.retries["Transient"] += 1
-            raise
+        except (Transient, TimeoutError) as error:
+            failure = error if isinstance(error, Transient) else lane.timed_out(self._timeout_s)
+            trial.tally.retries[_cause(failure)] += 1
+            trial.batch_failures += isinstance(failure, BatchFailed)
+            # A server that is away, or a gateway before it, says nothing of the request, unless others came through.
+            trial.failures += failure.status not in (None, 502, 503, 504) or lane.answers > answers
+            lane.failed(breaker_stamp, failure)
+            raise failure from None
         finally:
-            self._give_place_back(limit)
+            lane.clocks.discard(clock)
+            lane.give_place_back()
+            if self._waiting:
+                self.hand_out()
+        trial.tally.tokens_disagree += not answer.tokens_agree
+        lane.answered(limit_stamp, answer.queue_share)
+        return answer
 
-    async def _take_place(self) -> int:
-        """The number of an endpoint with a place, which is then taken; waits in line while there is none."""
-        place = self._freest()
-        if place is not None and not self._waiting:
-            self.limits[place].in_flight += 1
-            return place
-        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async def _take_place(self) -> Lane:
+        """A lane with a place, which is then taken; waits in line while there is none."""
+        if self._fatal:
+            raise self._fatal
+        if not self._waiting and (lane := self._freest()):
+            lane.take()
+            return lane
+        turn: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_place_back(self.limits[turn.result()])
+            if turn.done() and not turn.cancelled() and not turn.exception():
+                turn.result().give_place_back()
+                self.hand_out()
             raise
 
-    def _give_place_back(self, limit: AdaptiveLimit) -> None:
-        """Frees a place and hands what is free to those in line, whose places count as taken from then on."""
-        limit.in_flight -= 1
-        while self._waiting and (place := self._freest()) is not None:
+    def hand_out(self) -> None:
+        """Gives what places are free to those in line, whose places count as taken from then on."""
+        while self._waiting and (lane := self._freest()):
             turn = self._waiting.popleft()
             if not turn.done():
-                self.limits[place].in_flight += 1
-                turn.set_result(place)
+                lane.take()
+                turn.set_result(lane)
 
-    def _freest(self) -> int | None:
-        """The endpoint with the smallest share of its limit in use, or None if no limit has room."""
-        free = [number for number, limit in enumerate(self.limits) if limit.free]
-        return min(free, key=lambda i: self.limits[i].in_flight / self.limits[i].value, default=None)
+    def _freest(self) -> Lane | None:
+        """The open lane with the smallest share of its limit in use, or None if none has room."""
+        if len(self.lanes) == 1:
+            return self.lanes[0] if self.lanes[0].free else None
+        return min((lane for lane in self.lanes if lane.free), key=lambda lane: lane.limit.load, default=None)
 
+    def _count_refusal(self, error: RequestRefused) -> None:
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+            raise StopRun(f"{error}. So were {REFUSED_IN_A_ROW} prompts in a row; the fault is not theirs") from error
 
-@asynccontextmanager
-async def connect(server: Server) -> AsyncIterator[Scheduler]:
-    """Connects to the endpoints of a recipe, or starts the embedded default, and yields a scheduler over them.
+    def stop(self, error: StopRun) -> None:
+        """Makes this and every later call of ``ask`` that waits for a place end with ``error``."""
+        self._fatal = error
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(error)
 
-    Raises:
-        StopRun: an endpoint cannot be reached or used, or two of them serve different models.
-    """
-    # aiohttp would never open more than 100 connections by default.
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=server.timeout_s)
-    async with AsyncExitStack() as stack:
-        urls, ceiling, start = server.endpoints, server.max_in_flight, START_LIMIT
-        if not urls:
-            urls = (stack.enter_context(embedded_server(server.embedded)),)
-            ceiling = start = server.embedded.slots  # what it can serve is known
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
-        key = os.environ.get(API_KEY_VARIABLE)
-        endpoints = [Endpoint(url, session, server.api, key) for url in urls]
-        await _connect_all(endpoints)
-        yield Scheduler(endpoints, ceiling, server.retries, start)
-
-
-async def _connect_all(endpoints: list[Endpoint]) -> None:
-    connecting = AsyncRetrying(
-        retry=retry_if_exception_type((Transient, Overloaded)),
-        wait=wait_random_exponential(multiplier=0.5, max=4),
-        stop=stop_after_attempt(CONNECT_ATTEMPTS),
-        reraise=True,
-    )
-    try:
-        infos = await asyncio.gather(*(connecting.wraps(endpoint.connect)() for endpoint in endpoints))
-    except (Transient, Overloaded) as error:
-        raise StopRun(f"endpoint cannot be reached: {error}") from error
-    models = {(info.model_id, info.model_sha): endpoint.url for endpoint, info in zip(endpoints, infos, strict=True)}
-    if len(models) > 1:
-        served = "; ".join(f"{url} serves {model}" for (model, _), url in models.items())
-        raise StopRun(f"all endpoints must serve one model at one revision, but {served}")
+    def check_progress(self) -> None:
+        """Stops the run when no endpoint has answered anything for too long."""
+        silent_s = time.monotonic() - self._answered_at
+        if self.in_flight and silent_s > self._give_up_s and not self._fatal:
+            states = "; ".join(f"{lane.endpoint.url}: {lane.last_failure or 'no answer'}" for lane in self.lanes)
+            self.stop(StopRun(f"no request was answered for {silent_s:.0f} s; are the servers still up? {states}"))
 
 
-def _ceiling(info: ServerInfo | None, max_in_flight: int) -> int:
-    served: Any = info.max_concurrent_requests if info else None
-    return min(max_in_flight, served) if served else max_in_flight
+def _cause(failure: Transient) -> str:
+    """A short name for the account: the status, or what became of the connection."""
+    if failure.status:
+        return str(failure.status)
+    return "no_answer" if "no answer" in str(failure) else "connection"
