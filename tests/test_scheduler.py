@@ -10,8 +10,8 @@ import pytest
 from generation.config import Server
 from generation.errors import RequestRefused, StopRun, Transient
 from generation.prompts import load_prompt
-from generation.tgi import scheduler as scheduling
 from generation.tgi import connect as connecting
+from generation.tgi import scheduler as scheduling
 from generation.tgi.connect import connect
 from generation.tgi.protocol import Answer, Question, Request
 from generation.tgi.scheduler import Scheduler, Tally
