@@ -79,7 +79,7 @@ def ours(run_dir: Path, url: str, in_flight: int, checked: bool) -> float:
     if checked:
         make_captions(run, recipe)
     else:
-        task = caption_task(run, recipe)
+        task = caption_task(run, recipe.captions, recipe.random_seed)
         run.begin(task.stage, {})
         accepting = replace(
             task, check=lambda item, answer: ({"caption": answer.text, "seed": item.seed, "source": "own"}, None)

@@ -8,25 +8,17 @@ import logging
 import shlex
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from .arguments import STAGES, parser
 from .errors import Stopped, UnicornError
-
-STAGES = ("seeds", "captions", "instructions", "embed", "transfer")
-_HELP = {
-    "seeds": "stage 0: read the seed sources into shards",
-    "captions": "stage 1: have a language model expand every seed into a dense caption",
-    "instructions": "stage 2: have it write conversations about the captions",
-    "embed": "stage 3a: encode the captions",
-    "transfer": "stage 3b: move the text embeddings across the modality gap",
-    "run": "all stages, one after the other",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 refused or failed, 130 stopped by a signal."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
@@ -54,6 +46,8 @@ def _generate(options: argparse.Namespace) -> None:
         from .instructions import check_prompts
 
         check_prompts(recipe)
+    if getattr(options, "dry_run", False):
+        return _dry_run(options, recipe)
     run = RunDir(options.run_dir, create=options.command in ("seeds", "run"))
     with run.lock():
         for stage in STAGES if options.command == "run" else (options.command,):
@@ -83,6 +77,52 @@ def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
         transfer(run, recipe)
 
 
+def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
+    """Tells what the stages of a command would ask. A run that has no seeds yet gets them in a temporary place."""
+    from .captions import caption_task
+    from .config import instruction_tasks
+    from .dry_run import Prices, dry_run, tell_rows
+    from .instructions import conversation_task, stage_of
+    from .rundir import RunDir
+    from .seeds import make_seeds
+
+    price_in, price_out = options.usd_per_million
+    prices = Prices(price_in, price_out, options.usd_per_hour)
+    with tempfile.TemporaryDirectory() as folder:
+        begun = (options.run_dir / "manifest.json").exists()
+        run = RunDir(options.run_dir if begun else Path(folder), create=not begun)
+        with run.lock():
+            if not begun:
+                make_seeds(run, recipe)
+            if options.command != "instructions":
+                task: Any = caption_task(run, recipe.captions, recipe.random_seed)
+                dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
+            for name, section in instruction_tasks(recipe).items() if options.command != "captions" else ():
+                if run.sealed("captions") != run.sealed("seeds"):
+                    tell_rows(run, stage_of(name), section.fraction)
+                    continue
+                task = conversation_task(run, name, section, recipe.instructions.attempts, recipe.random_seed)
+                dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
+
+
+def _retry(options: argparse.Namespace) -> None:
+    from .config import Server, validate
+    from .retry import STAGES, retry
+    from .rundir import RunDir
+
+    server = validate(Server, _server_overrides(options), "the server options")
+    names = ("temperature", "top_p", "max_tokens")
+    sampling = {name: value for name in names if (value := getattr(options, name)) is not None}
+    run = RunDir(options.run_dir)
+    with run.lock():
+        accounts = retry(run, server, options.stage or STAGES, options.reason, options.prompt, sampling)
+    for account in accounts:
+        balance = ", ".join(f"{count} {name}" for name, count in account["balance"].items())
+        print(f"{account['stage']}: {account['recovered']} of {account['asked']} recovered; now {balance}")
+    if any(account["stage"] == "captions" and account["recovered"] for account in accounts):
+        print("the captions have grown: give `embed` and `transfer` again, then build the data sets")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from .config import Embedded
     from .tgi.embedded import serve
@@ -98,53 +138,12 @@ def _show(options: argparse.Namespace) -> None:
     show(RunDir(options.run_dir), options.id)
 
 
-_COMMANDS = {"serve": _serve, "show": _show}
+_COMMANDS = {"retry": _retry, "serve": _serve, "show": _show}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:
     given = {"endpoints": getattr(options, "endpoint", None), "api": getattr(options, "api", None)}
     return {key: value for key, value in given.items() if value}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m generation",
-        description="Makes vision-language training data out of text alone (Unicorn, arXiv 2503.22655).",
-        epilog="A stage that was stopped goes on where it was when its command is given again.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, text in _HELP.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", type=Path, required=True, help="the recipe, a YAML file")
-        command.add_argument("--run-dir", type=Path, required=True, help="where the run lies; made if need be")
-        if name in ("captions", "instructions", "run"):
-            _add_server_options(command)
-        if name in ("seeds", "run"):
-            command.add_argument("--extend", action="store_true", help="add the seeds that the run does not hold yet")
-    _add_serve(commands.add_parser("serve", help="serve the embedded default model over HTTP, for use by hand"))
-    show = commands.add_parser("show", help="print one record as it passed through every stage")
-    show.add_argument("--run-dir", type=Path, required=True)
-    show.add_argument("--id", help="of the record; the default is the first that has a conversation")
-    return parser
-
-
-def _add_server_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--endpoint",
-        action="append",
-        metavar="URL",
-        help="a TGI, vLLM, SGLang or llama.cpp server; may be repeated; its key is read from $TGI_API_KEY",
-    )
-    command.add_argument("--api", choices=("chat", "generate"), help="chat completions, or TGI's native /generate")
-
-
-def _add_serve(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    command.add_argument("--slots", type=int, default=8, help="requests decoded together")
-    command.add_argument("--slot-tokens", type=int, default=2048, help="context of one slot")
-    command.add_argument("--threads", type=int, help="the default is one a core")
-    command.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

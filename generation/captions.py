@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from . import checks
 from .ask import BulkTask, Row
 from .bulk import carry_out
-from .config import Recipe, settings
+from .config import Captions, Recipe, settings
 from .errors import RunError
 from .files import file_sha256
 from .prompts import PROMPTS, load_prompt
@@ -18,7 +18,7 @@ STAGE = "captions"
 _PARAPHRASES = PROMPTS / "describe_image.txt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SeedRow:
     """A seed that waits for its caption."""
 
@@ -37,7 +37,7 @@ def make_captions(run: RunDir, recipe: Recipe) -> None:
     """
     if not run.stage("seeds").get("complete"):
         raise RunError(f"{run.path}: the seeds are not complete; run the seeds stage to its end first")
-    task = caption_task(run, recipe)
+    task = caption_task(run, recipe.captions, recipe.random_seed)
     prompt = task.question.prompt
     run.begin(
         STAGE,
@@ -51,18 +51,18 @@ def make_captions(run: RunDir, recipe: Recipe) -> None:
     carry_out(run, recipe.server, task)
 
 
-def caption_task(run: RunDir, recipe: Recipe) -> BulkTask[SeedRow]:
+def caption_task(run: RunDir, captions: Captions, random_seed: int) -> BulkTask[SeedRow]:
     """What is asked about every seed.
 
     Raises:
         RecipeError: the prompt is missing or wrong.
     """
-    prompt = load_prompt(recipe.captions.prompt)
+    prompt = load_prompt(captions.prompt)
     paraphrases = _PARAPHRASES.read_text(encoding="utf-8").splitlines()
 
     def check(item: SeedRow, answer: Answer) -> tuple[Row, str | None]:
         text = checks.finish(_join(prompt.prefix({"seed": item.seed}), answer.text), answer.finish_reason)
-        fault = checks.caption_fault(text, recipe.captions.min_words, recipe.captions.max_words)
+        fault = checks.caption_fault(text, captions.min_words, captions.max_words)
         instruction = describe_instruction(item.id, paraphrases)
         return {"caption": text, "instruction": instruction, "seed": item.seed, "source": item.source}, fault
 
@@ -71,8 +71,8 @@ def caption_task(run: RunDir, recipe: Recipe) -> BulkTask[SeedRow]:
         source="seeds",
         columns=CAPTION_SCHEMA,
         question=Question(prompt),
-        attempts=recipe.captions.attempts,
-        random_seed=recipe.random_seed,
+        attempts=captions.attempts,
+        random_seed=random_seed,
         count=lambda shard: int(run.record("seeds", shard)["rows"]),
         load=lambda shard: _seed_rows(run, shard),
         values=lambda item: {"seed": item.seed},

@@ -1,7 +1,7 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jsonschema import Draft202012Validator
 
@@ -17,7 +17,7 @@ from .tgi.grammar import schema_faults
 from .tgi.protocol import Answer, Question
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaptionRow:
     """A caption that waits for its conversation."""
 
@@ -37,10 +37,9 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
     """
     run.finished("captions", "seeds")
     for name, task in instruction_tasks(recipe).items():
-        bulk = conversation_task(run, recipe, name)
-        prompt = bulk.question.prompt
+        prompt = load_prompt(task.prompt)
         run.begin(
-            bulk.stage,
+            stage_of(name),
             settings(task)
             | {
                 "prompt": {"name": prompt.name, "sha256": prompt.sha256},
@@ -48,6 +47,7 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
                 "random_seed": recipe.random_seed,
             },
         )
+        bulk = conversation_task(run, name, task, recipe.instructions.attempts, recipe.random_seed)
         carry_out(run, recipe.server, bulk)
 
 
@@ -61,17 +61,23 @@ def check_prompts(recipe: Recipe) -> None:
         _question(task)
 
 
-def conversation_task(run: RunDir, recipe: Recipe, name: str) -> BulkTask[CaptionRow]:
+def stage_of(task: str) -> str:
+    """The stage's folder of a task."""
+    return f"instructions/{task}"
+
+
+def conversation_task(
+    run: RunDir, name: str, task: InstructionTask, attempts: int, random_seed: int
+) -> BulkTask[CaptionRow]:
     """What is asked about the captions drawn for one task.
 
     Raises:
         RecipeError: the prompt is missing or wrong, or its schema is none that TGI compiles well.
     """
-    task = instruction_tasks(recipe)[name]
     question = _question(task)
     assert question.schema is not None
     validator = Draft202012Validator(question.schema)
-    quotas = _quotas(run, task.fraction)
+    quotas = _quotas(run, name, task.fraction)
 
     def check(item: CaptionRow, answer: Answer) -> tuple[Row, str | None]:
         items, fault = checks.instruction_items(answer.text, answer.finish_reason, validator, task.min_items)
@@ -80,14 +86,14 @@ def conversation_task(run: RunDir, recipe: Recipe, name: str) -> BulkTask[Captio
         return columns, fault
 
     return BulkTask(
-        stage=f"instructions/{name}",
+        stage=stage_of(name),
         source="captions",
         columns=INSTRUCTION_SCHEMA,
         question=question,
-        attempts=recipe.instructions.attempts,
-        random_seed=recipe.random_seed,
-        count=lambda shard: quotas[shard],
-        load=lambda shard: _sample(run, shard, quotas[shard], f"{recipe.random_seed} {name}"),
+        attempts=attempts,
+        random_seed=random_seed,
+        count=lambda shard: quotas[shard].count,
+        load=lambda shard: _sample(run, shard, quotas[shard], f"{random_seed} {name}"),
         values=lambda item: {
             "caption": item.caption,
             "min_items": str(task.min_items),
@@ -121,22 +127,37 @@ def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str
     return turns
 
 
-def _quotas(run: RunDir, fraction: float) -> dict[int, int]:
-    """How many captions each shard gives: ``fraction`` of all captions so far, rounded, less what earlier shards gave.
+@dataclass(frozen=True)
+class Quota:
+    """How many captions of a shard are asked about: ``count`` of the first ``of`` rows."""
 
-    So the total is exact to one row, and shards that are added later do not change what earlier ones gave.
+    count: int
+    of: int
+
+
+def _quotas(run: RunDir, task: str, fraction: float) -> dict[int, Quota]:
+    """What each shard gives: ``fraction`` of all captions so far, rounded, less what earlier shards gave.
+
+    So the total is exact to one row, and shards that are added later do not change what earlier ones gave. Nor do
+    captions that are recovered later (``retry``): once the stage is begun, its quotas are kept in the manifest.
     """
+    stage = run.manifest["stages"].get(stage_of(task))
+    kept = stage.get("quotas", {}) if stage else {}
     quotas, captions, given = {}, 0, 0
     for shard in run.sealed("captions"):
-        captions += run.record("captions", shard)["rows"]
-        quotas[shard] = math.floor(fraction * captions + 0.5) - given
-        given += quotas[shard]
+        of = run.record("captions", shard)["rows"]
+        quota = Quota(math.floor(fraction * (captions + of) + 0.5) - given, of)
+        quotas[shard] = Quota(**kept[str(shard)]) if str(shard) in kept else quota
+        captions += quotas[shard].of
+        given += quotas[shard].count
+    if stage and len(quotas) > len(kept):
+        run.note(stage_of(task), quotas={str(shard): asdict(quota) for shard, quota in quotas.items()})
     return quotas
 
 
-def _sample(run: RunDir, shard: int, count: int, key: str) -> list[CaptionRow]:
-    """``count`` captions of a shard, those with the lowest draws, in row order."""
-    columns = run.table("captions", shard).select(["id", "caption"]).to_pylist()
+def _sample(run: RunDir, shard: int, quota: Quota, key: str) -> list[CaptionRow]:
+    """The captions of a shard that are asked about, those with the lowest draws, in row order."""
+    columns = run.table("captions", shard).select(["id", "caption"]).slice(0, quota.of).to_pylist()
     rows = [CaptionRow(column["id"], column["caption"], shard, row) for row, column in enumerate(columns)]
-    drawn = sorted(rows, key=lambda row: draw(key, row.id))[:count]
+    drawn = sorted(rows, key=lambda row: draw(key, row.id))[: quota.count]
     return sorted(drawn, key=lambda row: row.row)

@@ -161,10 +161,11 @@ class RunDir:
         """Where the rejected rows of a shard lie, if there are any."""
         return self.path / "rejected" / stage / f"{shard:05d}.parquet"
 
-    def journal_path(self, stage: str, shard: int) -> Path:
-        """Where the journal of an unfinished shard lies; its folder is made."""
+    def journal_path(self, stage: str, shard: int, make: bool = True) -> Path:
+        """Where the journal of an unfinished shard lies; its folder is made unless ``make`` is off."""
         path = self.path / stage / f"{shard:05d}.jsonl"
-        guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        if make:
+            guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
         return path
 
     def sealed(self, stage: str) -> list[int]:
@@ -179,12 +180,13 @@ class RunDir:
         return record
 
     def unseal(self, stage: str, shard: int) -> None:
-        """Takes a shard back among the unfinished ones, once a journal holds what of it is to stay. What it cost is
-        kept as ``unsealed`` until it is sealed again; its files are then written over."""
-        record, path = self.stage(stage), self.shard_path(stage, shard)
-        spent = record["files"].pop(str(path.relative_to(self.path)))
+        """Takes a shard back among the unfinished ones. Its files are written over once it is made again; what asking
+        about it has cost so far is kept as ``unsealed`` until then."""
+        record = self.stage(stage)
+        spent = record["files"].pop(str(self.shard_path(stage, shard).relative_to(self.path)))
         record["files"].pop(str(self.rejected_path(stage, shard).relative_to(self.path)), None)
-        record.setdefault("unsealed", {})[str(shard)] = {key: spent[key] for key in ("requests", "retries")}
+        if "requests" in spent:
+            record.setdefault("unsealed", {})[str(shard)] = {key: spent[key] for key in ("requests", "retries")}
         self.save()
 
     def unsealed(self, stage: str, shard: int) -> dict[str, Any]:
@@ -226,7 +228,9 @@ class RunDir:
 
     def table(self, stage: str, shard: int) -> pa.Table:
         """The rows of a sealed shard, whose hash is checked once a process."""
-        return pq.read_table(self.verified(stage, self.shard_path(stage, shard)))
+        path = self.verified(stage, self.shard_path(stage, shard))
+        with pq.ParquetFile(path) as file:  # not read_table, which takes 50 MB of its own
+            return file.read(use_threads=False)
 
     def verified(self, stage: str, path: Path) -> Path:
         """``path``, once its bytes are known to be those that were sealed.

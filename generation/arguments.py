@@ -1,0 +1,88 @@
+"""The arguments of the command line. Imports nothing heavy, so that ``--help`` answers at once."""
+
+import argparse
+from pathlib import Path
+
+STAGES = ("seeds", "captions", "instructions", "embed", "transfer")
+ASKING = ("captions", "instructions", "run")  # commands that ask a server
+_HELP = {
+    "seeds": "stage 0: read the seed sources into shards",
+    "captions": "stage 1: have a language model expand every seed into a dense caption",
+    "instructions": "stage 2: have it write conversations about the captions",
+    "embed": "stage 3a: encode the captions",
+    "transfer": "stage 3b: move the text embeddings across the modality gap",
+    "run": "all stages, one after the other",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """One sub-command a stage, ``run`` for all of them, and those that look at a run or mend it."""
+    top = argparse.ArgumentParser(
+        prog="python -m generation",
+        description="Makes vision-language training data out of text alone (Unicorn, arXiv 2503.22655).",
+        epilog="A stage that was stopped goes on where it was when its command is given again.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, text in _HELP.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, required=True, help="the recipe, a YAML file")
+        command.add_argument("--run-dir", type=Path, required=True, help="where the run lies; made if need be")
+        if name in ASKING:
+            _add_server(command)
+            _add_dry_run(command)
+        if name in ("seeds", "run"):
+            command.add_argument("--extend", action="store_true", help="add the seeds that the run does not hold yet")
+    _add_retry(commands.add_parser("retry", help="ask the rejected rows of a run again"))
+    _add_serve(commands.add_parser("serve", help="serve the embedded default model over HTTP, for use by hand"))
+    show = commands.add_parser("show", help="print one record as it passed through every stage")
+    show.add_argument("--run-dir", type=Path, required=True)
+    show.add_argument("--id", help="of the record; the default is the first that has a conversation")
+    return top
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--endpoint",
+        action="append",
+        metavar="URL",
+        help="a TGI, vLLM, SGLang or llama.cpp server; may be repeated; its key is read from $TGI_API_KEY",
+    )
+    command.add_argument("--api", choices=("chat", "generate"), help="chat completions, or TGI's native /generate")
+
+
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("dry run")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print rows, tokens, hours, cost and three prompts; stop"
+    )
+    group.add_argument("--probes", type=int, default=8, help="rows asked to measure rate and length (8; 0 asks none)")
+    group.add_argument("--tokenizer", type=Path, metavar="DIR", help="count prompt tokens with this tokenizer")
+    group.add_argument(
+        "--usd-per-million",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=("IN", "OUT"),
+        help="price of a million prompt tokens and of a million answer tokens",
+    )
+    group.add_argument("--usd-per-hour", type=float, default=0.0, metavar="USD", help="price of all servers an hour")
+
+
+def _add_retry(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run directory")
+    command.add_argument("--reason", action="append", default=[], help="only rows rejected so; may be repeated")
+    command.add_argument("--stage", action="append", help="captions or instructions/TASK; the default is all of them")
+    command.add_argument("--prompt", metavar="NAME", help="ask with another prompt of generation/prompts")
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--max-tokens", type=int)
+    _add_server(command)
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    command.add_argument("--slots", type=int, default=8, help="requests decoded together")
+    command.add_argument("--slot-tokens", type=int, default=2048, help="context of one slot")
+    command.add_argument("--threads", type=int, help="the default is one a core")
+    command.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)

@@ -1,0 +1,203 @@
+"""What a stage would ask, before it asks: rows, tokens, hours, cost, and three prompts as they would be sent."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .ask import BulkTask
+from .config import Server
+from .errors import RunError, ServerError
+from .journal import Journal
+from .rundir import RunDir
+from .tgi.connect import connect
+from .tgi.protocol import Answer
+from .tgi.scheduler import Scheduler
+
+SHOWN = 3  # prompts
+SAMPLE = 32  # rows whose tokens are counted
+CHARACTERS_A_TOKEN = 4.0  # of English, for want of a tokenizer
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What asking costs, in USD; zero where it costs nothing."""
+
+    million_prompt_tokens: float = 0.0
+    million_completion_tokens: float = 0.0
+    hour: float = 0.0  # of all servers together
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to ask in one stage.
+
+    Attributes:
+        rows: that have not ended.
+        prompt_tokens, completion_tokens: of one request, on average; counted as ``prompt_basis`` and
+            ``completion_basis`` say.
+        rows_per_s: None where no rate has been measured; ``rate_basis`` says how it was.
+    """
+
+    rows: int
+    prompt_tokens: float
+    prompt_basis: str
+    completion_tokens: float
+    completion_basis: str
+    rows_per_s: float | None
+    rate_basis: str
+
+    def cost(self, prices: Prices) -> float:
+        """In USD, for one request a row."""
+        tokens = self.prompt_tokens * prices.million_prompt_tokens
+        tokens += self.completion_tokens * prices.million_completion_tokens
+        hours = self.rows / self.rows_per_s / 3600 if self.rows_per_s else 0.0
+        return self.rows * tokens / 1e6 + hours * prices.hour
+
+
+def dry_run(
+    run: RunDir, server: Server, task: BulkTask[Any], prices: Prices, tokenizer: Path | None = None, probes: int = 8
+) -> Estimate:
+    """Prints what a stage would ask; nothing is written.
+
+    Args:
+        run: the run directory.
+        server: whom it would ask.
+        task: what it would ask.
+        prices: what that costs.
+        tokenizer: a directory with a transformers tokenizer, to count prompt tokens with; else the server's
+            ``/chat_tokenize`` counts them (TGI), else the probes' answers do.
+        probes: rows that are asked for real, at once, to measure the rate and the length of answers; their answers
+            are dropped. 0 asks nothing.
+
+    Raises:
+        RunError: the stage it would ask about has not been made, or nothing is left to ask.
+        ServerError: the servers cannot be reached or used.
+    """
+    rows, items = _left(run, task)
+    if not rows:
+        raise RunError(f"{run.path}: stage '{task.stage}' has nothing left to ask")
+    counted = _count_with(tokenizer) if tokenizer else None
+    estimate = asyncio.run(_estimate(run, server, task, rows, items[:SAMPLE], counted, probes))
+    _print(task, estimate, prices)
+    for number, item in enumerate([items[0], items[len(items) // 2], items[-1]][:SHOWN], 1):
+        print(f"\n--- prompt {number} of {SHOWN}, row {item.id}")
+        for message in task.question.prompt.messages(task.values(item)):
+            print(f"[{message['role']}]\n{message['content']}")
+    return estimate
+
+
+def tell_rows(run: RunDir, stage: str, fraction: float) -> None:
+    """Prints what little is known of a stage whose captions have not been made yet."""
+    seeds = sum(run.record("seeds", shard)["rows"] for shard in run.sealed("seeds"))
+    print(f"{stage}: about {fraction * seeds:,.0f} rows, {fraction:.2%} of the captions, which are to be made first")
+
+
+def _left(run: RunDir, task: BulkTask[Any]) -> tuple[int, list[Any]]:
+    """How many rows have not ended, and those of the first shard that has such."""
+    rows, first = 0, []
+    for shard in (shard for shard in run.sealed(task.source) if shard not in run.sealed(task.stage)):
+        path = run.journal_path(task.stage, shard, make=False)
+        if not path.exists() and first:
+            rows += task.count(shard)
+            continue
+        ended: dict[str, int] = {}
+        if path.exists():
+            with Journal(path) as journal:
+                ended = journal.answered
+        waiting = [item for item in task.load(shard) if item.id not in ended]
+        rows, first = rows + len(waiting), first or waiting
+    return rows, first
+
+
+async def _estimate(
+    run: RunDir,
+    server: Server,
+    task: BulkTask[Any],
+    rows: int,
+    sample: list[Any],
+    counted: Callable[[list[dict[str, str]]], int] | None,
+    probes: int,
+) -> Estimate:
+    async with connect(server) as scheduler:
+        answers, seconds = await _probe(scheduler, task, sample[:probes])
+        prompt_tokens, prompt_basis = await _prompt_tokens(scheduler, task, sample, counted, answers)
+    completion, basis = float(task.question.prompt.sampling.max_tokens), "the most that the prompt allows"
+    if answers:
+        completion = sum(answer.completion_tokens for answer in answers) / len(answers)
+        basis = f"{len(answers)} probes"
+    record = run.manifest["stages"].get(task.stage, {})
+    sessions = [session for session in record.get("sessions", ()) if session["rows"]]
+    rate, rate_basis = None, "no rate was measured: ask for probes"
+    if sessions:
+        rate, rate_basis = sessions[-1]["rows_per_s"], f"this run, {sessions[-1]['begun']}"
+    elif answers:
+        rate, rate_basis = len(answers) / seconds, f"{len(answers)} probes at once; more at once go faster"
+    return Estimate(rows, prompt_tokens, prompt_basis, completion, basis, rate, rate_basis)
+
+
+async def _probe(scheduler: Scheduler, task: BulkTask[Any], items: list[Any]) -> tuple[list[Answer], float]:
+    if not items:
+        return [], 0.0
+    await scheduler.warm_up(task.question)
+    start = time.monotonic()
+    asked = (scheduler.ask(task.request(item, 1)) for item in items)
+    replies = await asyncio.gather(*asked, return_exceptions=True)
+    answers = [reply for reply in replies if isinstance(reply, Answer)]
+    if not answers:
+        raise next(reply for reply in replies if isinstance(reply, ServerError))
+    return answers, time.monotonic() - start
+
+
+async def _prompt_tokens(
+    scheduler: Scheduler,
+    task: BulkTask[Any],
+    sample: list[Any],
+    counted: Callable[[list[dict[str, str]]], int] | None,
+    answers: list[Answer],
+) -> tuple[float, str]:
+    messages = [task.question.prompt.messages(task.values(item)) for item in sample]
+    if counted:
+        return sum(map(counted, messages)) / len(sample), "the tokenizer given"
+    requests = [task.request(item, 1) for item in sample]
+    counts = [await scheduler.endpoints[0].count_tokens(request) for request in requests]
+    known = [count for count in counts if count is not None]
+    if known:
+        return sum(known) / len(known), "the server's /chat_tokenize"
+    if answers:
+        return sum(answer.prompt_tokens for answer in answers) / len(answers), f"{len(answers)} probes"
+    characters = sum(len(message["content"]) for turns in messages for message in turns) / len(sample)
+    return characters / CHARACTERS_A_TOKEN, f"{CHARACTERS_A_TOKEN:g} characters a token"
+
+
+def _count_with(folder: Path) -> Callable[[list[dict[str, str]]], int]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no tokenizer: {error}") from error
+    if tokenizer.chat_template is None:
+        return lambda messages: sum(len(tokenizer(message["content"])["input_ids"]) for message in messages)
+    return lambda messages: len(tokenizer(tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"])
+
+
+def _print(task: BulkTask[Any], estimate: Estimate, prices: Prices) -> None:
+    rows = estimate.rows
+    print(
+        f"{task.stage}: {rows:,} rows to ask, prompt {task.question.prompt.name}, up to {task.attempts} answers a row"
+    )
+    for name, tokens, basis in (
+        ("prompt tokens", estimate.prompt_tokens, estimate.prompt_basis),
+        ("answer tokens", estimate.completion_tokens, estimate.completion_basis),
+    ):
+        print(f"  {name}  {tokens:8.0f} a row, {rows * tokens:16,.0f} in all   ({basis})")
+    if estimate.rows_per_s:
+        hours = rows / estimate.rows_per_s / 3600
+        print(f"  time           {hours:8.2f} hours at {estimate.rows_per_s:.2f} rows/s   ({estimate.rate_basis})")
+    else:
+        print(f"  time           unknown   ({estimate.rate_basis})")
+    if prices != Prices():
+        print(f"  cost           {estimate.cost(prices):8.2f} USD, if each row takes one answer")

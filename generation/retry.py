@@ -1,0 +1,156 @@
+"""Drives rejected rows again: their shards are opened, and what was rejected for the given reasons is asked anew.
+
+A shard that is opened becomes a journal that holds all that stays; from there on it is an unfinished shard like any
+other, so that a retry that is killed loses nothing either. Rows that were accepted before keep their places in the
+shard, and those that are recovered follow them, since later stages refer to captions by shard and row.
+"""
+
+from collections.abc import Collection
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+
+from .ask import BulkTask
+from .bulk import carry_out, note_balance
+from .captions import caption_task
+from .config import TASKS, Captions, InstructionTask, Server, settings, validate
+from .errors import RunError
+from .files import seal
+from .instructions import conversation_task, stage_of
+from .rundir import RunDir
+from .tgi.protocol import Question
+
+STAGES = ("captions", *map(stage_of, TASKS))
+
+
+def retry(
+    run: RunDir,
+    server: Server,
+    stages: Collection[str] = STAGES,
+    reasons: Collection[str] = (),
+    prompt: str | None = None,
+    sampling: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Asks rejected rows again, with sampling seeds that have not been used for them.
+
+    Args:
+        run: the run directory.
+        server: whom to ask; the model must be the one that the stage is bound to.
+        stages: where to look for rejected rows.
+        reasons: the reason codes of the rows to ask again; none means all.
+        prompt: another prompt's name; the rows then cite it.
+        sampling: values that replace the prompt's, such as ``temperature``; noted in the manifest.
+
+    Returns:
+        One account for each stage that had such rows: ``stage``, ``asked``, ``recovered``, ``balance`` and what was
+        asked with; they are also noted in the manifest, as ``retried``.
+
+    Raises:
+        RunError: a stage has not been run to its end, or has no rejected rows of these reasons.
+        RecipeError: there is no such prompt, or a sampling value is out of its range.
+        ServerError: the servers cannot be used; what was answered so far is kept.
+    """
+    begun = [stage for stage in stages if stage in run.manifest["stages"]]
+    tasks = [_with_sampling(stage_task(run, stage, prompt), sampling) for stage in begun]
+    accounts = [account for task in tasks if (account := _retry_stage(run, server, task, reasons))]
+    if not accounts:
+        found = {reason for stage in begun for reason in rejected_by_reason(run, stage)}
+        wanted = f" for {', '.join(reasons)}" if reasons else ""
+        raise RunError(
+            f"{run.path}: no row of {', '.join(begun or stages)} was rejected{wanted}; "
+            f"reasons there are: {', '.join(sorted(found)) or 'none'}"
+        )
+    return accounts
+
+
+def rejected_by_reason(run: RunDir, stage: str) -> dict[str, int]:
+    """How many rows of a stage are rejected, by reason."""
+    counts: dict[str, int] = {}
+    for shard in run.sealed(stage):
+        for reason, count in run.record(stage, shard)["rejected_by_reason"].items():
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
+def stage_task(run: RunDir, stage: str, prompt: str | None = None) -> BulkTask[Any]:
+    """What a stage that was begun asks, by the settings that the manifest keeps of it; ``prompt`` replaces theirs.
+
+    Raises:
+        RunError: the stage has not been begun.
+        RecipeError: there is no such prompt.
+    """
+    kept = run.stage(stage)["fingerprint"]
+    kept = kept | {"prompt": prompt or kept["prompt"]["name"].split("@")[0]}
+    if stage == "captions":
+        return caption_task(run, _section(Captions, kept), kept["random_seed"])
+    task = _section(InstructionTask, kept)
+    return conversation_task(run, Path(stage).name, task, kept["attempts"], kept["random_seed"])
+
+
+def _section(kind: type[Any], kept: dict[str, Any]) -> Any:
+    return validate(kind, {field.name: kept[field.name] for field in fields(kind)}, "the manifest")
+
+
+def _with_sampling(task: BulkTask[Any], values: dict[str, float] | None) -> BulkTask[Any]:
+    prompt = task.question.prompt
+    changed = {**settings(prompt.sampling), **(values or {})}
+    sampling = validate(type(prompt.sampling), changed, "the sampling given")
+    return replace(task, question=Question(replace(prompt, sampling=sampling), task.question.schema))
+
+
+def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Collection[str]) -> dict[str, Any] | None:
+    record = run.stage(task.stage)
+    opened_before = record.get("unsealed", {})
+    unfinished = [
+        s for s in run.sealed(task.source) if s not in run.sealed(task.stage) and str(s) not in opened_before
+    ]
+    if unfinished:
+        raise RunError(f"{run.path}: stage '{task.stage}' has {len(unfinished)} shards to go; run it to its end first")
+    asked = sum(_open_again(run, task.stage, shard, reasons) for shard in run.sealed(task.stage))
+    if not asked and not opened_before:
+        return None
+    before = note_balance(run, task)
+    carry_out(run, server, task)
+    balance = note_balance(run, task)
+    account = {
+        "stage": task.stage,
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reasons": sorted(reasons),
+        "prompt": {"name": task.question.prompt.name, "sha256": task.question.prompt.sha256},
+        "sampling": settings(task.question.prompt.sampling),
+        "asked": before["pending"],
+        "recovered": balance["accepted"] - before["accepted"],
+        "balance": balance,
+    }
+    run.note(task.stage, retried=[*run.stage(task.stage).get("retried", ()), account])
+    return account
+
+
+def _open_again(run: RunDir, stage: str, shard: int, reasons: Collection[str]) -> int:
+    """Turns a sealed shard back into a journal, and returns how many of its rows are to be asked again."""
+    path = run.rejected_path(stage, shard)
+    if not run.record(stage, shard)["rejected_by_reason"]:
+        return 0
+    rejected = pq.ParquetFile(run.verified(stage, path)).read().to_pylist()
+    again = [row for row in rejected if not reasons or row["reason"] in reasons]
+    if not again:
+        return 0
+    accepted = run.table(stage, shard).to_pylist()
+    lines = [{"id": row["id"], "row": row, "place": place} for place, row in enumerate(accepted)]
+    lines += [{"id": row["id"], "row": row} for row in rejected if row not in again]
+    lines += [{key: row[key] for key in ("id", "attempts", "prompt_tokens", "completion_tokens")} for row in again]
+    journal = run.journal_path(stage, shard)
+    seal(journal, lambda target: _write_lines(target, lines))
+    run.unseal(stage, shard)
+    if stage == "captions" and shard in run.sealed("text_embeddings"):
+        run.unseal("text_embeddings", shard)
+    return len(again)
+
+
+def _write_lines(target: Path, lines: list[dict[str, Any]]) -> None:
+    with target.open("wb") as file:
+        file.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
