@@ -7,7 +7,7 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 from pydantic import Field
@@ -19,16 +19,9 @@ from .files import file_sha256
 from .progress import progress
 from .records import MAX_SHARDS, SEED_SCHEMA, draw, row_id
 from .rundir import RunDir
+from .texts import read_texts
 
 STAGE = "seeds"
-_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {"encoding": "utf-8-sig"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
 _PLACES = ("{label}", "{a_label}", "{labels}")
 
 
@@ -107,40 +100,12 @@ def read_domain(path: Path) -> DomainFile:
 
 def _captions(path: Path, source: CaptionFile, recipe: Recipe) -> list[Seed]:
     """The captions of one file; with a limit, those with the lowest draws."""
-    seeds = [Seed(text, source.name, source.license) for text in dict.fromkeys(_column(path, source))]
+    texts = read_texts(path, source.column, f"seed source '{source.name}'", "caption")
+    seeds = [Seed(text, source.name, source.license) for text in dict.fromkeys(texts)]
     if not seeds:
         raise SeedError(f"seed source '{source.name}': {path} holds no caption")
     seeds.sort(key=lambda seed: draw(recipe.random_seed, source.name, seed.text))
     return seeds[: source.limit]
-
-
-def _column(path: Path, source: CaptionFile) -> Iterator[str]:
-    """The texts of one file, read by `datasets`' own loaders."""
-    import datasets
-
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a local file is nobody's download
-    try:
-        loader, options = _LOADERS[path.suffix]
-    except KeyError:
-        known = ", ".join(_LOADERS)
-        raise SeedError(f"seed source '{source.name}': {path} must end with one of {known}") from None
-    column = "text" if loader == "text" else source.column
-    try:
-        files = glob.escape(str(path))
-        rows = datasets.load_dataset(loader, data_files=files, split="train", streaming=True, **options)
-        for number, row in enumerate(rows):
-            text = row.get(column)
-            if not isinstance(text, str) or not text.strip():
-                known = ", ".join(row)
-                raise SeedError(
-                    f"seed source '{source.name}': {path}, row {number}: column '{column}' holds {text!r}, no "
-                    f"caption; the file's columns: {known}"
-                )
-            yield " ".join(text.split())
-    except SeedError:
-        raise
-    except Exception as error:  # whatever the loader of the format raises
-        raise SeedError(f"seed source '{source.name}': {path} cannot be read: {error}") from error
 
 
 def _domain_seeds(domain: DomainFile, wanted: Domains, random_seed: int) -> Iterator[Seed]:
