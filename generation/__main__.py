@@ -95,7 +95,20 @@ def _show(options: argparse.Namespace) -> None:
     show(RunDir(options.run_dir), options.id)
 
 
-_COMMANDS = {"serve": _serve, "show": _show}
+def _duplicates(options: argparse.Namespace) -> None:
+    import json
+
+    from .config import Decontaminate, Duplicates, validate
+    from .duplicates_report import report_duplicates, table
+    from .rundir import RunDir
+
+    near = validate(Duplicates, {"near_threshold": options.near_threshold, "ngram": options.ngram}, "options")
+    benchmark = Decontaminate(file=options.benchmarks, column=options.column) if options.benchmarks else None
+    report = report_duplicates(RunDir(options.run_dir), options.stage, near, benchmark)
+    print(json.dumps(report) if options.json else table(report))
+
+
+_COMMANDS = {"serve": _serve, "show": _show, "duplicates": _duplicates}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +135,20 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print one record as it passed through every stage")
     show.add_argument("--run-dir", type=Path, required=True)
     show.add_argument("--id", help="of the record; the default is the first that has a conversation")
+    _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     return parser
+
+
+def _add_duplicates(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run-dir", type=Path, required=True)
+    command.add_argument("--stage", choices=("seeds", "captions"), default="captions")
+    command.add_argument("--near-threshold", type=float, default=0.8, help="Jaccard similarity, 0.1 to 1")
+    command.add_argument("--ngram", type=int, help="words in an n-gram; the default is 2 for seeds, 3 for captions")
+    command.add_argument(
+        "--benchmarks", metavar="FILE", help="questions to look for: .txt, .jsonl, .csv, .parquet ..."
+    )
+    command.add_argument("--column", default="text", metavar="NAME", help="where FILE holds them; the default is text")
+    command.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:
