@@ -38,6 +38,7 @@ _SIGNATURE = 128  # MinHash values a row
 _RECALL = 0.9  # of pairs at the threshold itself; above 0.99 for those at 0.1 above it
 _BATCH_ROWS = 1000
 _BATCH_NGRAMS = 200_000
+_COMPARED = 256  # rows compared with one at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class _Index:
         self.starts = array("Q")  # of the rows' records in the file
         self.id_bytes = array("I")
         self.end = 0
+        self.sizes = np.empty(0, np.intp)  # how many n-grams each row has, once all are there
         self.batch: list[tuple[int, Hashes]] = []
         self.batch_ngrams = 0
 
@@ -175,6 +177,8 @@ class _Index:
 
     def findings(self, kept: int) -> dict[str, Finding]:
         """The duplicates after the first ``kept`` rows."""
+        bounds = np.array(self.starts + array("Q", [self.end]), np.intp)
+        self.sizes = (np.diff(bounds) - np.array(self.id_bytes, np.intp)) // 8
         keys = np.frombuffer(self.keys, np.uint64).reshape(-1, 1 + self.bands)
         first = _first_of_its_kind(keys[:, 0])
         near = self._near(keys[:, 1:], np.flatnonzero(first == np.arange(len(first))), kept)
@@ -199,7 +203,7 @@ class _Index:
         for row, begin, end in zip(numbers.tolist(), begins, [*begins[1:], len(order)], strict=False):
             buckets = starts[order[begin:end]]
             others = np.concatenate([members[bucket : bucket + filled[bucket]] for bucket in buckets])
-            match = self._match(row, np.unique(others).tolist()) if row >= kept and len(others) else None
+            match = self._match(row, np.unique(others)) if row >= kept and len(others) else None
             if match:
                 near[row] = match
             else:
@@ -207,26 +211,25 @@ class _Index:
                 filled[buckets] += 1
         return near
 
-    def _match(self, row: int, others: list[int]) -> tuple[int, float] | None:
-        """The first of ``others`` whose Jaccard similarity to ``row`` reaches the threshold."""
+    def _match(self, row: int, others: NDArray[np.int32]) -> tuple[int, float] | None:
+        """The first of ``others`` (ascending) whose Jaccard similarity to ``row`` reaches the threshold."""
         grams = self._ngrams(row)
-        for other in others:
-            sizes = sorted((len(grams), self._size(other)))
-            if sizes[0] < self.threshold * sizes[1]:
-                continue
-            common = len(np.intersect1d(grams, self._ngrams(other), assume_unique=True))
-            if (jaccard := common / (sum(sizes) - common)) >= self.threshold:
-                return other, jaccard
+        sizes = self.sizes[others]
+        others = others[np.minimum(sizes, len(grams)) >= self.threshold * np.maximum(sizes, len(grams))]
+        for start in range(0, len(others), _COMPARED):
+            part = others[start : start + _COMPARED]
+            sizes = self.sizes[part]
+            theirs = np.concatenate([self._ngrams(other) for other in part.tolist()])
+            places = np.minimum(np.searchsorted(grams, theirs), len(grams) - 1)
+            common = np.add.reduceat((grams[places] == theirs).astype(np.intp), np.cumsum(sizes) - sizes)
+            jaccards = common / (len(grams) + sizes - common)
+            if len(reached := np.flatnonzero(jaccards >= self.threshold)):
+                return int(part[reached[0]]), float(jaccards[reached[0]])
         return None
-
-    def _size(self, row: int) -> int:
-        """How many n-grams a row has."""
-        end = self.starts[row + 1] if row + 1 < len(self.starts) else self.end
-        return (end - self.starts[row] - self.id_bytes[row]) // 8
 
     def _ngrams(self, row: int) -> Hashes:
         start = self.starts[row] + self.id_bytes[row]
-        return np.frombuffer(os.pread(self.file.fileno(), self._size(row) * 8, start), np.uint64)
+        return np.frombuffer(os.pread(self.file.fileno(), self.sizes[row] * 8, start), np.uint64)
 
     def _id(self, row: int) -> str:
         return os.pread(self.file.fileno(), self.id_bytes[row], self.starts[row]).decode("utf-8", "surrogatepass")

@@ -198,7 +198,7 @@ def _sift(run: RunDir, recipe: Seeds, benchmark: "Benchmark | None", held: list[
             "seed": texts[number],
             "source": seeds[int(number) - len(held)].source,
             "reason": finding.reason,
-            "match": texts.get(finding.match, finding.match),
+            "match": finding.match if finding.reason == "contaminated" else texts[finding.match],
         }
         for number, finding in sorted(dropped.items(), key=lambda item: int(item[0]))
     ]
