@@ -29,7 +29,7 @@ class CaptionFile:
     path: str  # relative to the recipe
     license: Annotated[str, Field(min_length=1)]
     column: str = "text"  # ignored for .txt
-    limit: Positive | None = None  # captions drawn; None takes all
+    limit: Positive | None = None  # captions drawn, before duplicates are dropped; None takes all
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

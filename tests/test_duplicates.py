@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_memory_is_bounded_by_rows_whatever_the_length_of_the_texts(words: int) -> None:
     command = [sys.executable, "-m", "benchmarks.duplicates", "--way", "ours", "--rows", "100000", "--words"]
     done = subprocess.run([*command, str(words)], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1])["bytes_a_row"] < 450
+    assert json.loads(done.stdout.splitlines()[-1])["bytes_a_row"] < 500
 
 
 # -- contamination ---------------------------------------------------------------------------------------------
