@@ -138,7 +138,20 @@ def _show(options: argparse.Namespace) -> None:
     show(RunDir(options.run_dir), options.id)
 
 
-_COMMANDS = {"retry": _retry, "serve": _serve, "show": _show}
+def _duplicates(options: argparse.Namespace) -> None:
+    import json
+
+    from .config import Decontaminate, Duplicates, validate
+    from .duplicates_report import report_duplicates, table
+    from .rundir import RunDir
+
+    near = validate(Duplicates, {"near_threshold": options.near_threshold, "ngram": options.ngram}, "options")
+    benchmark = Decontaminate(file=options.benchmarks, column=options.column) if options.benchmarks else None
+    report = report_duplicates(RunDir(options.run_dir), options.stage, near, benchmark)
+    print(json.dumps(report) if options.json else table(report))
+
+
+_COMMANDS = {"duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print one record as it passed through every stage")
     show.add_argument("--run-dir", type=Path, required=True)
     show.add_argument("--id", help="of the record; the default is the first that has a conversation")
+    _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     return top
 
 
@@ -86,3 +87,15 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slot-tokens", type=int, default=2048, help="context of one slot")
     command.add_argument("--threads", type=int, help="the default is one a core")
     command.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_duplicates(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run-dir", type=Path, required=True)
+    command.add_argument("--stage", choices=("seeds", "captions"), default="captions")
+    command.add_argument("--near-threshold", type=float, default=0.8, help="Jaccard similarity, 0.1 to 1")
+    command.add_argument("--ngram", type=int, help="words in an n-gram; the default is 2 for seeds, 3 for captions")
+    command.add_argument(
+        "--benchmarks", metavar="FILE", help="questions to look for: .txt, .jsonl, .csv, .parquet ..."
+    )
+    command.add_argument("--column", default="text", metavar="NAME", help="where FILE holds them; the default is text")
+    command.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")

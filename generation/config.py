@@ -29,7 +29,7 @@ class CaptionFile:
     path: str  # relative to the recipe
     license: Annotated[str, Field(min_length=1)]
     column: str = "text"  # ignored for .txt
-    limit: Positive | None = None  # captions drawn; None takes all
+    limit: Positive | None = None  # captions drawn, before duplicates are dropped; None takes all
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,11 +42,32 @@ class Domains:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Duplicates:
+    """Exact and near-duplicates among the rows of a stage; the first of them is kept."""
+
+    action: Literal["report", "drop"] = "report"
+    near_threshold: Annotated[float, Field(ge=0.1, le=1)] = 0.8  # Jaccard similarity of the sets of n-grams
+    ngram: Positive | None = None  # words; None: 2 for seeds, 3 for captions
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Decontaminate:
+    """Rows that hold a benchmark's questions: one question a row, in a file as those of ``CaptionFile``."""
+
+    file: str  # relative to the recipe
+    column: str = "text"  # ignored for .txt
+    ngram: Positive = 8  # words in common that make a hit
+    action: Literal["report", "drop"] = "report"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Seeds:
     """Stage 0: where the seeds come from, and how many go into a shard."""
 
     captions: tuple[CaptionFile, ...] = ()
     domains: Domains | None = None
+    duplicates: Duplicates | None = None
+    decontaminate: Decontaminate | None = None
     shard_rows: Annotated[int, Field(gt=0, le=100_000)] = 10_000
 
 

@@ -13,7 +13,7 @@ class RecipeError(UnicornError):
 
 
 class SeedError(UnicornError):
-    """A seed source that cannot be read, or that yields nothing."""
+    """A file of seeds or of benchmark questions that cannot be read, or that yields nothing."""
 
 
 class RunError(UnicornError):

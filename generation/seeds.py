@@ -4,31 +4,30 @@ Every choice is a draw from (random seed, source, text), so adding a source neit
 """
 
 import glob
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .config import STRICT, CaptionFile, Domains, Recipe, read_yaml, settings, validate
+from .config import STRICT, CaptionFile, Domains, Recipe, Seeds, read_yaml, settings, validate
 from .errors import RecipeError, SeedError
-from .files import file_sha256
+from .files import file_sha256, seal
 from .progress import progress
 from .records import MAX_SHARDS, SEED_SCHEMA, draw, row_id
 from .rundir import RunDir
+from .texts import read_texts
+
+if TYPE_CHECKING:
+    from .contamination import Benchmark
+    from .duplicates import Finding
 
 STAGE = "seeds"
-_LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {"encoding": "utf-8-sig"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
 _PLACES = ("{label}", "{a_label}", "{labels}")
 
 
@@ -72,22 +71,26 @@ def make_seeds(run: RunDir, recipe: Recipe, extend: bool = False) -> None:
         "random_seed": recipe.random_seed,
         "sha256": {name: _hash(path) for name, path in files.items()},
     }
+    if recipe.seeds.decontaminate:
+        fingerprint["benchmark_sha256"] = _hash(recipe.directory / recipe.seeds.decontaminate.file)
     if not extend and run.begin(STAGE, fingerprint).get("complete"):
         return
     seeds = [seed for source in recipe.seeds.captions for seed in _captions(paths[source.name], source, recipe)]
     if recipe.seeds.domains:
         for path in domain_paths:
             seeds += _domain_seeds(read_domain(path), recipe.seeds.domains, recipe.random_seed)
+    benchmark = _benchmark(recipe)
     # From here on the run changes: everything that can be wrong with the sources has been seen.
     if extend and run.stage(STAGE).get("complete"):
         run.note(STAGE, complete=False, kept=len(run.sealed(STAGE)))
     record = run.begin(STAGE, fingerprint, changed="keep")
     kept = record.get("kept", 0)  # shards of the run before it was extended
     run.note(STAGE, files={name: file for name, file in record["files"].items() if int(Path(name).stem) < kept})
-    held = _held(run, kept)
+    held = _held(run, kept)  # in run order
     run.note(STAGE, sources=record.get("sources", {}) | {seed.source: {"license": seed.license} for seed in seeds})
     seeds = [seed for seed in dict.fromkeys(seeds) if (seed.source, seed.text) not in held]
     seeds.sort(key=lambda seed: draw(recipe.random_seed, "order", seed.source, seed.text))
+    seeds = _sift(run, recipe.seeds, benchmark, [text for _, text in held], seeds)
     _seal(run, seeds, recipe.seeds.shard_rows, first=kept)
     run.note(STAGE, complete=True)
 
@@ -107,40 +110,12 @@ def read_domain(path: Path) -> DomainFile:
 
 def _captions(path: Path, source: CaptionFile, recipe: Recipe) -> list[Seed]:
     """The captions of one file; with a limit, those with the lowest draws."""
-    seeds = [Seed(text, source.name, source.license) for text in dict.fromkeys(_column(path, source))]
+    texts = read_texts(path, source.column, f"seed source '{source.name}'", "caption")
+    seeds = [Seed(text, source.name, source.license) for text in dict.fromkeys(texts)]
     if not seeds:
         raise SeedError(f"seed source '{source.name}': {path} holds no caption")
     seeds.sort(key=lambda seed: draw(recipe.random_seed, source.name, seed.text))
     return seeds[: source.limit]
-
-
-def _column(path: Path, source: CaptionFile) -> Iterator[str]:
-    """The texts of one file, read by `datasets`' own loaders."""
-    import datasets
-
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a local file is nobody's download
-    try:
-        loader, options = _LOADERS[path.suffix]
-    except KeyError:
-        known = ", ".join(_LOADERS)
-        raise SeedError(f"seed source '{source.name}': {path} must end with one of {known}") from None
-    column = "text" if loader == "text" else source.column
-    try:
-        files = glob.escape(str(path))
-        rows = datasets.load_dataset(loader, data_files=files, split="train", streaming=True, **options)
-        for number, row in enumerate(rows):
-            text = row.get(column)
-            if not isinstance(text, str) or not text.strip():
-                known = ", ".join(row)
-                raise SeedError(
-                    f"seed source '{source.name}': {path}, row {number}: column '{column}' holds {text!r}, no "
-                    f"caption; the file's columns: {known}"
-                )
-            yield " ".join(text.split())
-    except SeedError:
-        raise
-    except Exception as error:  # whatever the loader of the format raises
-        raise SeedError(f"seed source '{source.name}': {path} cannot be read: {error}") from error
 
 
 def _domain_seeds(domain: DomainFile, wanted: Domains, random_seed: int) -> Iterator[Seed]:
@@ -181,9 +156,57 @@ def _hash(path: Path) -> str:
     return file_sha256(path)
 
 
-def _held(run: RunDir, shards: int) -> set[tuple[str, str]]:
+def _held(run: RunDir, shards: int) -> dict[tuple[str, str], None]:
     tables = [run.table(STAGE, shard) for shard in range(shards)]
-    return {(row["source"], row["seed"]) for table in tables for row in table.to_pylist()}
+    return {(row["source"], row["seed"]): None for table in tables for row in table.to_pylist()}
+
+
+def _benchmark(recipe: Recipe) -> "Benchmark | None":
+    if (wanted := recipe.seeds.decontaminate) is None:
+        return None
+    from .contamination import read_benchmark
+
+    return read_benchmark(recipe.directory / wanted.file, wanted.column, wanted.ngram)
+
+
+def _sift(run: RunDir, recipe: Seeds, benchmark: "Benchmark | None", held: list[str], seeds: list[Seed]) -> list[Seed]:
+    """The seeds, in their order, without those that the recipe drops; these go to ``report/dropped_seeds.jsonl``.
+
+    Contaminated ones go first, so that none is dropped for repeating a seed that is not there. The stage's record
+    gets the counts, by reason, of what was found and dropped among the seeds of this reading; ``held`` seeds are not
+    judged again.
+    """
+    if not (recipe.duplicates or recipe.decontaminate):
+        return seeds
+    from .contamination import find_contaminated
+    from .duplicates import NGRAMS, find_duplicates
+
+    texts = {str(number): text for number, text in enumerate([*held, *(seed.text for seed in seeds)])}
+    found: dict[str, Finding] = {}
+    dropped: dict[str, Finding] = {}
+    if benchmark and recipe.decontaminate:
+        new = ((number, text) for number, text in texts.items() if int(number) >= len(held))
+        found |= dict(find_contaminated(new, benchmark))
+        dropped |= found if recipe.decontaminate.action == "drop" else {}
+    if near := recipe.duplicates:
+        rows = ((number, text) for number, text in texts.items() if number not in dropped)
+        again = find_duplicates(rows, near.near_threshold, near.ngram or NGRAMS[STAGE], run.path, kept=len(held))
+        found = again | found
+        dropped |= {number: again[number] for number in again.keys() - dropped.keys() if near.action == "drop"}
+    lines = [
+        {
+            "seed": texts[number],
+            "source": seeds[int(number) - len(held)].source,
+            "reason": finding.reason,
+            "match": finding.match if finding.reason == "contaminated" else texts[finding.match],
+        }
+        for number, finding in sorted(dropped.items(), key=lambda item: int(item[0]))
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    seal(run.path / "report" / "dropped_seeds.jsonl", lambda target: target.write_text(text, encoding="utf-8"))
+    for key, findings in (("found_by_reason", found), ("dropped_by_reason", dropped)):
+        run.note(STAGE, **{key: dict(sorted(Counter(finding.reason for finding in findings.values()).items()))})
+    return [seed for number, seed in enumerate(seeds, len(held)) if str(number) not in dropped]
 
 
 def _seal(run: RunDir, seeds: list[Seed], shard_rows: int, first: int) -> None:
