@@ -142,7 +142,7 @@ class _BulkStage(Generic[I]):
     def _seal(self, shard: _OpenShard[I]) -> None:
         journal = shard.journal
         journal.close()
-        spent = self.run.unsealed(self.task.stage, shard.number)
+        spent = self.run.unsealed(self.task.stage).get(shard.number, {})
         requests, retries, tokens = spent.get("requests", 0), Counter(spent.get("retries", {})), Counter[str]()
         accepted, rejected, reasons = _Rows(self.task.columns), _Rows(REJECTED_SCHEMA), Counter[str]()
         # Rows that were sealed before keep their places: later stages refer to them.
@@ -177,6 +177,7 @@ class _BulkStage(Generic[I]):
 def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:
     """Notes and returns where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``."""
     records = [run.record(task.stage, shard) for shard in run.sealed(task.stage)]
+    records += run.unsealed(task.stage).values()
     items = sum(map(task.count, run.sealed(task.source)))
     accepted = sum(record["rows"] for record in records)
     rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)

@@ -5,6 +5,7 @@ other, so that a retry that is killed loses nothing either. Rows that were accep
 shard, and those that are recovered follow them, since later stages refer to captions by shard and row.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -103,17 +104,14 @@ def _with_sampling(task: BulkTask[Any], values: dict[str, float] | None) -> Bulk
 
 
 def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Collection[str]) -> dict[str, Any] | None:
-    record = run.stage(task.stage)
-    opened_before = record.get("unsealed", {})
-    unfinished = [
-        s for s in run.sealed(task.source) if s not in run.sealed(task.stage) and str(s) not in opened_before
-    ]
-    if unfinished:
-        raise RunError(f"{run.path}: stage '{task.stage}' has {len(unfinished)} shards to go; run it to its end first")
-    asked = sum(_open_again(run, task.stage, shard, reasons) for shard in run.sealed(task.stage))
-    if not asked and not opened_before:
-        return None
+    pending = set(run.sealed(task.source)) - set(run.sealed(task.stage)) - run.unsealed(task.stage).keys()
+    if pending:
+        raise RunError(f"{run.path}: stage '{task.stage}' has {len(pending)} shards to go; run it to its end first")
+    for shard in run.sealed(task.stage):
+        _open_again(run, task.stage, shard, reasons)
     before = note_balance(run, task)
+    if not run.unsealed(task.stage):
+        return None
     carry_out(run, server, task)
     balance = note_balance(run, task)
     account = {
@@ -130,25 +128,25 @@ def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Coll
     return account
 
 
-def _open_again(run: RunDir, stage: str, shard: int, reasons: Collection[str]) -> int:
-    """Turns a sealed shard back into a journal, and returns how many of its rows are to be asked again."""
+def _open_again(run: RunDir, stage: str, shard: int, reasons: Collection[str]) -> None:
+    """Turns a sealed shard back into a journal, if it has rows that are to be asked again."""
     path = run.rejected_path(stage, shard)
-    if not run.record(stage, shard)["rejected_by_reason"]:
-        return 0
+    if not any(not reasons or reason in reasons for reason in run.record(stage, shard)["rejected_by_reason"]):
+        return
     rejected = pq.ParquetFile(run.verified(stage, path)).read().to_pylist()
-    again = [row for row in rejected if not reasons or row["reason"] in reasons]
-    if not again:
-        return 0
+    again, staying = list[dict[str, Any]](), list[dict[str, Any]]()
+    for row in rejected:
+        (staying if reasons and row["reason"] not in reasons else again).append(row)
     accepted = run.table(stage, shard).to_pylist()
     lines = [{"id": row["id"], "row": row, "place": place} for place, row in enumerate(accepted)]
-    lines += [{"id": row["id"], "row": row} for row in rejected if row not in again]
+    lines += [{"id": row["id"], "row": row} for row in staying]
     lines += [{key: row[key] for key in ("id", "attempts", "prompt_tokens", "completion_tokens")} for row in again]
     journal = run.journal_path(stage, shard)
     seal(journal, lambda target: _write_lines(target, lines))
-    run.unseal(stage, shard)
+    reasons_staying = Counter(row["reason"] for row in staying)
+    run.unseal(stage, shard, rows=len(accepted), rejected_by_reason=dict(reasons_staying))
     if stage == "captions" and shard in run.sealed("text_embeddings"):
         run.unseal("text_embeddings", shard)
-    return len(again)
 
 
 def _write_lines(target: Path, lines: list[dict[str, Any]]) -> None:

@@ -179,20 +179,26 @@ class RunDir:
         record: dict[str, Any] = self.stage(stage)["files"][name]
         return record
 
-    def unseal(self, stage: str, shard: int) -> None:
-        """Takes a shard back among the unfinished ones. Its files are written over once it is made again; what asking
-        about it has cost so far is kept as ``unsealed`` until then."""
+    def unseal(self, stage: str, shard: int, **staying: Any) -> None:
+        """Takes a shard back among the unfinished ones; its files are written over once it is made again.
+
+        Args:
+            stage: the shard's.
+            shard: its number.
+            staying: counts of what is not to be made again; they are kept until the shard is sealed, with the requests
+                and retries that it has cost so far.
+        """
         record = self.stage(stage)
         spent = record["files"].pop(str(self.shard_path(stage, shard).relative_to(self.path)))
         record["files"].pop(str(self.rejected_path(stage, shard).relative_to(self.path)), None)
-        if "requests" in spent:
-            record.setdefault("unsealed", {})[str(shard)] = {key: spent[key] for key in ("requests", "retries")}
+        if staying:
+            costs = {key: spent[key] for key in ("requests", "retries")}
+            record.setdefault("unsealed", {})[str(shard)] = staying | costs
         self.save()
 
-    def unsealed(self, stage: str, shard: int) -> dict[str, Any]:
-        """What a shard that was unsealed had cost: ``requests`` and ``retries``; empty for any other."""
-        spent: dict[str, Any] = self.stage(stage).get("unsealed", {}).get(str(shard), {})
-        return spent
+    def unsealed(self, stage: str) -> dict[int, dict[str, Any]]:
+        """What is known of the shards of a stage that were unsealed and are not sealed again yet."""
+        return {int(shard): counts for shard, counts in self.stage(stage).get("unsealed", {}).items()}
 
     def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
         """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parent.parent
 CAPTIONS = ROOT / "generation" / "seed_data" / "captions.txt"
 
 
-def recipe_data(captions: int = 18, shard_rows: int = 8, **sections: Any) -> dict[str, Any]:
-    """A recipe of a few bundled seeds; ``sections`` replace whole sections."""
+def recipe_data(
+    captions: int = 18, shard_rows: int = 8, captions_section: dict[str, Any] | None = None, **sections: Any
+) -> dict[str, Any]:
+    """A recipe of ``captions`` bundled seeds; ``captions_section`` is added to, ``sections`` replace whole ones."""
     task = {"fraction": 0.5, "min_items": 2, "max_items": 3}
     data = {
         "name": "small",
@@ -28,7 +30,7 @@ def recipe_data(captions: int = 18, shard_rows: int = 8, **sections: Any) -> dic
             "shard_rows": shard_rows,
             "captions": [{"name": "bundled", "path": str(CAPTIONS), "license": "Apache-2.0", "limit": captions}],
         },
-        "captions": {"prompt": "expand_caption_small", "attempts": 4},
+        "captions": {"prompt": "expand_caption_small", "attempts": 4, **(captions_section or {})},
         "instructions": {
             "attempts": 6,
             **{task_name: {"prompt": f"{task_name}_small", **task} for task_name in TASK_NAMES},
