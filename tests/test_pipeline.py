@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -135,26 +134,6 @@ def test_kill_9_while_asking_loses_nothing_and_redoes_only_what_was_in_flight(
     assert sum(warm_ups) >= 4
     assert sealed_bytes(run) == sealed_bytes(finished_run)
     assert not list(run.rglob("*.jsonl"))
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_how_to_go_on_and_keeps_its_answers(stop: signal.Signals, tmp_path: Path) -> None:
-    run, options = tmp_path / "run", ("--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
-    assert generation("seeds", *options).returncode == 0
-    with FakeTGI(faults=[Fault("hang", frozenset(range(11, 100)))]) as server:  # the warm-up and ten answers come
-        process = start("captions", *options, "--endpoint", server.url)
-        wait_until(lambda: answered(server) > 11)
-        process.send_signal(stop)
-        _, said = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "same command" in said
-    assert "Traceback" not in said
-    kept = sum(1 for path in (run / "captions").glob("*.jsonl") for _ in path.open()) + len(rows(run, "captions"))
-    with FakeTGI() as server:
-        assert generation("captions", *options, "--endpoint", server.url).returncode == 0
-        assert 0 < kept <= 10
-        assert answered(server) == 18 - kept + 1  # and the warm-up
-    assert len(rows(run, "captions")) == 18
 
 
 @pytest.mark.parametrize("stage", ["embed", "transfer"])
