@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from tests.fake_tgi_answers import Grammar, GrammarError, checked_grammar, render_chat, token_id, tokenize
+from tests.fake_tgi_answers import NO_TOOL, Grammar, GrammarError, checked_grammar, render_chat, token_id, tokenize
 
+BLOCK = 1024  # tokens that the backend is asked for at once (section 1.6)
+MAX_CLIENT_BATCH = 4
 MAX_INPUT_TOKENS = 3072
 MAX_TOTAL_TOKENS = 4096
 MAX_STOPS = 4
@@ -103,6 +105,19 @@ _CHAT = {
     "tool_prompt": "string?",
     "response_format": "map?",
 }
+_COMPLETION = {
+    "model": "string?",
+    "max_tokens": "u32?",
+    "temperature": "f32?",
+    "top_p": "f32?",
+    "frequency_penalty": "f32?",
+    "repetition_penalty": "f32?",
+    "seed": "u64?",
+    "stop": "array of string?",
+    "stream": "bool",
+    "suffix": "string?",
+}
+Family = Literal["native", "compat", "chat", "completions", "vertex"]
 
 
 def check(value: Any, kind: str, where: str) -> None:
@@ -175,13 +190,11 @@ def _is_chunk(chunk: Any) -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """A deserialized request of either family, in the native parameters' names."""
+    """A deserialized request for one generation, in the native parameters' names."""
 
     prompt: str
     parameters: Mapping[str, Any]
     stream: bool = False
-    chat: Mapping[str, Any] | None = None
-    array: bool = False  # the compat route wraps its answer
 
     @property
     def sampled(self) -> bool:
@@ -197,7 +210,22 @@ class Call:
         return (token_id(self.prompt) if given is None else int(given)) if self.sampled else None
 
 
-def parse_generate(body: Mapping[str, Any], path: str) -> Call:
+@dataclass(frozen=True)
+class Asked:
+    """A whole request: the family decides on the shape of its answer."""
+
+    family: Family
+    calls: tuple[Call, ...]
+    body: Mapping[str, Any]
+    tools: bool = False  # the answer is to be the call of a tool
+
+    @property
+    def stream(self) -> bool:
+        """Whether server-sent events are wanted."""
+        return self.calls[0].stream
+
+
+def parse_generate(body: Mapping[str, Any], path: str) -> Asked:
     """GenerateRequest, and CompatGenerateRequest on `/` (section 1.1)."""
     kinds = {"inputs": "string", "parameters": "map"} | ({"stream": "bool"} if path == "/" else {})
     _fields(body, kinds, required=["inputs"])
@@ -207,10 +235,10 @@ def parse_generate(body: Mapping[str, Any], path: str) -> Call:
     if path == "/" and parameters.get("return_full_text") is None:
         parameters["return_full_text"] = True  # the default for pipeline_tag text-generation
     stream = path == "/generate_stream" or (path == "/" and body.get("stream", False))
-    return Call(body["inputs"], parameters, stream, array=path == "/")
+    return Asked("compat" if path == "/" else "native", (Call(body["inputs"], parameters, stream),), body)
 
 
-def parse_chat(body: Mapping[str, Any], path: str) -> Call:
+def parse_chat(body: Mapping[str, Any], path: str) -> Asked:
     """ChatRequest and its way into a GenerateRequest (section 1.2)."""
     if {"max_tokens", "max_completion_tokens"} <= body.keys():
         raise Mismatch("", "duplicate field `max_tokens`")
@@ -219,22 +247,113 @@ def parse_chat(body: Mapping[str, Any], path: str) -> Call:
     _grammar_fields(body.get("response_format"), "response_format")
     for index, message in enumerate(body["messages"]):
         _message_fields(message, f"messages[{index}]")
-    if body.get("tools") is not None:
-        problem = "Grammar and tools are mutually exclusive" if body.get("response_format") else "not in this fake"
-        raise Refusal(422, f"Tool error: {problem}", "tool_error")
-    presence, temperature = body.get("presence_penalty"), body.get("temperature")
-    parameters = {
+    grammar, tools = body.get("response_format"), _tool_grammar(body)
+    if body.get("tools") is not None and grammar is not None:
+        raise Refusal(422, "Tool error: Grammar and tools are mutually exclusive", "tool_error")
+    if tools is not None and body.get("stream"):
+        raise Refusal(422, "Tool error: this fake does not stream the calls of tools", "tool_error")
+    presence = body.get("presence_penalty")
+    parameters = _openai_parameters(body) | {
         "max_new_tokens": body.get("max_tokens", body.get("max_completion_tokens")),
-        "do_sample": temperature != 0,
-        "temperature": temperature or None,
         "repetition_penalty": None if presence is None else presence + 2.0,
-        "stop": body.get("stop") or [],
-        "grammar": body.get("response_format"),
+        "grammar": grammar or tools,
         "top_n_tokens": body.get("top_logprobs"),
+    }
+    call = Call(render_chat(body["messages"]), parameters, body.get("stream", False))
+    return Asked("chat", (call,), body, tools=tools is not None)
+
+
+def _openai_parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What both OpenAI routes take over: temperature 0 is greedy, none is sampling at 1.0 (section 1.2)."""
+    names = ("top_p", "frequency_penalty", "seed")
+    return {name: body.get(name) for name in names} | {
+        "do_sample": body.get("temperature") != 0,
+        "temperature": body.get("temperature") or None,
+        "stop": body.get("stop") or [],
         "details": True,
     }
-    parameters |= {name: body.get(name) for name in ("top_p", "frequency_penalty", "seed")}
-    return Call(render_chat(body["messages"]), parameters, body.get("stream", False), chat=body)
+
+
+def _tool_grammar(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The one JSON grammar that the tools make; `auto` adds the choice of none (section 1.5)."""
+    functions: dict[str, Mapping[str, Any]] = {}
+    for index, tool in enumerate(body.get("tools") or ()):
+        where = f"tools[{index}]"
+        _fields(tool, {"type": "string", "function": "map"}, f"{where}.", ["type", "function"])
+        _fields(tool["function"], {"name": "string"}, f"{where}.function.", ["name"])
+        functions[tool["function"]["name"]] = tool["function"].get("parameters") or {}
+    match body.get("tool_choice") or "auto":
+        case "auto":
+            names = [*functions, NO_TOOL]
+        case "required":
+            names = [*functions]
+        case str(name) | {"function": {"name": str(name)}}:
+            names = [name]
+        case _:
+            raise Mismatch("tool_choice", "data did not match any variant of untagged enum ToolType")
+    if not functions or names == ["none"]:
+        return None
+    if unknown := set(names) - {*functions, NO_TOOL}:
+        raise Refusal(422, f"Tool error: Tool with name {unknown.pop()} not found", "tool_error")
+    options = [
+        {
+            "type": "object",
+            "properties": {"_name": {"const": name}, **functions.get(name, {}).get("properties", {})},
+            "required": ["_name", *functions.get(name, {}).get("required", ())],
+        }
+        for name in names
+    ]
+    schema = {"type": "object", "properties": {"function": {"anyOf": options}}, "required": ["function"]}
+    return {"type": "json", "value": schema}
+
+
+def parse_completion(body: Mapping[str, Any], path: str) -> Asked:
+    """CompletionRequest: one call for each prompt (section 1.3)."""
+    _fields(body, _COMPLETION, required=["prompt"])
+    prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+    check(prompts, "array of string", "prompt")
+    if not prompts:
+        raise Mismatch("prompt", "an empty array of prompts")
+    if body.get("suffix") is not None:
+        raise Refusal(422, "Suffix is not supported.", "suffix not supported")
+    if len(prompts) > MAX_CLIENT_BATCH:
+        raise Refusal(422, f"At most {MAX_CLIENT_BATCH} prompts are taken at once", "batch size exceeded")
+    stream = body.get("stream", False)
+    parameters = _openai_parameters(body) | {
+        "max_new_tokens": body.get("max_tokens"),
+        "repetition_penalty": body.get("repetition_penalty"),
+        "decoder_input_details": not stream,
+    }
+    return Asked("completions", tuple(Call(prompt, parameters, stream) for prompt in prompts), body)
+
+
+def parse_invocations(body: Mapping[str, Any], path: str) -> Asked:
+    """The untagged union of SageMaker's route, tried in order (section 1.0)."""
+    return _first_that_fits(body, (parse_generate, parse_chat, parse_completion), "/", "SagemakerRequest")
+
+
+def parse_vertex(body: Mapping[str, Any], path: str) -> Asked:
+    """Vertex's instances, each with `inputs` or `messages`; at least one (sections 1.0 and 2.1)."""
+    _fields(body, {"instances": "array of map"}, required=["instances"])
+    if not body["instances"]:
+        raise Refusal(422, "Input validation error", "Input validation error")
+    each = [
+        _first_that_fits(instance, (parse_generate, parse_chat), "/generate", "VertexInstance")
+        for instance in body["instances"]
+    ]
+    calls = tuple(Call(call.prompt, call.parameters) for asked in each for call in asked.calls)
+    return Asked("vertex", calls, body)
+
+
+def _first_that_fits(
+    body: Mapping[str, Any], parsers: Iterable[Callable[[Mapping[str, Any], str], Asked]], path: str, union: str
+) -> Asked:
+    for parse in parsers:
+        try:
+            return parse(body, path)
+        except Mismatch:
+            continue
+    raise Mismatch("", f"data did not match any variant of untagged enum {union}")
 
 
 @dataclass(frozen=True)
@@ -243,7 +362,7 @@ class Valid:
 
     prompt: str  # after truncation
     input_length: int
-    max_new_tokens: int
+    max_new_tokens: int  # of all blocks together
     grammar: Grammar | None
 
 
@@ -255,10 +374,10 @@ def validate(call: Call) -> Valid:
     tokens = tokenize(call.prompt)
     tokens = tokens[-parameters.get("truncate", len(tokens)) :]
     allowed = parameters.get("max_new_tokens", max(0, MAX_TOTAL_TOKENS - len(tokens)))
-    if len(tokens) + min(allowed, 1024) > MAX_TOTAL_TOKENS:
+    if len(tokens) + min(allowed, BLOCK) > MAX_TOTAL_TOKENS:
         raise invalid(
             f"`inputs` tokens + `max_new_tokens` must be <= {MAX_TOTAL_TOKENS}. "
-            f"Given: {len(tokens)} `inputs` tokens and {min(allowed, 1024)} `max_new_tokens`"
+            f"Given: {len(tokens)} `inputs` tokens and {min(allowed, BLOCK)} `max_new_tokens`"
         )
     if len(tokens) > MAX_INPUT_TOKENS:
         raise invalid(f"`inputs` must have less than {MAX_INPUT_TOKENS} tokens. Given: {len(tokens)}")
@@ -266,7 +385,7 @@ def validate(call: Call) -> Valid:
         grammar = checked_grammar(parameters["grammar"]) if "grammar" in parameters else None
     except GrammarError as error:
         raise invalid(str(error)) from None
-    return Valid("".join(tokens), len(tokens), min(allowed, MAX_TOTAL_TOKENS - len(tokens)), grammar)
+    return Valid("".join(tokens), len(tokens), allowed, grammar)
 
 
 def _parameter_problem(call: Call, p: Mapping[str, Any]) -> str | None:

@@ -207,7 +207,7 @@ def test_input_limits(tgi: FakeTGI) -> None:
         ),
         ("/tokenize", b'"%s"' % (b"a" * 1_999_998), {}, 422, DESERIALIZE),  # exactly at the limit
         ("/nowhere", None, {}, 404, ""),
-        ("/v1/completions", {}, {}, 404, ""),
+        ("/v1/completions", {}, {}, 422, DESERIALIZE + "missing field `prompt` at line 1 column 2"),
         ("/generate", None, {}, 405, ""),
         ("/health", {}, {}, 405, ""),
     ],
