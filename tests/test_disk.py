@@ -1,0 +1,41 @@
+"""A disk that is full, and places that cannot be written: a clear error, and what was answered stays."""
+
+import resource
+import subprocess
+from pathlib import Path
+
+from tests.conftest import ROOT, command, generation, rows, write_recipe
+from tests.fake_tgi import FakeTGI
+from tests.test_pipeline import answered
+
+FEW_BYTES = 8_000  # largest size of any file: enough for the seeds and for some rows of a journal
+
+
+def test_a_disk_that_fills_up_in_mid_run_stops_it_with_every_answer_kept(tmp_path: Path) -> None:
+    run, options = tmp_path / "run", ("--config", write_recipe(tmp_path, shard_rows=18), "--run-dir", tmp_path / "run")
+    assert generation("seeds", *options).returncode == 0
+    with FakeTGI() as server:
+        stopped = subprocess.run(
+            command("captions", *options, "--endpoint", server.url),
+            cwd=ROOT,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FEW_BYTES, FEW_BYTES)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert stopped.returncode == 1
+        assert "00000.jsonl: No space left on device. Every line before is kept" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        kept = (run / "captions" / "00000.jsonl").read_bytes().count(b"\n")
+        assert 0 < kept < 18
+        before = answered(server)
+        assert generation("captions", *options, "--endpoint", server.url).returncode == 0
+        assert answered(server) - before == 18 - kept + 1  # and the warm-up
+    assert len(rows(run, "captions")) == 18
+
+
+def test_a_read_only_place_is_named(tmp_path: Path) -> None:
+    refused = generation("seeds", "--config", write_recipe(tmp_path), "--run-dir", "/proc/run")
+    assert refused.returncode == 1
+    assert "cannot write /proc/run" in refused.stderr
+    assert "Traceback" not in refused.stderr
