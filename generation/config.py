@@ -188,6 +188,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for name, task in instruction_tasks(recipe).items():
         bounds[f"instructions.{name}.min_items"] = (task.min_items, "max_items", task.max_items)
     faults = [f"{key} {low} > {top} {high}" for key, (low, top, high) in bounds.items() if low > high]
+    if recipe.server.give_up_s <= recipe.server.timeout_s:
+        faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
     names = [source.name for source in recipe.seeds.captions]
     faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
