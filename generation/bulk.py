@@ -5,18 +5,13 @@ sealed into Parquet in row order, so that the bytes do not depend on the order o
 """
 
 import asyncio
-import io
 import logging
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-import orjson
-import pyarrow as pa
-import pyarrow.json as pj
 import uvloop
 
 from .ask import BulkTask, I, Row, ask, pin
@@ -24,13 +19,12 @@ from .config import Server
 from .errors import Stopped, StopRun
 from .journal import Journal, Record
 from .progress import BulkProgress
-from .records import MAX_SHARD_ROWS, REJECTED_SCHEMA
 from .rundir import RunDir
+from .sealing import seal_shard
 from .tgi.connect import connect
 from .tgi.scheduler import Scheduler, Tally
 
 logger = logging.getLogger(__name__)
-SEAL_ROWS = 1_000  # rows that are turned into Arrow at a time
 
 
 def carry_out(run: RunDir, server: Server, task: BulkTask[Any]) -> None:
@@ -140,80 +134,9 @@ class _BulkStage(Generic[I]):
                 yield shard, item
 
     def _seal(self, shard: _OpenShard[I]) -> None:
-        journal = shard.journal
-        journal.close()
-        spent = self.run.unsealed(self.task.stage).get(shard.number, {})
-        requests, retries, tokens = spent.get("requests", 0), Counter(spent.get("retries", {})), Counter[str]()
-        accepted, rejected, reasons = _Rows(self.task.columns), _Rows(REJECTED_SCHEMA), Counter[str]()
-        # Rows that were sealed before keep their places: later stages refer to them.
-        ordered = sorted(shard.items, key=lambda item: journal.places.get(item.id, MAX_SHARD_ROWS))
-        for record in journal.records(item.id for item in ordered):
-            row = record["row"]
-            if "reason" in row:
-                rejected.add(row)
-                reasons[row["reason"]] += 1
-            else:
-                accepted.add(row)
-            requests += record.get("requests", 0)
-            retries.update(record.get("retries", {}))
-            for key in ("prompt_tokens", "completion_tokens"):
-                tokens[key] += row[key]
-        self.run.seal_tables(
-            self.task.stage,
-            shard.number,
-            accepted.table(),
-            rejected.table(),
-            rejected_by_reason=dict(sorted(reasons.items())),
-            requests=requests,
-            retries=dict(sorted(retries.items())),
-            **tokens,
-        )
-        journal.path.unlink()
-        del self._open[shard.number], accepted, rejected
-        pa.default_memory_pool().release_unused()  # it would keep what the largest shard took
-        note_balance(self.run, self.task)
-
-
-def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:
-    """Notes and returns where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``."""
-    records = [run.record(task.stage, shard) for shard in run.sealed(task.stage)]
-    records += run.unsealed(task.stage).values()
-    items = sum(map(task.count, run.sealed(task.source)))
-    accepted = sum(record["rows"] for record in records)
-    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
-    balance = {
-        "items": items,
-        "accepted": accepted,
-        "rejected": rejected,
-        "pending": items - accepted - rejected,
-    }
-    run.note(task.stage, balance=balance)
-    return balance
-
-
-class _Rows:
-    """Rows on their way into an Arrow table, as JSON: Arrow's own reader is faster than its conversion of Python
-    objects, which also imports pandas (60 MB)."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema, self._lines, self._tables = schema, list[bytes](), list[pa.Table]()
-
-    def add(self, row: Row) -> None:
-        self._lines.append(orjson.dumps(row))
-        if len(self._lines) == SEAL_ROWS:
-            self._convert()
-
-    def table(self) -> pa.Table:
-        if self._lines:
-            self._convert()
-        return pa.concat_tables(self._tables or [pa.Table.from_batches([], self._schema)])
-
-    def _convert(self) -> None:
-        content = b"\n".join(self._lines)
-        self._lines = []
-        reading = pj.ReadOptions(use_threads=False, block_size=len(content) + 1)
-        parsing = pj.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error")
-        self._tables.append(pj.read_json(io.BytesIO(content), read_options=reading, parse_options=parsing))
+        shard.journal.close()
+        seal_shard(self.run, self.task, shard.number, shard.items, shard.journal)
+        del self._open[shard.number]
 
 
 def _record(row: Row, tally: Tally, earlier: Record) -> Record:

@@ -1,28 +1,23 @@
 """Drives rejected rows again: their shards are opened, and what was rejected for the given reasons is asked anew.
 
-A shard that is opened becomes a journal that holds all that stays; from there on it is an unfinished shard like any
-other, so that a retry that is killed loses nothing either. Rows that were accepted before keep their places in the
-shard, and those that are recovered follow them, since later stages refer to captions by shard and row.
+Rows that were accepted before keep their places in the shard, and those that are recovered follow them, since later
+stages refer to captions by shard and row.
 """
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-import pyarrow.parquet as pq
-
 from .ask import BulkTask
-from .bulk import carry_out, note_balance
+from .bulk import carry_out
 from .captions import caption_task
 from .config import TASKS, Captions, InstructionTask, Server, settings, validate
 from .errors import RunError
-from .files import seal
 from .instructions import conversation_task, stage_of
 from .rundir import RunDir
+from .sealing import note_balance, open_again
 from .tgi.protocol import Question
 
 STAGES = ("captions", *map(stage_of, TASKS))
@@ -104,11 +99,18 @@ def _with_sampling(task: BulkTask[Any], values: dict[str, float] | None) -> Bulk
 
 
 def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Collection[str]) -> dict[str, Any] | None:
+
+    def wanted(reason: str) -> bool:
+        return not reasons or reason in reasons
+
     pending = set(run.sealed(task.source)) - set(run.sealed(task.stage)) - run.unsealed(task.stage).keys()
     if pending:
         raise RunError(f"{run.path}: stage '{task.stage}' has {len(pending)} shards to go; run it to its end first")
     for shard in run.sealed(task.stage):
-        _open_again(run, task.stage, shard, reasons)
+        if any(map(wanted, run.record(task.stage, shard)["rejected_by_reason"])):
+            open_again(run, task.stage, shard, lambda row: wanted(row["reason"]))
+            if task.stage == "captions" and shard in run.sealed("text_embeddings"):
+                run.unseal("text_embeddings", shard)
     before = note_balance(run, task)
     if not run.unsealed(task.stage):
         return None
@@ -126,29 +128,3 @@ def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Coll
     }
     run.note(task.stage, retried=[*run.stage(task.stage).get("retried", ()), account])
     return account
-
-
-def _open_again(run: RunDir, stage: str, shard: int, reasons: Collection[str]) -> None:
-    """Turns a sealed shard back into a journal, if it has rows that are to be asked again."""
-    path = run.rejected_path(stage, shard)
-    if not any(not reasons or reason in reasons for reason in run.record(stage, shard)["rejected_by_reason"]):
-        return
-    rejected = pq.ParquetFile(run.verified(stage, path)).read().to_pylist()
-    again, staying = list[dict[str, Any]](), list[dict[str, Any]]()
-    for row in rejected:
-        (staying if reasons and row["reason"] not in reasons else again).append(row)
-    accepted = run.table(stage, shard).to_pylist()
-    lines = [{"id": row["id"], "row": row, "place": place} for place, row in enumerate(accepted)]
-    lines += [{"id": row["id"], "row": row} for row in staying]
-    lines += [{key: row[key] for key in ("id", "attempts", "prompt_tokens", "completion_tokens")} for row in again]
-    journal = run.journal_path(stage, shard)
-    seal(journal, lambda target: _write_lines(target, lines))
-    reasons_staying = Counter(row["reason"] for row in staying)
-    run.unseal(stage, shard, rows=len(accepted), rejected_by_reason=dict(reasons_staying))
-    if stage == "captions" and shard in run.sealed("text_embeddings"):
-        run.unseal("text_embeddings", shard)
-
-
-def _write_lines(target: Path, lines: list[dict[str, Any]]) -> None:
-    with target.open("wb") as file:
-        file.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
