@@ -55,12 +55,14 @@ async def make_captions(run: RunDir, recipe: Recipe) -> None:
         asker = Asker(scheduler, prompt, None, recipe.captions.attempts, recipe.random_seed)
         await asker.pin(run, STAGE)
 
+        limits = checks.CaptionLimits(min_words=recipe.captions.min_words, max_words=recipe.captions.max_words)
+
         async def ask(item: SeedRow) -> Outcome:
             prefix = prompt.prefix({"seed": item.seed})
 
             def check(answer: Answer) -> tuple[dict[str, Any], str | None]:
                 text = checks.finish(_join(prefix, answer.text), answer.finish_reason)
-                fault = checks.caption_fault(text, recipe.captions.min_words, recipe.captions.max_words)
+                fault = checks.caption_fault(text, item.seed, limits)
                 instruction = describe_instruction(item.id, instructions)
                 return {"caption": text, "instruction": instruction, "seed": item.seed, "source": item.source}, fault
 

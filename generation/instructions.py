@@ -1,10 +1,8 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from jsonschema import Draft202012Validator
 
 from . import checks
 from .ask import Asker
@@ -72,7 +70,7 @@ async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTa
     shards = [shard for shard in run.sealed("captions") if shard not in run.sealed(stage)]
     if not shards:
         return
-    validator = Draft202012Validator(schema)
+    limits = replace(checks.LIMITS[name], min_items=task.min_items, max_items=task.max_items)
     quotas = _quotas(run, task.fraction)
 
     async with connect(recipe.server) as scheduler:
@@ -83,7 +81,7 @@ async def _make_task(run: RunDir, recipe: Recipe, name: str, task: InstructionTa
             values = {"caption": item.caption, "min_items": str(task.min_items), "max_items": str(task.max_items)}
 
             def check(answer: Answer) -> tuple[dict[str, Any], str | None]:
-                items, fault = checks.instruction_items(answer.text, answer.finish_reason, validator, task.min_items)
+                items, fault = checks.instruction_items(answer.text, answer.finish_reason, item.caption, name, limits)
                 turns = conversation(item.id, name, items)
                 columns = {"task": name, "conversations": turns, "caption_shard": item.shard, "caption_row": item.row}
                 return columns, fault
