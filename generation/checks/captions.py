@@ -163,7 +163,7 @@ def _loops(text: str, plain: list[str]) -> bool:
             return True
     if any(max(Counter(_runs(plain, size)).values(), default=0) >= times for size, times in _REPEATS):
         return True
-    long = [sentence for sentence in sentences(text) if sentence.count(" ") >= _SENTENCE_WORDS - 1]
+    long = [tuple(words) for words in sentences(text) if len(words) >= _SENTENCE_WORDS]
     return len(set(long)) < len(long)
 
 

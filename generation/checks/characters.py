@@ -8,9 +8,10 @@ _BAD_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ue000-\uf8ff\ufeff"
     "\ufff0-\uffff]"
 )
-_SIGN = re.compile(r"[*_<`|\]&]")  # one of these, or ://, is in all that _MARKUP finds; most texts have none
-_MARKUP = re.compile(r"[*_]{2}\w|</?[a-z][^<>]{0,200}>|```|<\||\]\(|\bhttps?://|&(?:[a-z]{2,6}|#\d+);", re.IGNORECASE)
-_LIST_ITEM = re.compile(r"^\s*(?:[#*\-•|]+|\d+[.)])\s", re.MULTILINE)
+_SIGN = re.compile(r"[*_<`|\[\]{}&]")  # one of these is in all that the next two find; most texts have none
+_MARKUP = re.compile(r"[*_]{2}\w|</?[a-z][^<>]{0,200}>|```|<\||\]\(|&(?:[a-z]{2,6}|#\d+);", re.IGNORECASE)
+_LIST_MARK = r"\s*(?:[#*\-•|]+|\d+[.)])\s"
+_LISTED_FIRST, _LISTED_LATER = re.compile(_LIST_MARK), re.compile("\n" + _LIST_MARK)
 _SCRAPS = re.compile(r"[{}\[\]]")
 _MOJIBAKE = re.compile(  # UTF-8 that was read as Windows-1252: é as Ã©, ’ as â€™
     "[ÃÂ][\u00a0-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
@@ -29,16 +30,14 @@ def has_bad_characters(text: str) -> bool:
     return not (text.isascii() and text.isprintable()) and bool(_BAD_CHARACTERS.search(text))
 
 
-def has_markup(text: str) -> bool:
-    """Whether there are tags, links, entities, lists, headings or emphasis of HTML or Markdown."""
-    if (_SIGN.search(text) or "://" in text) and _MARKUP.search(text):
+def has_markup(text: str, *, in_json: bool = False) -> bool:
+    """Whether there are tags, links, entities, lists, headings or emphasis of HTML or Markdown.
+
+    ``in_json`` adds brackets: small models write those of JSON into its strings.
+    """
+    if _SIGN.search(text) and (_MARKUP.search(text) or (in_json and _SCRAPS.search(text))):
         return True
-    return bool(_LIST_ITEM.search(text) if "\n" in text else _LIST_ITEM.match(text))
-
-
-def has_scraps(text: str) -> bool:
-    """Whether there are brackets of JSON, which small models write into its strings."""
-    return bool(_SCRAPS.search(text))
+    return "://" in text or bool(_LISTED_FIRST.match(text) or _LISTED_LATER.search(text))
 
 
 def is_mojibake(text: str) -> bool:

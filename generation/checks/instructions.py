@@ -3,19 +3,20 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, filterfalse
 from types import MappingProxyType
 from typing import Any
 
-from .characters import has_bad_characters, has_markup, has_scraps
-from .measures import measures
+from .characters import has_bad_characters, has_markup
 from .reader import READER_CODES, read_json
-from .sources import Source, leaks, opening, read_source
-from .words import ATTRIBUTES, FUNCTION_WORDS, GENERAL, sentences, stem, stems, tokens, word_set
+from .sources import Source, invents_measurement, leaks, opening, read_source
+from .words import ATTRIBUTES, FUNCTION_WORDS, GENERAL, sentences, stem, stems, tokens, tokens_of_each, word_set
 
 Item = dict[str, Any]
+Key = tuple[str, ...]  # of a question
 
 LETTERS = ("A", "B", "C", "D")
+_LETTERS = frozenset(LETTERS)
 _OPEN_KEYS = frozenset(("Question", "Answer"))
 _CHOICE_KEYS = _OPEN_KEYS | {"Options"}
 
@@ -89,13 +90,14 @@ def instruction_items(
     source = read_source(caption)
     items: list[Item] = []
     faults = Counter[str]()
-    asked: set[str] = set()
+    asked: set[Key] = set()
     for item in answer["QA Pairs"]:
-        if found := item_fault(item, task, source, asked, limits):
+        found, key = _fault_and_key(item, task, source, asked, limits)
+        if found:
             faults[found] += 1
         elif len(items) < limits.max_items:
             items.append(item)
-            asked.add(question_key(item["Question"]))
+            asked.add(key)
     if len(items) >= limits.min_items:
         return items, None
     return items, faults.most_common(1)[0][0] if faults else "too_few_items"
@@ -112,7 +114,7 @@ def schema_fault(answer: Any, task: str) -> str | None:
     return next((fault for item in answer["QA Pairs"] if (fault := _shape_fault(item, task))), None)
 
 
-def item_fault(item: Any, task: str, source: Source, asked: set[str], limits: InstructionLimits) -> str | None:
+def item_fault(item: Any, task: str, source: Source, asked: set[Key], limits: InstructionLimits) -> str | None:
     """The first of ``ITEM_CODES`` for which one item is bad, or None.
 
     Codes: ``schema``; ``not_four_options``; ``answer_not_an_option``; ``empty``; ``bad_characters``; ``markup``;
@@ -127,28 +129,35 @@ def item_fault(item: Any, task: str, source: Source, asked: set[str], limits: In
         asked: the keys of the conversation's questions so far (see ``question_key``).
         limits: see there.
     """
+    return _fault_and_key(item, task, source, asked, limits)[0]
+
+
+def _fault_and_key(
+    item: Any, task: str, source: Source, asked: set[Key], limits: InstructionLimits
+) -> tuple[str | None, Key]:
+    """As ``item_fault``, with the key of the item's question."""
     if fault := _shape_fault(item, task):
-        return fault
+        return fault, ()
     options = item["Options"] if task == "multiple_choice" else {}
     question, right = item["Question"], options.get(item["Answer"], item["Answer"])
-    texts = (question, *(options.values() or (right,)))
-    if fault := _text_fault(texts):
-        return fault
-    asked_words, *said = (tokens(text.lower()) for text in texts)
+    texts = (question, *options.values()) if options else (question, right)
+    asked_words, *said = tokens_of_each(texts)
     answer_words = said[list(options).index(item["Answer"])] if options else said[0]
-    words = {*asked_words, *chain.from_iterable(said)}
-    together = "\n".join(texts)
+    words = set(chain(asked_words, *said))
+    together, key = "\n".join(texts), _key(asked_words)
     return (
-        ("leak" if leaks(together, words, source) else None)
-        or _question_fault(question, asked_words, asked)
+        _text_fault(together, asked_words, said)
+        or ("leak" if leaks(together, words, source) else None)
+        or ("not_a_question" if not _is_question(question, asked_words) else None)
+        or ("duplicate_question" if key in asked else None)
         or ("options_not_distinct" if len(set(map(tuple, said))) < len(said) else None)
         or ("copied" if _is_copied(question, asked_words, source) else None)
         or ("copied" if not options and _is_copied(right, answer_words, source) else None)
         or ("given_away" if options and _stands_out(right, options, limits.max_length_ratio) else None)
         or ("given_away" if _is_in_question(answer_words, said, asked_words) else None)
-        or ("invented_measurement" if measures(together, words) - source.measures else None)
+        or ("invented_measurement" if invents_measurement(together, words, source) else None)
         or ("ungrounded" if _grounded(asked_words, answer_words, source) < limits.min_grounded else None)
-    )
+    ), key
 
 
 def groundedness(question: str, answer: str, source: Source) -> float:
@@ -160,13 +169,13 @@ def groundedness(question: str, answer: str, source: Source) -> float:
     return _grounded(tokens(question.lower()), tokens(answer.lower()), source)
 
 
-def question_key(question: str) -> str:
+def question_key(question: str) -> Key:
     """What two questions share that ask the same: their words in order, without articles and forms of *be*."""
     return _key(tokens(question.lower()))
 
 
-def _key(asked_words: list[str]) -> str:
-    return " ".join([word for word in asked_words if word not in _SAYS_NOTHING])
+def _key(asked_words: list[str]) -> Key:
+    return tuple(filterfalse(_SAYS_NOTHING.__contains__, asked_words))
 
 
 def _is_answer(answer: Any) -> bool:
@@ -180,35 +189,32 @@ def _shape_fault(item: Any, task: str) -> str | None:
     if task != "multiple_choice":
         return None if isinstance(item["Answer"], str) else "schema"
     options = item["Options"]
-    if not isinstance(options, dict) or not all(isinstance(option, str) for option in options.values()):
+    if not isinstance(options, dict) or not set(map(type, options.values())) <= {str}:
         return "schema"
-    if len(options) != len(LETTERS) or any(letter not in options for letter in LETTERS):
+    if options.keys() != _LETTERS:
         return "not_four_options"
     return None if item["Answer"] in LETTERS else "answer_not_an_option"
 
 
-def _text_fault(texts: tuple[str, ...]) -> str | None:
+def _text_fault(together: str, asked_words: list[str], said: list[list[str]]) -> str | None:
     """Of the letters, before any word is understood."""
-    together = "".join(texts)
-    if not all(any(map(str.isalnum, text)) for text in texts):
+    if not asked_words or not all(said):
         return "empty"
     if has_bad_characters(together):
         return "bad_characters"
-    return "markup" if has_scraps(together) or any(map(has_markup, texts)) else None
+    return "markup" if has_markup(together, in_json=True) else None
 
 
-def _question_fault(question: str, asked_words: list[str], asked: set[str]) -> str | None:
-    if not question.rstrip(" \t\n\"'”’)").endswith("?") or len(asked_words) < 3:
-        return "not_a_question"
-    return "duplicate_question" if _key(asked_words) in asked else None
+def _is_question(question: str, asked_words: list[str]) -> bool:
+    return len(asked_words) >= 3 and question.rstrip(" \t\n\"'”’)").endswith("?")
 
 
 def _is_copied(text: str, words: list[str], source: Source) -> bool:
     """Whether it consists of whole sentences of the caption."""
     if opening(words) not in source.openings:
         return False
-    parts = sentences(text)
-    return source.sentences.issuperset(parts) and any(part.count(" ") >= _COPIED_WORDS - 1 for part in parts)
+    parts = set(map(tuple, sentences(text)))
+    return parts <= source.sentences and any(len(part) >= _COPIED_WORDS for part in parts)
 
 
 def _stands_out(right: str, options: dict[str, str], max_ratio: float) -> bool:
@@ -225,7 +231,7 @@ def _is_in_question(answer_words: list[str], said: list[list[str]], asked_words:
     if "or" in asked_words or _WH_WORDS.isdisjoint(asked_words):
         return False
     known = stems(asked_words) | _SAYS_NOTHING
-    held = [words for words in said if all(stem(word) in known for word in words)]
+    held = [words for words in said if known.issuperset(map(stem, words))]
     return held == [answer_words]
 
 

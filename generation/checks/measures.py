@@ -54,16 +54,16 @@ def measures(text: str, words: Iterable[str]) -> set[tuple[str, str]]:
     A spelt number before *feet*, *yards*, *pounds* or *degrees* counts only where the text goes on to measure, because
     a bird too stands on two feet. ``words`` are the text's, by which most texts are passed over.
     """
-    has_digits = bool(_DIGIT.search(text))
-    if not has_digits and _UNIT_NAMES.isdisjoint(words):
-        return set()
-    lowered = text.lower()
-    found = {(_number(match[1]), _UNITS[match[2]]) for match in _DIGITS.finditer(lowered)} if has_digits else set()
-    for match in _SPELT.finditer(lowered):
-        unit = _UNITS[match[2]]
-        if len(match[2]) > 1 and (unit not in _AMBIGUOUS or _MEASURES_ON.match(match[3])):
-            found.add((stem(match[1]), unit))
-    return found | {(_number(match[1]), "foot") for match in _FEET_AND_INCHES.finditer(lowered)}
+    lowered, found = text.lower(), set()
+    if _DIGIT.search(text):
+        found = {(_number(match[1]), _UNITS[match[2]]) for match in _DIGITS.finditer(lowered)}
+        found |= {(_number(match[1]), "foot") for match in _FEET_AND_INCHES.finditer(lowered)}
+    if not _UNIT_NAMES.isdisjoint(words):
+        for match in _SPELT.finditer(lowered):
+            unit = _UNITS[match[2]]
+            if len(match[2]) > 1 and (unit not in _AMBIGUOUS or _MEASURES_ON.match(match[3])):
+                found.add((stem(match[1]), unit))
+    return found
 
 
 def _number(digits: str) -> str:

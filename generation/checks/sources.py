@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 
 from .measures import measures
 from .words import sentences, stems, tokens, word_set
@@ -30,36 +31,41 @@ class Source:
     """A caption as the checks of its items see it.
 
     Args:
+        caption: its text.
         stems: of all its words.
-        sentences: as ``words.normal`` gives them.
+        sentences: the words of each.
         openings: of the sentences, see ``opening``.
-        measures: see ``measures.measures``.
     """
 
+    caption: str
     stems: frozenset[str]
-    sentences: frozenset[str]
-    openings: frozenset[str]
-    measures: frozenset[tuple[str, str]]
+    sentences: frozenset[tuple[str, ...]]
+    openings: frozenset[tuple[str, ...]]
 
 
 def read_source(caption: str) -> Source:
     """Reads a caption once for all items."""
-    words = tokens(caption.lower())
     whole = sentences(caption)
     return Source(
-        stems=frozenset(stems(words)),
-        sentences=frozenset(whole),
-        openings=frozenset(opening(sentence.split()) for sentence in whole),
-        measures=frozenset(measures(caption, words)),
+        caption=caption,
+        stems=frozenset(stems(set(chain.from_iterable(whole)))),
+        sentences=frozenset(map(tuple, whole)),
+        openings=frozenset(map(opening, whole)),
     )
 
 
-def opening(words: list[str]) -> str:
+def opening(words: list[str]) -> tuple[str, ...]:
     """The words by which a text may be told to begin like a sentence of a caption."""
-    return " ".join(words[:3])
+    return tuple(words[:3])
 
 
 def leaks(text: str, words: set[str], source: Source) -> bool:
     """Whether a text of these words speaks of the caption: by a word that the scene lacks, or by how it uses one."""
     named = _LEAK_WORDS & words
     return bool(named) and (not stems(named) <= source.stems or bool(_REFERENCE.search(text.lower())))
+
+
+def invents_measurement(text: str, words: set[str], source: Source) -> bool:
+    """Whether a text of these words measures what the caption does not."""
+    found = measures(text, words)
+    return bool(found) and not found <= measures(source.caption, tokens(source.caption.lower()))

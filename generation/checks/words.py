@@ -1,12 +1,13 @@
 """Words as the checks see them: tokens, sentences, crude stems, and the word lists that several checks share."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_GAP = re.compile(r"[.!?][\"')\]”’»]*\s+")
-_BLANK = {code: " " for code in range(128) if not chr(code).isalnum() and chr(code) != "'"}
+_BLANK = {code: " " for code in range(128) if not chr(code).isalnum() and chr(code) not in "'\n"}
+_OUTER_APOSTROPHE = re.compile(r"(?<![a-z0-9])'+|'+(?![a-z0-9])|''+")
 _VOWELS = frozenset("aeiouy")
 
 
@@ -63,22 +64,31 @@ def tokens(lowered: str) -> list[str]:
     >>> tokens("the potter's 'snow-covered' yard isn't, as it were, empty.")
     ['the', "potter's", 'snow', 'covered', 'yard', "isn't", 'as', 'it', 'were', 'empty']
     """
-    if not lowered.isascii():
-        return _TOKEN.findall(lowered)
-    blanked = f" {lowered.translate(_BLANK)} "  # five times as fast as the pattern, with the same words
-    while " '" in blanked or "' " in blanked or "''" in blanked:
-        blanked = blanked.replace(" '", " ").replace("' ", " ").replace("''", " ")
-    return blanked.split()
+    return _blanked(lowered).split() if lowered.isascii() else _TOKEN.findall(lowered)
 
 
-def normal(text: str) -> str:
-    """Lower case, words only: what makes two texts the same to a reader."""
-    return " ".join(tokens(text.lower()))
+def tokens_of_each(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text, in any case; as ``tokens`` one by one, but faster."""
+    together = "\n".join(texts).lower()
+    if not together.isascii() or together.count("\n") >= len(texts):
+        return [tokens(text.lower()) for text in texts]
+    return [line.split() for line in _blanked(together).split("\n")]
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, each as ``normal`` gives it, those without a word left out."""
-    return [plain for part in _SENTENCE_GAP.split(text) if (plain := normal(part))]
+def _blanked(lowered: str) -> str:
+    """An ASCII text with blanks for all but letters, digits, line ends and apostrophes within words.
+
+    Five times as fast as the pattern, with the same words.
+    """
+    blanked = lowered.translate(_BLANK)
+    if "'" not in blanked:
+        return blanked
+    return _OUTER_APOSTROPHE.sub(" ", blanked)
+
+
+def sentences(text: str) -> list[list[str]]:
+    """The words of each sentence of a text, those without a word left out."""
+    return [words for words in tokens_of_each(_SENTENCE_GAP.split(text)) if words]
 
 
 def stems(words: Iterable[str]) -> set[str]:
