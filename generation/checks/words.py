@@ -101,7 +101,7 @@ def stem(word: str) -> str:
     """A crude stem: words that differ in a plural, verb, adverb or -y ending share it. Not for reading.
 
     >>> [stem(word) for word in ("berries", "berry", "running", "glasses", "sandy", "strings", "men")]
-    ['berr', 'berr', 'run', 'glas', 'sand', 'string', 'man']
+    ['ber', 'ber', 'run', 'glas', 'sand', 'string', 'man']
     """
     word = word.removesuffix("'s").removesuffix("’s")
     word = _SAME.get(word, word)
