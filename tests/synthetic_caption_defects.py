@@ -90,6 +90,14 @@ def _refuse(rng: Random, text: str) -> str:
         "As much as I would like to help, I am unable to write about this.",
         "I apologize, but this goes against my guidelines.",
         "Unfortunately, I’m not able to provide that.",
+        "I'm not comfortable writing about that.",
+        "Sorry, but I must decline.",
+        "My apologies, but that is not something to write about.",
+        "There is not enough information to write a paragraph.",
+        "We're sorry, this content is unavailable.",
+        "Unfortunately, I cannot provide a detailed account.",
+        "I don't have the ability to view pictures.",
+        "No image was provided, so nothing can be said.",
     )
     return rng.choice(says) + rng.choice(("", f" {text}"))
 
@@ -103,12 +111,26 @@ def _talk(rng: Random, text: str) -> str:
         "This caption shows the following.",
         "Caption:",
         "Of course, here you go.",
+        "Great! Let's begin.",
+        "Below is the expanded paragraph.",
+        "Based on your sentence, the following can be seen.",
+        "Assistant:",
+        "Revised caption:",
+        "Let's picture the scene.",
+        "Being an AI, one lacks eyes.",
     )
     after = (
         "Let me know if you would like any changes.",
         "I hope this helps with your project!",
         "The description above keeps to what can be seen.",
         "This paragraph stays within the limits set by the prompt.",
+        "Would you like me to change anything?",
+        "I've kept the language plain, as you asked.",
+        "This is the rewritten version.",
+        "Please note that some details are imagined.",
+        "That makes about 110 words.",
+        "Does this work for you?",
+        "End of description.",
     )
     return f"{rng.choice(before)} {text}" if rng.random() < 0.6 else f"{text} {rng.choice(after)}"
 

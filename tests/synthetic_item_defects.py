@@ -33,6 +33,26 @@ STRANGE_REASONS = (
 SIZES = ("{n} inches", "about {n} cm", "{n}-foot", "{n} metres", "roughly {n} kilograms", "{n} °C", "{n} pounds")
 
 
+LEAKING_QUESTIONS = (
+    "What is the main idea here, as written?",
+    "Which details are given in the prompt?",
+    "According to the information provided, who is there?",
+    "What does the author emphasize?",
+    "What is said about the person?",
+    "Which object is not mentioned?",
+    "What does the narrator see?",
+    "In the story, who is there?",
+    "Who is described as being at work?",
+    "What does the statement say?",
+    "What is specified about the light?",
+    "What colour is the garment said to be?",
+    "Going by the summary, who is there?",
+    "Based on the given information, what happens next?",
+    "What does the passage tell us about the hour?",
+    "How would the provided text answer this?",
+)
+
+
 @dataclass(frozen=True)
 class Context:
     """What a bad item is made from."""
@@ -97,6 +117,8 @@ def _leak(rng: Random, c: Context) -> Item:
     asked = question[0].lower() + question[1:]
     if rng.random() < 0.3 and "Options" not in c.good:
         return c.good | {"Answer": f"{c.good['Answer'].rstrip('.')}, as the {word} says."}
+    if rng.random() < 0.3:
+        return c.good | {"Question": rng.choice(LEAKING_QUESTIONS)}
     forms = (f"According to the {word}, {asked}", f"In the {word}, {asked}", f"Going by this {word}, {asked}")
     return c.good | {
         "Question": rng.choice((*forms, "What is the main subject of the text?", f"As described, {asked}"))

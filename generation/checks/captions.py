@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from operator import eq
 
-from .characters import foreign_letters, has_bad_characters, has_markup, is_mojibake, is_unspeakable
+from .characters import foreign_letters, has_bad_characters, has_markup, is_mojibake, is_unspeakable, symbol_runs
 from .words import FUNCTION_WORDS, GENERAL, sentences, stems, tokens, word_set
 
 CAPTION_CODES = (
@@ -18,27 +18,44 @@ _ENDED = re.compile(r"[.!?][\"')\]’”»]*$")
 # After these a full stop ends no sentence.
 _ABBREVIATED = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|St|Mt|Prof|vs|e\.g|i\.e|cf)\.$")
 
-_REFUSAL_WORDS = word_set("i i'm i’m unable")
+# Words for the task that no scene needs; they are meta-talk unless the seed holds them too.
+_TASK_WORDS = word_set("caption captions description descriptions paragraph paragraphs sentence sentences")
+# One of these words is in every text that the two patterns below find, so that few texts are searched.
+_TALK_WORDS = _TASK_WORDS | word_set(
+    """
+    i i'm i’m i've i’ve i'll i’ll i'd i’d my our we're we’re sorry unfortunately unable enough request content image ai
+    model sure certainly absolutely course okay ok great let let's let’s here here's here’s feel hope you your prompt
+    prompts passage text version words word note summary assistant user output answer title requested instructed above
+    inappropriate account does
+    """
+)
 _REFUSAL = re.compile(
-    r"\bi (?:cannot|can not|can['’]t|could not|couldn['’]t|do not|don['’]t|am (?:not able|unable|sorry)|apologize)\b|"
-    r"\bi['’]m (?:sorry|unable|not able|afraid)\b|\bunable to (?:provide|write|help|assist|fulfil|comply)"
+    r"\bi (?:cannot|can not|can['’]t|could not|couldn['’]t|do not|don['’]t|won['’]t|apologize)\b|"
+    r"\bi (?:must|have to) decline\b|\b(?:i|we)['’](?:d rather not|re sorry)\b|\bmy training\b|"
+    r"\bbe inappropriate\b|\bthis content\b|\bno image was\b|\bi(?: am|['’]m) (?:sorry|afraid|unable|not (?:able|comfortable|allowed))\b|"
+    r"\bmy apologies\b|\b(?:against|violates?) (?:my|our) \w+|\bnot enough (?:information|context|detail)|"
+    r"\bunable to (?:provide|write|help|assist|fulfil|comply)|(?:^|[.!?]\s)\W*(?:sorry|unfortunately), (?:but |i\b)"
 )
-# One of these words is in every text that _META finds, so that few texts are searched.
-_META_WORDS = word_set(
-    """
-    ai model sure certainly absolutely course okay ok here here's here’s let hope feel caption captions sentence
-    description prompt paragraph passage text words requested
-    """
-)
+_WRITING = r"(?:caption|description|sentence|prompt|paragraph)s?"
 _META = re.compile(
-    r"^\W*(?:sure|certainly|absolutely|of course|okay|ok)\s*[,!.:–—-]|\bas an ai\b|\blanguage model\b|"
-    r"\bhere(?: is|['’]s) (?:an?|the|your|my|one)\b|\blet me know\b|\bi hope (?:this|that|it)\b|\bfeel free to\b|"
-    r"\b(?:the|this|your|above|given|following|original|expanded) (?:caption|sentence|description|prompt)s?\b|"
-    r"\b(?:this|your|above|given|following) (?:paragraph|passage|text)\b|"
-    r"^\W*(?:caption|description|paragraph|answer|output)\s*:|\bin \d+ words\b|\bword count\b|\bas requested\b"
+    # An answer's opening or heading, at the start of any sentence.
+    r"(?:^|[.!?]\s)\W*(?:(?:sure|certainly|absolutely|of course|okay|ok|great)(?: thing)?\s*[,!.:–—-]|"
+    rf"(?:\w+ )?(?:{_WRITING}|note|assistant|user|output|answer|title|word count)\s*:|in summary\b)|"
+    # The writer, its reader and their task.
+    r"\bi(?:['’](?:m|ve|ll|d)| am| have| will| would| hope| can| could| wrote| added)\b|\ban? ai\b|\blanguage model\b|"
+    r"\bhere(?: is|['’]s) (?:an?|the|your|my|one)\b|\blet me know\b|\bfeel free to\b|\bwould you like\b|"
+    r"\b(?:as|like|that) you (?:asked|wanted|requested|provided)\b|\b(?:this|your) request\b|\bas requested\b|"
+    r"\b\d+ words\b|\bword count\b|\bhope (?:this|that|it) helps\b|\bnote that\b|^\W*let['’]s\b|[.!?]\s+let['’]s\b|"
+    r"\bshall i\b|\bshould i\b|\byou asked\b|\bas instructed\b|\bdoes this (?:work|help|suit)\b|\bhere goes\b|"
+    # What was to be written, and from what.
+    r"\bthe (?:prompt|above (?:is|was|account|text))\b|\bthis account\b|\bbelow you will\b|\byour seed\b|"
+    rf"\b(?:this|your|above|below|given|following|original|expanded|revised|rewritten) (?:\w+ )?{_WRITING}\b|"
+    r"\b(?:this|above|given|following) (?:passage|text)\b|\bthe passage (?:above|below)\b(?! the)|"
+    r"\b(?:expanded|revised|rewritten) (?:version|text)\b"
 )
 _END = 12  # characters by which an end is known
 _UNSPEAKABLE_MAX = 3  # words; proper names and abbreviations are one or two
+_SYMBOL_RUNS_MAX = 3
 _LONG_WORD = 30  # letters; the longest words of plain English have about 20
 _LONG_STRING = 45  # characters without a blank
 _LETTERS_FROM = 200  # characters; shorter texts say little about their letters
@@ -96,7 +113,7 @@ def caption_fault(text: str, seed: str, limits: CaptionLimits = CaptionLimits())
     plain = tokens(lowered)
     return (
         _script_fault(text, words, plain, limits)
-        or _talk_fault(lowered, set(plain))
+        or _talk_fault(lowered, set(plain), seed)
         or _form_fault(text, words, limits)
         or ("not_english" if not _reads_english(plain, limits.min_function_share) else None)
         or ("unfinished" if not _is_finished(text) else None)
@@ -121,16 +138,21 @@ def _script_fault(text: str, words: list[str], plain: list[str], limits: Caption
         or max(map(len, words)) > _LONG_STRING
         or is_mojibake(text)
         or sum(map(is_unspeakable, plain)) >= _UNSPEAKABLE_MAX
+        or symbol_runs(text) >= _SYMBOL_RUNS_MAX
     ):
         return "garbled"
     few_letters = len(text) >= _LETTERS_FROM and letters < limits.min_letter_share * sum(map(len, words))
     return "garbled" if few_letters else None
 
 
-def _talk_fault(lowered: str, words: set[str]) -> str | None:
-    if not words.isdisjoint(_REFUSAL_WORDS) and _REFUSAL.search(lowered):
+def _talk_fault(lowered: str, words: set[str], seed: str) -> str | None:
+    if words.isdisjoint(_TALK_WORDS):
+        return None
+    if _REFUSAL.search(lowered):
         return "refusal"
-    return "meta_talk" if not words.isdisjoint(_META_WORDS) and _META.search(lowered) else None
+    of_task = _TASK_WORDS & words
+    strange = bool(of_task) and not stems(of_task) <= stems(tokens(seed.lower()))
+    return "meta_talk" if strange or _META.search(lowered) else None
 
 
 def _form_fault(text: str, words: list[str], limits: CaptionLimits) -> str | None:

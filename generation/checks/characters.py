@@ -17,6 +17,7 @@ _MOJIBAKE = re.compile(  # UTF-8 that was read as Windows-1252: é as Ã©, ’ 
     "[ÃÂ][\u00a0-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
     "|â€|ï¿½|ðŸ"
 )
+_SYMBOLS = re.compile(r"[#$%^~=+@\\/|<>_*&]{2}")
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 # Neighbours that English words do not have, and runs of consonants that they hardly ever have.
 _UNSPEAKABLE = re.compile(
@@ -48,6 +49,11 @@ def is_mojibake(text: str) -> bool:
 def foreign_letters(text: str) -> int:
     """How many letters are of no Latin alphabet."""
     return 0 if text.isascii() else len(_NOT_LATIN.findall(text))
+
+
+def symbol_runs(text: str) -> int:
+    """How often two signs that prose hardly uses stand side by side."""
+    return len(_SYMBOLS.findall(text))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -11,7 +11,8 @@ from .words import sentences, stems, tokens, word_set
 _LEAK_WORDS = word_set(
     """
     caption captions captioned text texts textual description descriptions described describes passage passages
-    paragraph paragraphs sentence sentences excerpt excerpts narrative mentioned mentions stated
+    paragraph paragraphs sentence sentences excerpt excerpts narrative narrator narration mentioned mentions
+    stated specified summary phrase phrases
     """
 )
 _WRITING = r"(?:caption|text|description|passage|paragraph|sentence|excerpt|narrative)s?"
@@ -23,6 +24,17 @@ _REFERENCE = re.compile(
     rf"|\b(?:described|mentioned|stated)\b (?:in|by) (?:the|this) {_WRITING}\b"
     rf"|\b(?:subject|topic|theme|content|point|writer|author) of (?:the|this) {_WRITING}\b"
     r"|\b(?:this|the given|the above) (?:caption|description|paragraph|excerpt)s?\b"
+)
+# Honest words by themselves, which speak of the source only in company.
+_COMPANY_WORDS = word_set(
+    "information context details story prompt account article written said word statement write author text"
+)
+_IN_COMPANY = re.compile(
+    r"\b(?:given|provided|available) (?:information|context|details|prompt|statement)\b|"
+    r"\b(?:information|context|details) (?:\w+ )?(?:given|provided|available)\b|"
+    r"\b(?:in|from|by|per|does|to) (?:the|this) (?:story|prompt|account|article|statement|write-up)\b|"
+    r"\bas (?:written|said)\b|\bis said (?:about|of)\b|\bsaid to be\b|\bword is used\b|\bwrite-?up\b|"
+    r"\bthe author (?:\w+s|describe|say|mention|use|think|emphasi[sz]e)\b|\b(?:provided|given) text\b|\btext alone\b"
 )
 
 
@@ -62,7 +74,9 @@ def opening(words: list[str]) -> tuple[str, ...]:
 def leaks(text: str, words: set[str], source: Source) -> bool:
     """Whether a text of these words speaks of the caption: by a word that the scene lacks, or by how it uses one."""
     named = _LEAK_WORDS & words
-    return bool(named) and (not stems(named) <= source.stems or bool(_REFERENCE.search(text.lower())))
+    if named and (not stems(named) <= source.stems or _REFERENCE.search(text.lower())):
+        return True
+    return not _COMPANY_WORDS.isdisjoint(words) and bool(_IN_COMPANY.search(text.lower()))
 
 
 def invents_measurement(text: str, words: set[str], source: Source) -> bool:
