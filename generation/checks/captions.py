@@ -31,9 +31,10 @@ _TALK_WORDS = _TASK_WORDS | word_set(
 )
 _REFUSAL = re.compile(
     r"\bi (?:cannot|can not|can['’]t|could not|couldn['’]t|do not|don['’]t|won['’]t|apologize)\b|"
-    r"\bi (?:must|have to) decline\b|\b(?:i|we)['’](?:d rather not|re sorry)\b|\bmy training\b|"
-    r"\bbe inappropriate\b|\bthis content\b|\bno image was\b|\bi(?: am|['’]m) (?:sorry|afraid|unable|not (?:able|comfortable|allowed))\b|"
-    r"\bmy apologies\b|\b(?:against|violates?) (?:my|our) \w+|\bnot enough (?:information|context|detail)|"
+    r"\bi (?:must|have to) decline\b|\b(?:i|we)['’](?:d rather not|re sorry)\b|"
+    r"\bmy training\b|\bbe inappropriate\b|\bthis content\b|\bno image was\b|\bmy apologies\b|"
+    r"\bi(?: am|['’]m) (?:sorry|afraid|unable|not (?:able|comfortable|allowed))\b|"
+    r"\b(?:against|violates?) (?:my|our) \w+|\bnot enough (?:information|context|detail)|"
     r"\bunable to (?:provide|write|help|assist|fulfil|comply)|(?:^|[.!?]\s)\W*(?:sorry|unfortunately), (?:but |i\b)"
 )
 _WRITING = r"(?:caption|description|sentence|prompt|paragraph)s?"
