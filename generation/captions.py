@@ -60,9 +60,11 @@ def caption_task(run: RunDir, captions: Captions, random_seed: int) -> BulkTask[
     prompt = load_prompt(captions.prompt)
     paraphrases = _PARAPHRASES.read_text(encoding="utf-8").splitlines()
 
+    limits = checks.CaptionLimits(min_words=captions.min_words, max_words=captions.max_words)
+
     def check(item: SeedRow, answer: Answer) -> tuple[Row, str | None]:
         text = checks.finish(_join(prompt.prefix({"seed": item.seed}), answer.text), answer.finish_reason)
-        fault = checks.caption_fault(text, captions.min_words, captions.max_words)
+        fault = checks.caption_fault(text, item.seed, limits)
         instruction = describe_instruction(item.id, paraphrases)
         return {"caption": text, "instruction": instruction, "seed": item.seed, "source": item.source}, fault
 

@@ -1,9 +1,7 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
 import math
-from dataclasses import asdict, dataclass
-
-from jsonschema import Draft202012Validator
+from dataclasses import asdict, dataclass, replace
 
 from . import checks
 from .ask import BulkTask, Row
@@ -75,12 +73,11 @@ def conversation_task(
         RecipeError: the prompt is missing or wrong, or its schema is none that TGI compiles well.
     """
     question = _question(task)
-    assert question.schema is not None
-    validator = Draft202012Validator(question.schema)
+    limits = replace(checks.LIMITS[name], min_items=task.min_items, max_items=task.max_items)
     quotas = _quotas(run, name, task.fraction)
 
     def check(item: CaptionRow, answer: Answer) -> tuple[Row, str | None]:
-        items, fault = checks.instruction_items(answer.text, answer.finish_reason, validator, task.min_items)
+        items, fault = checks.instruction_items(answer.text, answer.finish_reason, item.caption, name, limits)
         turns = conversation(item.id, name, items)
         columns = {"task": name, "conversations": turns, "caption_shard": item.shard, "caption_row": item.row}
         return columns, fault

@@ -86,14 +86,15 @@ _QUESTIONS = (
     "Does the {w} touch the {color} shape behind it?",
     "Are there any {color} marks on the {w}?",
 )
+# They name nothing that the prompt does not hold, as an answer about a scene must not.
 _PHRASES = (
-    "the {color} {w}",
+    "beside the {w}",
+    "above the {w}",
+    "next to the {w}",
+    "in front of the {w}",
     "the {w} beside the {v}",
-    "the {w} in {light} light",
-    "a {mood} {w} seen from {place}",
-    "the {w}, with the {v} behind it",
-    "one {color} edge of the {w}",
-    "the side of the {w} facing the {v}",
+    "the {w}, with the {v} below it",
+    "between the {w} and the {v}",
 )
 
 

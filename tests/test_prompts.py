@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from generation import checks
 from generation.errors import RecipeError
 from generation.prompts import PROMPTS, Prompt, load_prompt, render
 
@@ -110,22 +109,14 @@ def test_the_turns_alternate_and_end_where_the_model_goes_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_SCHEMA)
-def test_each_example_answer_passes_its_own_schema_and_checks(name: str) -> None:
+def test_each_example_answer_passes_its_own_schema(name: str) -> None:
     for answer in examples(name):
         count = len(answer["QA Pairs"])
-        validator = Draft202012Validator(BUNDLED[name].answer_schema(count, count))
-        items, fault = checks.instruction_items(json.dumps(answer), "stop", validator, count)
-        assert fault is None
-        assert items == answer["QA Pairs"]
+        Draft202012Validator(BUNDLED[name].answer_schema(count, count)).validate(answer)
 
 
 def test_each_json_prompt_shows_an_example() -> None:
     assert all(examples(name) for name in WITH_SCHEMA)
-
-
-def test_the_example_caption_passes_the_paper_s_bounds() -> None:
-    (answer,) = examples("expand_caption")
-    assert checks.caption_fault(answer, 51, 483) is None
 
 
 @pytest.mark.parametrize("name", WITH_SCHEMA)

@@ -20,11 +20,11 @@ _KEYWORDS = {
 }
 _HINTS = {
     "$ref": "write the schema out; a recursive one crashes TGI's router",
-    "minLength": "check lengths in generation/checks.py; bounded strings take minutes to compile",
-    "maxLength": "check lengths in generation/checks.py; bounded strings take minutes to compile",
+    "minLength": "check lengths in generation/checks; bounded strings take minutes to compile",
+    "maxLength": "check lengths in generation/checks; bounded strings take minutes to compile",
     "pattern": "it is pasted into the grammar as it is; use enum",
-    "minimum": "TGI ignores it; check the number in generation/checks.py",
-    "maximum": "TGI ignores it; check the number in generation/checks.py",
+    "minimum": "TGI ignores it; check the number in generation/checks",
+    "maximum": "TGI ignores it; check the number in generation/checks",
     "allOf": "TGI strings its parts together, which is no JSON",
 }
 
