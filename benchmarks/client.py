@@ -82,7 +82,7 @@ def ours(run_dir: Path, url: str, in_flight: int, checked: bool) -> float:
         task = caption_task(run, recipe.captions, recipe.random_seed)
         run.begin(task.stage, {})
         accepting = replace(
-            task, check=lambda item, answer: ({"caption": answer.text, "seed": item.seed, "source": "own"}, None)
+            task, check=lambda item, answer, kept: ({"caption": answer.text, "seed": item.seed, "source": "own"}, None)
         )
         carry_out(run, recipe.server, accepting)
     return time.perf_counter() - start

@@ -97,11 +97,14 @@ def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
             if options.command != "instructions":
                 task: Any = caption_task(run, recipe.captions, recipe.random_seed)
                 dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
-            for name, section in instruction_tasks(recipe).items() if options.command != "captions" else ():
+            tasks = instruction_tasks(recipe) if options.command != "captions" else {}
+            pools = None if recipe.instructions.overlap else {name: task.fraction for name, task in tasks.items()}
+            for name, section in tasks.items():
                 if run.sealed("captions") != run.sealed("seeds"):
                     tell_rows(run, stage_of(name), section.fraction)
                     continue
-                task = conversation_task(run, name, section, recipe.instructions.attempts, recipe.random_seed)
+                attempts = recipe.instructions.attempts
+                task = conversation_task(run, name, section, attempts, recipe.random_seed, pools)
                 dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
 
 

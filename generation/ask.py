@@ -40,8 +40,9 @@ class BulkTask(Generic[I]):
         random_seed: of the recipe; an attempt's sampling seed is a draw from it, the prompt, the id and the attempt.
         count: how many items a shard has.
         load: the items of a shard, in row order.
-        values: those of the prompt's fields, for one item.
-        check: an answer's own columns, and the reason code for which it fails, or None.
+        values: those of the prompt's fields, for one attempt (from 1) at an item.
+        check: an answer's own columns, and the reason code for which it fails, or None. It is also given a list, empty
+            at first, in which it may keep what is good in answers that fail as a whole.
     """
 
     stage: str
@@ -52,13 +53,13 @@ class BulkTask(Generic[I]):
     random_seed: int
     count: Callable[[int], int]
     load: Callable[[int], list[I]]
-    values: Callable[[I], Mapping[str, str]]
-    check: Callable[[I, Answer], tuple[Row, str | None]]
+    values: Callable[[I, int], Mapping[str, str]]
+    check: Callable[[I, Answer, list[Any]], tuple[Row, str | None]]
 
     def request(self, item: I, attempt: int) -> Request:
         """The request of one attempt (from 1)."""
         seed = 1 + draw(self.random_seed, self.question.prompt.id, item.id, attempt) % (2**31 - 1)
-        return Request(self.question, self.values(item), seed)
+        return Request(self.question, self.values(item, attempt), seed)
 
 
 async def pin(run: RunDir, task: BulkTask[Any], scheduler: Scheduler) -> None:
@@ -93,6 +94,7 @@ async def ask(task: BulkTask[I], scheduler: Scheduler, item: I, tally: Tally, ea
     """
     prompt_tokens = completion_tokens = 0
     reason: str | None
+    kept: list[Any] = []
     for attempt in range(earlier_attempts + 1, earlier_attempts + task.attempts + 1):
         request = task.request(item, attempt)
         try:
@@ -102,7 +104,7 @@ async def ask(task: BulkTask[I], scheduler: Scheduler, item: I, tally: Tally, ea
             break
         prompt_tokens += answer.prompt_tokens
         completion_tokens += answer.completion_tokens
-        columns, reason = task.check(item, answer)
+        columns, reason = task.check(item, answer, kept)
         if reason is None:
             break
         columns = {"raw": answer.text}

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from . import checks
 from .ask import BulkTask, Row
@@ -60,9 +61,11 @@ def caption_task(run: RunDir, captions: Captions, random_seed: int) -> BulkTask[
     prompt = load_prompt(captions.prompt)
     paraphrases = _PARAPHRASES.read_text(encoding="utf-8").splitlines()
 
-    limits = checks.CaptionLimits(min_words=captions.min_words, max_words=captions.max_words)
+    limits = checks.CaptionLimits(
+        min_words=captions.min_words, max_words=captions.max_words, min_seed_share=captions.min_seed_share
+    )
 
-    def check(item: SeedRow, answer: Answer) -> tuple[Row, str | None]:
+    def check(item: SeedRow, answer: Answer, kept: list[Any]) -> tuple[Row, str | None]:
         text = checks.finish(_join(prompt.prefix({"seed": item.seed}), answer.text), answer.finish_reason)
         fault = checks.caption_fault(text, item.seed, limits)
         instruction = describe_instruction(item.id, paraphrases)
@@ -77,7 +80,7 @@ def caption_task(run: RunDir, captions: Captions, random_seed: int) -> BulkTask[
         random_seed=random_seed,
         count=lambda shard: int(run.record("seeds", shard)["rows"]),
         load=lambda shard: _seed_rows(run, shard),
-        values=lambda item: {"seed": item.seed},
+        values=lambda item, attempt: {"seed": item.seed},
         check=check,
     )
 

@@ -102,7 +102,9 @@ class Captions:
     prompt: Name = "expand_caption"
     min_words: Positive = 51  # paper, appendix D
     max_words: Positive = 483  # paper, appendix D
+    min_seed_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the seed's content words, to be in the caption
     attempts: Positive = 3  # answers asked for before the seed is rejected
+    duplicates: Duplicates | None = None  # looked for once all captions are there; None does not look
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -110,19 +112,24 @@ class InstructionTask:
     """One of the three instruction tasks."""
 
     prompt: Name
-    fraction: Fraction  # of the captions, drawn at random
+    fraction: Fraction  # of the captions, drawn at random from all sources alike
     min_items: Positive = 6
     max_items: Positive = 8
+    min_grounded: Annotated[float, Field(ge=0, le=1)] | None = None  # None: the task's default (generation/checks)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Instructions:
-    """Stage 2: from dense caption to multi-turn conversation."""
+    """Stage 2: from dense caption to multi-turn conversation. The fractions are 171K, 199K and 100K of the paper's
+    1,243,195 captions."""
 
-    multiple_choice: InstructionTask
-    question_answering: InstructionTask
-    complex_reasoning: InstructionTask
-    attempts: Positive = 3
+    multiple_choice: InstructionTask = InstructionTask(prompt="multiple_choice", fraction=0.13755)
+    question_answering: InstructionTask = InstructionTask(prompt="question_answering", fraction=0.16007)
+    complex_reasoning: InstructionTask = InstructionTask(
+        prompt="complex_reasoning", fraction=0.08044, min_items=3, max_items=6
+    )
+    attempts: Positive = 3  # answers asked for before a caption is rejected for a task
+    overlap: bool = True  # False: no caption is asked about in two tasks
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -147,10 +154,10 @@ class Recipe:
     name: Name
     directory: Path
     seeds: Seeds
-    instructions: Instructions
     random_seed: int = 0
     server: Server = Server()
     captions: Captions = Captions()
+    instructions: Instructions = Instructions()
     embed: Embed = Embed()
     transfer: Transfer = Transfer()
 
@@ -188,6 +195,9 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for name, task in instruction_tasks(recipe).items():
         bounds[f"instructions.{name}.min_items"] = (task.min_items, "max_items", task.max_items)
     faults = [f"{key} {low} > {top} {high}" for key, (low, top, high) in bounds.items() if low > high]
+    shares = sum(task.fraction for task in instruction_tasks(recipe).values())
+    if not recipe.instructions.overlap and shares > 1:
+        faults.append(f"instructions.overlap is false, but the tasks' fractions add up to {shares:g}")
     if recipe.server.give_up_s <= recipe.server.timeout_s:
         faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
     names = [source.name for source in recipe.seeds.captions]

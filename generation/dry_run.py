@@ -84,7 +84,7 @@ def dry_run(
     _print(task, estimate, prices)
     for number, item in enumerate([items[0], items[len(items) // 2], items[-1]][:SHOWN], 1):
         print(f"\n--- prompt {number} of {SHOWN}, row {item.id}")
-        for message in task.question.prompt.messages(task.values(item)):
+        for message in task.question.prompt.messages(task.values(item, 1)):
             print(f"[{message['role']}]\n{message['content']}")
     return estimate
 
@@ -158,7 +158,7 @@ async def _prompt_tokens(
     counted: Callable[[list[dict[str, str]]], int] | None,
     answers: list[Answer],
 ) -> tuple[float, str]:
-    messages = [task.question.prompt.messages(task.values(item)) for item in sample]
+    messages = [task.question.prompt.messages(task.values(item, 1)) for item in sample]
     if counted:
         return sum(map(counted, messages)) / len(sample), "the tokenizer given"
     requests = [task.request(item, 1) for item in sample]

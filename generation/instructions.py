@@ -1,7 +1,7 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from . import checks
 from .ask import BulkTask, Row
@@ -11,8 +11,12 @@ from .errors import RecipeError
 from .prompts import load_prompt
 from .records import INSTRUCTION_SCHEMA, draw
 from .rundir import RunDir
+from .sampling import TaskSample, pool
+from .sealing import open_again
 from .tgi.grammar import schema_faults
 from .tgi.protocol import Answer, Question
+
+TOP_UPS = 4  # times that a task asks about further captions in the place of rejected ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class CaptionRow:
 
 
 def make_instructions(run: RunDir, recipe: Recipe) -> None:
-    """Makes the conversations of all three tasks, on the recipe's servers, task after task.
+    """Makes the conversations of all three tasks, on the recipe's servers, task after task; a task that rejects leave
+    short of conversations asks about further captions.
 
     Raises:
         RunError: the captions are not complete, or a task was begun with other settings or another model.
@@ -34,19 +39,26 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
         Stopped: by a signal; what was answered so far is kept.
     """
     run.finished("captions", "seeds")
-    for name, task in instruction_tasks(recipe).items():
-        prompt = load_prompt(task.prompt)
+    tasks = instruction_tasks(recipe)
+    pools = None if recipe.instructions.overlap else {name: task.fraction for name, task in tasks.items()}
+    for name, task in tasks.items():
+        prompt, stage = load_prompt(task.prompt), stage_of(name)
         run.begin(
-            stage_of(name),
+            stage,
             settings(task)
             | {
                 "prompt": {"name": prompt.name, "sha256": prompt.sha256},
                 "attempts": recipe.instructions.attempts,
                 "random_seed": recipe.random_seed,
+                "pools": pools,
             },
         )
-        bulk = conversation_task(run, name, task, recipe.instructions.attempts, recipe.random_seed)
-        carry_out(run, recipe.server, bulk)
+        for _ in range(1 + TOP_UPS):
+            asked = conversation_task(run, name, task, recipe.instructions.attempts, recipe.random_seed, pools)
+            carry_out(run, recipe.server, asked)
+            sample = task_sample(run, name, recipe.random_seed, pools)
+            if not sample.top_up(partial(open_again, run, stage)):
+                break
 
 
 def check_prompts(recipe: Recipe) -> None:
@@ -64,8 +76,28 @@ def stage_of(task: str) -> str:
     return f"instructions/{task}"
 
 
+def task_sample(run: RunDir, name: str, random_seed: int, pools: dict[str, float] | None) -> TaskSample:
+    """The captions that a task asks about.
+
+    Args:
+        run: a run whose captions are complete.
+        name: the task's.
+        random_seed: of the recipe.
+        pools: None if tasks may share captions; else each task's share, by which each caption belongs to one task.
+    """
+    key = f"{random_seed} {name}"
+    if pools is None:
+        return TaskSample(run, stage_of(name), key)
+    return TaskSample(run, stage_of(name), key, lambda id: pool(str(random_seed), id, pools) == name)
+
+
 def conversation_task(
-    run: RunDir, name: str, task: InstructionTask, attempts: int, random_seed: int
+    run: RunDir,
+    name: str,
+    task: InstructionTask,
+    attempts: int,
+    random_seed: int,
+    pools: dict[str, float] | None,
 ) -> BulkTask[CaptionRow]:
     """What is asked about the captions drawn for one task.
 
@@ -74,11 +106,19 @@ def conversation_task(
     """
     question = _question(task)
     limits = replace(checks.LIMITS[name], min_items=task.min_items, max_items=task.max_items)
-    quotas = _quotas(run, name, task.fraction)
+    if task.min_grounded is not None:
+        limits = replace(limits, min_grounded=task.min_grounded)
+    sample = task_sample(run, name, random_seed, pools)
+    sample.choose(task.fraction)
 
-    def check(item: CaptionRow, answer: Answer) -> tuple[Row, str | None]:
-        items, fault = checks.instruction_items(answer.text, answer.finish_reason, item.caption, name, limits)
-        turns = conversation(item.id, name, items)
+    def values(item: CaptionRow, attempt: int) -> dict[str, str]:
+        kinds = question.prompt.draw_kinds(task.max_items, random_seed, name, item.id, attempt)
+        bounds = {"min_items": str(task.min_items), "max_items": str(task.max_items)}
+        return {"caption": item.caption, "kinds": kinds, **bounds}
+
+    def check(item: CaptionRow, answer: Answer, kept: list[checks.Item]) -> tuple[Row, str | None]:
+        fault = checks.add_items(kept, answer.text, answer.finish_reason, item.caption, name, limits)
+        turns = conversation(item.id, name, kept)
         columns = {"task": name, "conversations": turns, "caption_shard": item.shard, "caption_row": item.row}
         return columns, fault
 
@@ -89,13 +129,9 @@ def conversation_task(
         question=question,
         attempts=attempts,
         random_seed=random_seed,
-        count=lambda shard: quotas[shard].count,
-        load=lambda shard: _sample(run, shard, quotas[shard], f"{random_seed} {name}"),
-        values=lambda item: {
-            "caption": item.caption,
-            "min_items": str(task.min_items),
-            "max_items": str(task.max_items),
-        },
+        count=sample.count,
+        load=lambda shard: _caption_rows(run, shard, sample.rows(shard)),
+        values=values,
         check=check,
     )
 
@@ -111,10 +147,15 @@ def _question(task: InstructionTask) -> Question:
 def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str, str]]:
     """The turns of one conversation: each item a human and a gpt turn, ``<image>`` in the first human turn only.
 
-    It stands before or after the question, drawn by id. A multiple-choice question has its options below it and is
-    answered by the letter alone."""
+    Order of the items, order of their options (so that right answers fall on all letters alike) and the place of
+    ``<image>``, before or after the question, are drawn by id. A multiple-choice question has its options below it and
+    is answered by the letter alone.
+    """
     turns = []
-    for item in items:
+    for number in sorted(range(len(items)), key=lambda number: draw("turn", task, row, number)):
+        item = items[number]
+        if "Options" in item:
+            item = shuffle_options(item, task, row, number)
         options = [f"{letter}: {option}" for letter, option in item.get("Options", {}).items()]
         turns.append({"from": "human", "value": "\n".join([item["Question"], *options])})
         turns.append({"from": "gpt", "value": item["Answer"]})
@@ -124,37 +165,14 @@ def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str
     return turns
 
 
-@dataclass(frozen=True)
-class Quota:
-    """How many captions of a shard are asked about: ``count`` of the first ``of`` rows."""
-
-    count: int
-    of: int
-
-
-def _quotas(run: RunDir, task: str, fraction: float) -> dict[int, Quota]:
-    """What each shard gives: ``fraction`` of all captions so far, rounded, less what earlier shards gave.
-
-    So the total is exact to one row, and shards that are added later do not change what earlier ones gave. Nor do
-    captions that are recovered later (``retry``): once the stage is begun, its quotas are kept in the manifest.
-    """
-    stage = run.manifest["stages"].get(stage_of(task))
-    kept = stage.get("quotas", {}) if stage else {}
-    quotas, captions, given = {}, 0, 0
-    for shard in run.sealed("captions"):
-        of = run.record("captions", shard)["rows"]
-        quota = Quota(math.floor(fraction * (captions + of) + 0.5) - given, of)
-        quotas[shard] = Quota(**kept[str(shard)]) if str(shard) in kept else quota
-        captions += quotas[shard].of
-        given += quotas[shard].count
-    if stage and len(quotas) > len(kept):
-        run.note(stage_of(task), quotas={str(shard): asdict(quota) for shard, quota in quotas.items()})
-    return quotas
+def shuffle_options(item: checks.Item, *key: object) -> checks.Item:
+    """The same multiple-choice item with its options in an order that ``key`` draws, and the answer's new letter."""
+    options = item["Options"]
+    order = sorted(options, key=lambda letter: draw("option", *key, letter))
+    shuffled = {new: options[old] for new, old in zip(sorted(options), order, strict=True)}
+    return item | {"Options": shuffled, "Answer": sorted(options)[order.index(item["Answer"])]}
 
 
-def _sample(run: RunDir, shard: int, quota: Quota, key: str) -> list[CaptionRow]:
-    """The captions of a shard that are asked about, those with the lowest draws, in row order."""
-    columns = run.table("captions", shard).select(["id", "caption"]).slice(0, quota.of).to_pylist()
-    rows = [CaptionRow(column["id"], column["caption"], shard, row) for row, column in enumerate(columns)]
-    drawn = sorted(rows, key=lambda row: draw(key, row.id))[: quota.count]
-    return sorted(drawn, key=lambda row: row.row)
+def _caption_rows(run: RunDir, shard: int, rows: list[int]) -> list[CaptionRow]:
+    columns = run.table("captions", shard).select(["id", "caption"]).take(rows).to_pylist()
+    return [CaptionRow(column["id"], column["caption"], shard, row) for row, column in zip(rows, columns, strict=True)]

@@ -84,7 +84,7 @@ def stage_task(run: RunDir, stage: str, prompt: str | None = None) -> BulkTask[A
     if stage == "captions":
         return caption_task(run, _section(Captions, kept), kept["random_seed"])
     task = _section(InstructionTask, kept)
-    return conversation_task(run, Path(stage).name, task, kept["attempts"], kept["random_seed"])
+    return conversation_task(run, Path(stage).name, task, kept["attempts"], kept["random_seed"], kept["pools"])
 
 
 def _section(kind: type[Any], kept: dict[str, Any]) -> Any:

@@ -3,8 +3,8 @@ leave the task short.
 
 Every caption has a draw for every task, and of each source those with the lowest draws are taken. So a selection is
 one number a source: the threshold below which draws are in. The manifest keeps it, and the captions chosen stay the
-same whatever comes later: shards that are added get a selection of their own, captions that are recovered lie beyond the
-rows that could be drawn, and topping up raises thresholds. Nothing is held in memory but draws, 8 bytes a caption.
+same whatever comes later: shards that are added get a selection of their own, captions that are recovered lie beyond
+the rows that could be drawn, and topping up raises thresholds. Nothing is held in memory but draws, 8 bytes a caption.
 """
 
 import math

@@ -257,6 +257,8 @@ ITEMS = [
     ("duplicate_question", opened("Who is it that stands near water?"), opened("Who is it that laughs near water?")),
     ("duplicate_question", chosen(SECOND["Question"]), chosen()),
     ("options_not_distinct", chosen(A="a ball."), chosen(A="a bell.")),
+    ("refers_to_options", chosen(C="All of the above"), chosen(C="All of the sand")),
+    ("refers_to_options", chosen(C="Both A and B"), chosen(C="Both its paws")),
     (
         "copied",
         opened("A child in a blue coat stands beside the water and laughs?"),

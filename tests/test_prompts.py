@@ -88,7 +88,7 @@ def test_a_bundled_prompt_keeps_the_limits_of_every_server(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundled_prompt_asks_only_for_what_its_stage_gives(name: str) -> None:
     prompt = BUNDLED[name]
-    given_fields = {"caption", "min_items", "max_items"} if prompt.schema else {"seed"}
+    given_fields = {"caption", "kinds", "min_items", "max_items"} if prompt.schema else {"seed"}
     templates = f"{prompt.user} {prompt.answer_prefix}"
     assert data_field(prompt) in re.findall(r"\{(\w+)\}", templates)
     assert set(re.findall(r"\{(\w+)\}", templates)) <= given_fields

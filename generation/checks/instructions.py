@@ -1,5 +1,6 @@
 """Which items of an instruction answer are sound: questions that a look at the scene answers, and nothing else."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +24,16 @@ _CHOICE_KEYS = _OPEN_KEYS | {"Options"}
 # Of single items, in the order in which they are looked for.
 ITEM_CODES = (
     *("schema", "not_four_options", "answer_not_an_option", "empty", "bad_characters", "markup", "leak"),
-    *("not_a_question", "duplicate_question", "options_not_distinct", "copied", "given_away", "invented_measurement"),
-    "ungrounded",
+    *("not_a_question", "duplicate_question", "options_not_distinct", "refers_to_options", "copied", "given_away"),
+    *("invented_measurement", "ungrounded"),
 )
 ANSWER_CODES = ("cut_off", *READER_CODES, *ITEM_CODES, "too_few_items")
 
+# Options are shuffled, so none may speak of the others or bear a letter of its own.
+_REFERS = re.compile(
+    r"^\(?[A-D][.):]\s|\b(?:all|none|both|neither|either|any) (?:of )?(?:the )?(?:above|below|(?:these )?options)\b|"
+    r"\b[A-D],? (?:and|or|&) [A-D]\b"
+)
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
 _LONGER_BY = 12  # characters; below that a longer option does not catch the eye
 # What an answer may hold without saying anything that its question does not.
@@ -83,25 +89,40 @@ def instruction_items(
 
     Codes: those of ``READER_CODES`` and ``ITEM_CODES``, ``cut_off``, ``too_few_items`` (and none dropped).
     """
+    items: list[Item] = []
+    return items, add_items(items, text, finish_reason, caption, task, limits)
+
+
+def add_items(
+    kept: list[Item], text: str, finish_reason: str, caption: str, task: str, limits: InstructionLimits
+) -> str | None:
+    """Adds the sound items of an answer to those of earlier answers about the same caption.
+
+    Args:
+        kept: sound items, no two with the same question; at most ``max_items`` afterwards.
+        text, finish_reason, caption, task, limits: see ``instruction_items``.
+
+    Returns:
+        None if there are enough items now; else the reason code of the answer.
+    """
     if finish_reason == "length":
-        return [], "cut_off"
+        return "cut_off"
     answer, fault = read_json(text)
     if answer is None or not _is_answer(answer):
-        return [], fault or "schema"
+        return fault or "schema"
     source = read_source(caption)
-    items: list[Item] = []
     faults = Counter[str]()
-    asked: set[Key] = set()
+    asked = {question_key(item["Question"]) for item in kept}
     for item in answer["QA Pairs"]:
         found, key = _fault_and_key(item, task, source, asked, limits)
         if found:
             faults[found] += 1
-        elif len(items) < limits.max_items:
-            items.append(item)
+        elif len(kept) < limits.max_items:
+            kept.append(item)
             asked.add(key)
-    if len(items) >= limits.min_items:
-        return items, None
-    return items, faults.most_common(1)[0][0] if faults else "too_few_items"
+    if len(kept) >= limits.min_items:
+        return None
+    return faults.most_common(1)[0][0] if faults else "too_few_items"
 
 
 def schema_fault(answer: Any, task: str) -> str | None:
@@ -120,8 +141,8 @@ def item_fault(item: Any, task: str, source: Source, asked: set[Key], limits: In
 
     Codes: ``schema``; ``not_four_options``; ``answer_not_an_option``; ``empty``; ``bad_characters``; ``markup``;
     ``leak`` (of the words behind the scene); ``not_a_question``; ``duplicate_question``; ``options_not_distinct``;
-    ``copied`` (whole sentences of the caption); ``given_away`` (by its length, or by the question);
-    ``invented_measurement``; ``ungrounded``.
+    ``refers_to_options`` (as *all of the above*, which shuffling would make wrong); ``copied`` (whole sentences of the
+    caption); ``given_away`` (by its length, or by the question); ``invented_measurement``; ``ungrounded``.
 
     Args:
         item: any JSON value.
@@ -152,6 +173,7 @@ def _fault_and_key(
         or ("not_a_question" if not _is_question(question, asked_words) else None)
         or ("duplicate_question" if key in asked else None)
         or ("options_not_distinct" if len(set(map(tuple, said))) < len(said) else None)
+        or ("refers_to_options" if any(map(_REFERS.search, options.values())) else None)
         or ("copied" if _is_copied(question, asked_words, source) else None)
         or ("copied" if not options and _is_copied(right, answer_words, source) else None)
         or ("given_away" if options and _stands_out(right, options, limits.max_length_ratio) else None)

@@ -2,8 +2,9 @@
 
 A file holds ``id``, ``version`` (semantic: major = another task or output, minor = wording that moves the output,
 patch = none of both), ``changelog``, the templates ``system`` (optional), ``user`` and ``answer_prefix`` (optional),
-few-shot ``examples``, ``sampling``, the JSON ``schema`` of the answer (optional) and ``warm_up`` values. A template
-names its fields as ``{field}``; a value is put in once, as data: braces or instructions inside it change nothing.
+few-shot ``examples``, ``sampling``, the JSON ``schema`` of the answer (optional), ``question_kinds`` (of which each
+request asks for a few that are drawn for it, as the field ``{kinds}``) and ``warm_up`` values. A template names its
+fields as ``{field}``; a value is put in once, as data: braces or instructions inside it change nothing.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from ..config import STRICT, read_yaml, validate
 from ..errors import RecipeError
+from ..records import draw
 
 PROMPTS = Path(__file__).parent
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -58,6 +60,7 @@ class Prompt:
     answer_prefix: str | None = None
     examples: tuple[Example, ...] = ()
     schema: dict[str, Any] | None = None
+    question_kinds: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,6 +100,11 @@ class Prompt:
         except (TypeError, KeyError) as error:
             raise RecipeError(f"prompt {self.name}: its schema needs an array property 'QA Pairs'") from error
         return schema
+
+    def draw_kinds(self, count: int, *key: object) -> str:
+        """``count`` of the question kinds, or all if there are fewer, in an order that ``key`` draws."""
+        kinds = sorted(self.question_kinds, key=lambda kind: draw("kinds", *key, kind))[:count]
+        return "; ".join(kinds)
 
 
 def load_prompt(name: str) -> Prompt:
