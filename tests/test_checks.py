@@ -267,6 +267,7 @@ ITEMS = [
     ("copied", opened(answer=SCENE.split(". ")[1]), opened(answer=SCENE.split(". ")[1][:-11])),
     ("given_away", opened("What colour is the red kite?", "Red."), opened("What colour is the kite?", "Red.")),
     ("given_away", opened("What are the wooden piers made of?", "Wood"), opened("Is it a wooden pier?", "Wooden")),
+    ("given_away", opened("What does the red kite have?", "Red."), opened("Which is it, red or blue?", "Red.")),
     ("given_away", opened("Where is the red kite?", "The kite is red."), opened("Is the kite red or blue?", "Red.")),
     ("given_away", chosen("What ball does the dog carry?"), chosen("What ball or fish does the dog carry?")),
     ("given_away", chosen("What ball does the dog carry?"), chosen("What ball, not stick, does the dog carry?")),

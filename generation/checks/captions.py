@@ -20,14 +20,9 @@ _ABBREVIATED = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|St|Mt|Prof|vs|e\.g|i\.e|cf)\.$")
 
 # Words for the task that no scene needs; they are meta-talk unless the seed holds them too.
 _TASK_WORDS = word_set("caption captions description descriptions paragraph paragraphs sentence sentences")
-# One of these words is in every text that the two patterns below find, so that few texts are searched.
-_TALK_WORDS = _TASK_WORDS | word_set(
-    """
-    i i'm i’m i've i’ve i'll i’ll i'd i’d my our we're we’re sorry unfortunately unable enough request content image ai
-    model sure certainly absolutely course okay ok great let let's let’s here here's here’s feel hope you your prompt
-    prompts passage text version words word note summary assistant user output answer title requested instructed above
-    inappropriate account does
-    """
+# One of these words is in every text that the pattern below finds, so that few texts are searched.
+_REFUSAL_WORDS = word_set(
+    "i i'm i’m i'd i’d we're we’re my our sorry unfortunately unable enough content image inappropriate"
 )
 _REFUSAL = re.compile(
     r"\bi (?:cannot|can not|can['’]t|could not|couldn['’]t|do not|don['’]t|won['’]t|apologize)\b|"
@@ -37,22 +32,36 @@ _REFUSAL = re.compile(
     r"\b(?:against|violates?) (?:my|our) \w+|\bnot enough (?:information|context|detail)|"
     r"\bunable to (?:provide|write|help|assist|fulfil|comply)|(?:^|[.!?]\s)\W*(?:sorry|unfortunately), (?:but |i\b)"
 )
-_WRITING = r"(?:caption|description|sentence|prompt|paragraph)s?"
-_META = re.compile(
-    # An answer's opening or heading, at the start of any sentence.
-    r"(?:^|[.!?]\s)\W*(?:(?:sure|certainly|absolutely|of course|okay|ok|great)(?: thing)?\s*[,!.:–—-]|"
-    rf"(?:\w+ )?(?:{_WRITING}|note|assistant|user|output|answer|title|word count)\s*:|in summary\b)|"
-    # The writer, its reader and their task.
-    r"\bi(?:['’](?:m|ve|ll|d)| am| have| will| would| hope| can| could| wrote| added)\b|\ban? ai\b|\blanguage model\b|"
-    r"\bhere(?: is|['’]s) (?:an?|the|your|my|one)\b|\blet me know\b|\bfeel free to\b|\bwould you like\b|"
-    r"\b(?:as|like|that) you (?:asked|wanted|requested|provided)\b|\b(?:this|your) request\b|\bas requested\b|"
-    r"\b\d+ words\b|\bword count\b|\bhope (?:this|that|it) helps\b|\bnote that\b|^\W*let['’]s\b|[.!?]\s+let['’]s\b|"
-    r"\bshall i\b|\bshould i\b|\byou asked\b|\bas instructed\b|\bdoes this (?:work|help|suit)\b|\bhere goes\b|"
-    # What was to be written, and from what.
-    r"\bthe (?:prompt|above (?:is|was|account|text))\b|\bthis account\b|\bbelow you will\b|\byour seed\b|"
-    rf"\b(?:this|your|above|below|given|following|original|expanded|revised|rewritten) (?:\w+ )?{_WRITING}\b|"
-    r"\b(?:this|above|given|following) (?:passage|text)\b|\bthe passage (?:above|below)\b(?! the)|"
-    r"\b(?:expanded|revised|rewritten) (?:version|text)\b"
+# The writer, its reader and their task; openings and headings at the start of any sentence.
+_ADDRESS_WORDS = word_set(
+    """
+    i i'm i’m i've i’ve i'll i’ll i'd i’d my you your sure certainly absolutely course okay ok great let let's let’s
+    here here's here’s feel hope ai language
+    """
+)
+_ADDRESS = re.compile(
+    r"(?:^|[.!?]\s)\W*(?:(?:sure|certainly|absolutely|of course|okay|ok|great)(?: thing)?\s*[,!.:–—-]|let['’]s\b)|"
+    r"\bi(?:['’](?:m|ve|ll|d)| am| have| will| would| hope| can| could| wrote| added)\b|\b(?:shall|should) i\b|"
+    r"\ban? ai\b|\blanguage model\b|\bhere(?: is|['’]s) (?:an?|the|your|my|one)\b|\bhere goes\b|\blet me know\b|"
+    r"\bfeel free to\b|\bwould you like\b|\byou (?:asked|wanted|requested|provided)\b|\bdoes this \w+ for you\b|"
+    r"\bhope (?:this|that|it) helps\b|\bbelow you will\b|\byour (?:request|prompt|seed|text)\b"
+)
+_OUTPUT_WORDS = word_set(
+    "prompt passage text version words word note summary requested instructed request above account"
+)
+_OUTPUT = re.compile(
+    r"\b\d+ words\b|\bword count\b|\bnote that\b|\bin summary\b|\bas (?:requested|instructed)\b|"
+    r"\bthis (?:request|account)\b|\bthe (?:prompt|above (?:is|was|account|text)|passage (?:above|below)(?! the))\b|"
+    r"\b(?:this|above|given|following) (?:passage|text)\b|\b(?:expanded|revised|rewritten) (?:version|text)\b"
+)
+_HEADING = re.compile(
+    r"(?:^|[.!?]\s)\W*(?:\w+ )?"
+    r"(?:caption|description|sentence|prompt|paragraph|note|assistant|user|output|answer|title)s?\s*:"
+)
+# Where the seed holds one of _TASK_WORDS itself.
+_OF_TASK = re.compile(
+    r"\b(?:this|your|above|below|given|following|original|expanded|revised|rewritten) (?:\w+ )?"
+    r"(?:caption|description|sentence|paragraph)s?\b"
 )
 _END = 12  # characters by which an end is known
 _UNSPEAKABLE_MAX = 3  # words; proper names and abbreviations are one or two
@@ -147,13 +156,17 @@ def _script_fault(text: str, words: list[str], plain: list[str], limits: Caption
 
 
 def _talk_fault(lowered: str, words: set[str], seed: str) -> str | None:
-    if words.isdisjoint(_TALK_WORDS):
-        return None
-    if _REFUSAL.search(lowered):
+    if not words.isdisjoint(_REFUSAL_WORDS) and _REFUSAL.search(lowered):
         return "refusal"
     of_task = _TASK_WORDS & words
-    strange = bool(of_task) and not stems(of_task) <= stems(tokens(seed.lower()))
-    return "meta_talk" if strange or _META.search(lowered) else None
+    if (
+        (of_task and (not stems(of_task) <= stems(tokens(seed.lower())) or _OF_TASK.search(lowered)))
+        or (not words.isdisjoint(_ADDRESS_WORDS) and _ADDRESS.search(lowered))
+        or (not words.isdisjoint(_OUTPUT_WORDS) and _OUTPUT.search(lowered))
+        or (":" in lowered and _HEADING.search(lowered))
+    ):
+        return "meta_talk"
+    return None
 
 
 def _form_fault(text: str, words: list[str], limits: CaptionLimits) -> str | None:
