@@ -31,8 +31,8 @@ ANSWER_CODES = ("cut_off", *READER_CODES, *ITEM_CODES, "too_few_items")
 
 # Options are shuffled, so none may speak of the others or bear a letter of its own.
 _REFERS = re.compile(
-    r"^\(?[A-D][.):]\s|\b(?:all|none|both|neither|either|any) (?:of )?(?:the )?(?:above|below|(?:these )?options)\b|"
-    r"\b[A-D],? (?:and|or|&) [A-D]\b"
+    r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b|"
+    r"(?i:\b(?:all|none|both|neither|either|any) (?:of )?(?:the )?(?:above|below|(?:these )?options)\b)"
 )
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
 _LONGER_BY = 12  # characters; below that a longer option does not catch the eye
