@@ -52,6 +52,8 @@ def _generate(options: argparse.Namespace) -> None:
     with run.lock():
         for stage in STAGES if options.command == "run" else (options.command,):
             _run_stage(stage, run, recipe, getattr(options, "extend", False))
+        if getattr(options, "judge", None):
+            _judge(options, run, recipe)
 
 
 def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
@@ -61,8 +63,10 @@ def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
         make_seeds(run, recipe, extend)
     elif stage == "captions":
         from .captions import make_captions
+        from .sift import sift_captions
 
         make_captions(run, recipe)
+        sift_captions(run, recipe)
     elif stage == "instructions":
         from .instructions import make_instructions
 
@@ -75,6 +79,18 @@ def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
         from .transfer import transfer
 
         transfer(run, recipe)
+
+
+def _judge(options: argparse.Namespace, run: Any, recipe: Any) -> None:
+    """Has a second model judge the conversations, and prints what it said."""
+    from dataclasses import replace
+
+    from .judge import judge
+
+    verdicts = judge(run, replace(recipe.server, endpoints=tuple(options.judge)), recipe.random_seed)
+    for task, said in verdicts.items():
+        share = said["yes"] / max(1, sum(said.values()))
+        print(f"{task}: {share:.1%} of {sum(said.values())} answers follow from their captions, by the judge")
 
 
 def _dry_run(options: argparse.Namespace, recipe: Any) -> None:

@@ -30,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
         if name in ASKING:
             _add_server(command)
             _add_dry_run(command)
+        if name in ("instructions", "run"):
+            command.add_argument(
+                "--judge",
+                action="append",
+                metavar="URL",
+                help="afterwards, have this server's model say of each answer whether it follows from its caption",
+            )
         if name in ("seeds", "run"):
             command.add_argument("--extend", action="store_true", help="add the seeds that the run does not hold yet")
     _add_retry(commands.add_parser("retry", help="ask the rejected rows of a run again"))

@@ -16,6 +16,7 @@ from .rundir import RunDir
 from .tgi.protocol import Answer, Question
 
 STAGE = "captions"
+_AFTERWARDS = ("duplicates", "decontaminate")  # settings of what is done once the captions are there (sift.py)
 _PARAPHRASES = PROMPTS / "describe_image.txt"
 
 
@@ -42,7 +43,7 @@ def make_captions(run: RunDir, recipe: Recipe) -> None:
     prompt = task.question.prompt
     run.begin(
         STAGE,
-        settings(recipe.captions)
+        {key: value for key, value in settings(recipe.captions).items() if key not in _AFTERWARDS}
         | {
             "prompt": {"name": prompt.name, "sha256": prompt.sha256},
             "describe_image_sha256": file_sha256(_PARAPHRASES),

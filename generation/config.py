@@ -105,6 +105,7 @@ class Captions:
     min_seed_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the seed's content words, to be in the caption
     attempts: Positive = 3  # answers asked for before the seed is rejected
     duplicates: Duplicates | None = None  # looked for once all captions are there; None does not look
+    decontaminate: Decontaminate | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -54,6 +54,16 @@ INSTRUCTION_SCHEMA = pa.schema(
     ]
 )
 
+JUDGEMENT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # of the conversation, a point, and the turn
+        ("conversation", pa.string()),
+        ("turn", pa.int32()),  # from 0
+        ("follows", pa.string()),  # "yes" or "no"
+        *_PROVENANCE,
+    ]
+)
+
 REJECTED_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -88,7 +88,8 @@ def stage_task(run: RunDir, stage: str, prompt: str | None = None) -> BulkTask[A
 
 
 def _section(kind: type[Any], kept: dict[str, Any]) -> Any:
-    return validate(kind, {field.name: kept[field.name] for field in fields(kind)}, "the manifest")
+    names = [field.name for field in fields(kind) if field.name in kept]
+    return validate(kind, {name: kept[name] for name in names}, "the manifest")
 
 
 def _with_sampling(task: BulkTask[Any], values: dict[str, float] | None) -> BulkTask[Any]:
