@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
@@ -84,6 +84,14 @@ def ask(server: FakeTGI, path: str, body: Any = None, **headers: str) -> tuple[i
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers, error.read()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds; fail when it does not for long."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def chat_text(server: FakeTGI, **changes: Any) -> str:
