@@ -23,6 +23,7 @@ from tests.fake_tgi_routes import json_response
 
 MAX_MODEL_LEN = 4096
 _FREE_FORM = {"type": "object", "properties": {"answer": {"type": "string"}}}
+Kind = Literal["vllm", "sglang", "llama.cpp"]
 _METRIC_NAMES = {
     "vllm": ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"),
     "sglang": ("sglang:num_queue_reqs", "sglang:num_running_reqs", "sglang:token_usage"),
@@ -62,7 +63,7 @@ class FakeForeign(LocalServer):
 
     def __init__(
         self,
-        kind: Literal["vllm", "sglang", "llama.cpp"],
+        kind: Kind,
         model_id: str = "fake/Model-Instruct",
         *,
         latency_s: float = 0.0,
@@ -87,6 +88,20 @@ class FakeForeign(LocalServer):
         """What arrived so far, in order: route, body and status (None while or if unanswered)."""
         with self._lock:
             return [dict(entry) for entry in self._entries]
+
+    @property
+    def queued(self) -> int:
+        """The requests that wait for a slot now."""
+        return self._engine.queued
+
+    def freeze(self, frozen: bool) -> None:
+        """Take chat requests and do not answer them, until told otherwise."""
+
+        def change() -> None:
+            self._engine.settings.frozen = frozen
+            self._engine.settle()
+
+        self.in_loop(change)
 
     def app(self) -> web.Application:
         """The routes that all have, and those by which they can be told apart."""

@@ -22,6 +22,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub import errors as hub
 
+from tests.fake_server import LocalServer
 from tests.fake_tgi import FakeTGI, Fault
 from tests.fake_tgi_answers import render_chat, tokenize
 
@@ -73,7 +74,7 @@ def openai_client(tgi: FakeTGI) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def ask(server: FakeTGI, path: str, body: Any = None, **headers: str) -> tuple[int, Any, bytes]:
+def ask(server: LocalServer, path: str, body: Any = None, **headers: str) -> tuple[int, Any, bytes]:
     """Status, headers and body; POST where there is a body, JSON unless it is bytes already."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
