@@ -4,20 +4,25 @@ and raw requests.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
+import aiohttp
 import jsonschema
 import openai
 import pytest
 from huggingface_hub import InferenceClient
 
+from generation.prompts import load_prompt
+from generation.tgi.client import Answer, Endpoint, Request
 from tests.fake_foreign import FakeForeign, Kind
+from tests.fake_tgi import FakeTGI
 from tests.fake_tgi_answers import EOS_ID
-from tests.test_fake_tgi import BILINGUAL, CHAT, NAMED, OPENAI_FORM, SCHEMA, ask, until
+from tests.test_fake_tgi import BILINGUAL, CHAT, NAMED, OPENAI_FORM, SCHEMA, ask, chat_text, until
 
 MODEL = "fake/Model-Instruct"
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -229,3 +234,39 @@ def test_requests_are_kept(servers: dict[str, FakeForeign]) -> None:
         "body": CHAT | {"model": MODEL, "seed": 5},
         "status": 200,
     }
+
+
+# ---- our own client, which is to need no setting for any of them
+
+
+def own_client(server: FakeForeign, prompt_id: str) -> tuple[Request, Answer]:
+    async def run() -> tuple[Request, Answer]:
+        prompt = load_prompt(prompt_id)
+        schema = prompt.answer_schema(2, 3) if prompt_id.startswith("question") else None
+        request = Request(prompt, prompt.warm_up, seed=7, schema=schema)
+        async with aiohttp.ClientSession() as http:
+            endpoint = Endpoint(server.url, http)
+            await endpoint.connect()
+            return request, await endpoint.ask(request)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_client_reads_text_that_goes_on_from_the_begun_answer(servers: dict[str, FakeForeign], kind: Kind) -> None:
+    request, answer = own_client(servers[kind], "expand_caption_small")
+    with FakeTGI() as tgi:
+        asked = {"messages": request.prompt.messages(request.values), "max_tokens": 400}
+        assert answer.text == chat_text(tgi, **asked)
+    assert answer.finish_reason == "stop" and answer.prompt_tokens > 20 < answer.completion_tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_client_constrains_json(servers: dict[str, FakeForeign], kind: Kind) -> None:
+    request, answer = own_client(servers[kind], "question_answering_small")
+    jsonschema.validate(json.loads(answer.text), request.schema)
+
+
+def test_our_client_tells_an_aborted_answer_from_a_whole_one() -> None:
+    with FakeForeign("vllm", aborts=[0]) as server:
+        assert own_client(server, "expand_caption_small")[1].finish_reason == "abort"

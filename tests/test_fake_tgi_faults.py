@@ -87,9 +87,11 @@ def test_what_has_no_slot_waits_in_a_queue_that_metrics_show() -> None:
         asked = clients.ask(5)
         assert (server.in_flight, server.queued) == (5, 3)
         assert (sample(server, "tgi_queue_size"), sample(server, "tgi_batch_current_size")) == (3, 2)
+        assert sample(server, "tgi_batch_current_max_tokens") == 2 * (3 + 1024)  # input and block
         assert statuses(clients.ask(1)) == [429]
         server.configure(frozen=False)
         assert statuses(asked) == [200] * 5
+        assert sample(server, 'tgi_batch_concat{reason="chunking"}') == 4
         assert (sample(server, "tgi_queue_size"), sample(server, "tgi_batch_current_size")) == (0, 0)
 
 
@@ -344,7 +346,12 @@ def control(url: str, **changes: Any) -> tuple[int, Any]:
 def test_a_process_is_changed_over_its_control_route() -> None:
     command = [sys.executable, "-m", "tests.fake_tgi", "--batch-slots", "1", "--api-key", "k", "--poison", "arsenic"]
     command += ["--fault-rate", "1", "--fault-kinds", "overloaded"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(4) as pool:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        ThreadPoolExecutor(4) as pool,
+        contextlib.ExitStack() as at_last,
+    ):
+        at_last.callback(process.kill)
         assert process.stdout is not None
         url = process.stdout.readline().strip()
 
