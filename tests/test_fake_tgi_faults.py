@@ -216,12 +216,14 @@ def test_errors_without_json(kind: Any, status: int, said: str, stream: bool) ->
 
 
 def test_foreign_clients_meet_the_new_errors() -> None:
-    faults = [Fault("unauthorized", {0}), Fault("empty_429", {1}), Fault("deserialize", {2}), Fault("template", {3})]
+    kinds: tuple[Any, ...] = ("unauthorized", "empty_429", "deserialize", "template", "template_variable")
+    faults = [Fault(kind, {ordinal}) for ordinal, kind in enumerate(kinds)]
     with FakeTGI(faults=faults) as server, oai(server) as client:
-        expected = (openai.AuthenticationError, openai.RateLimitError, *[openai.UnprocessableEntityError] * 2)
+        expected = (openai.AuthenticationError, openai.RateLimitError, *[openai.UnprocessableEntityError] * 3)
         for error in expected:
-            with pytest.raises(error):
+            with pytest.raises(error) as raised:
                 client.chat.completions.create(model="tgi", stream=True, **CHAT)
+        assert raised.value.response.json()["error_type"] == "missing_template_variable"
         assert sample(server, 'tgi_request_failure{err="template"}') == 1
     with FakeTGI(poison="dog") as server, hf(server) as hub_client, pytest.raises(hub.GenerationError):
         hub_client.text_generation("A dog.")
@@ -265,6 +267,8 @@ def test_a_share_of_the_requests_fails_in_the_same_places_for_the_same_seed() ->
 def test_a_fault_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="earthquake"):
         FakeTGI(fault_rate=0.5, fault_kinds=["earthquake"])
+    with pytest.raises(ValueError, match="a fault rate needs fault kinds"):
+        FakeTGI(fault_rate=0.5)
     with FakeTGI() as server, pytest.raises(ValueError, match="batchslots"):
         server.configure(batchslots=4)
 

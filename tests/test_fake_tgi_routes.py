@@ -309,6 +309,7 @@ def test_histograms_and_counters_are_named_as_tgi_names_them() -> None:
         buckets = re.findall(r'^tgi_request_queue_duration_bucket\{le="(.+)"\} (\d+)$', text, re.MULTILINE)
         assert len(buckets) == 36 and buckets[-1] == ("+Inf", "2") and float(buckets[0][0]) == 0.00015
         assert [int(count) for _, count in buckets] == sorted(int(count) for _, count in buckets)
+        assert sample(server, 'tgi_batch_inference_duration_sum{method="decode"}') == 0.04
         assert sample(server, "tgi_request_count") == 4 and sample(server, "tgi_request_success") == 2
         assert sample(server, 'tgi_request_failure{err="overloaded"}') == 1
         assert sample(server, 'tgi_request_failure{err="validation"}') == 1
