@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 _T = TypeVar("_T")
+_GRACE_S = 90.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -69,10 +70,10 @@ class LocalServer:
     def terminate(self) -> None:
         """What SIGTERM does (section 2.3 of tgi-facts.md): no new connection, no idle one; open requests finish."""
         self._wait(self._drain())
-        self._thread.join(timeout=100)
+        self._thread.join(timeout=30)
 
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(call, self._ready.result()).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(call, self._ready.result()).result(timeout=_GRACE_S + 30)
 
     def _bind(self) -> None:
         """Take the port without listening on it: so it refuses connections, and nobody else gets it."""
@@ -126,13 +127,8 @@ class LocalServer:
         await self._close_port()
         assert self._runner.server is not None
         self._runner.server.pre_shutdown()
-
-        async def empty() -> None:
-            while self._runner.server is not None and self._runner.server.connections:
-                await asyncio.sleep(0.01)
-            self._stop.set()
-
-        self._opening = asyncio.create_task(empty())
+        await self._runner.server.shutdown(timeout=_GRACE_S)
+        self._stop.set()
 
 
 _Self = TypeVar("_Self", bound=LocalServer)

@@ -96,7 +96,7 @@ class FakeTGI(LocalServer):
         """Change settings while the server runs: `server.configure(batch_slots=4, max_concurrent_requests=64)`.
 
         Raises:
-            ValueError: no such setting or kind of fault.
+            ValueError: no such setting or kind of fault, or a rate of no kind.
         """
         self.in_loop(lambda: self._change(changes, running=True))
 
@@ -129,6 +129,8 @@ class FakeTGI(LocalServer):
         unknown = (set(changes) - _SETTINGS) | (set(changes.get("fault_kinds", ())) - set(KINDS))
         if unknown:
             raise ValueError(f"no such setting or kind of fault: {', '.join(sorted(unknown))}")
+        if changes.get("fault_rate") and not changes.get("fault_kinds", self.settings.fault_kinds):
+            raise ValueError("a fault rate needs fault kinds")
         for name, value in changes.items():
             setattr(self.settings, name, value)
         if running:

@@ -150,8 +150,11 @@ def token_id(token: str) -> int:
 
 def decode(text: str, max_new_tokens: int, stop: Iterable[str] = ()) -> Generation:
     """Emit `text` token by token under StoppingCriteria: length first, then EOS, then stop strings (section 1.1)."""
-    out, tokens, stops = "", [], tuple(stop)
-    for token in [*tokenize(text), EOS]:
+    whole, stops = (*tokenize(text), EOS), tuple(stop)
+    if not stops and len(whole) < max_new_tokens:
+        return Generation(text, whole, "eos_token")
+    out, tokens = "", []
+    for token in whole:
         tokens.append(token)
         out += "" if token == EOS else token
         if len(tokens) >= max_new_tokens:  # also where the EOS itself is the last allowed token

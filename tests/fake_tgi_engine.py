@@ -155,9 +155,10 @@ class Engine:
         if self.settings.frozen:
             self._held.append(entry)
         elif not entry.done.done():
-            self._count("decode")
+            self._count("decode", self.settings.latency_s)
             entry.done.set_result(None)
 
-    def _count(self, method: str) -> None:
+    def _count(self, method: str, seconds: float = 0.0) -> None:
+        self.metrics.observe("tgi_batch_inference_duration", seconds, labels=f'method="{method}"')
         self.metrics.count("tgi_batch_inference_count", f'method="{method}"')
         self.metrics.count("tgi_batch_inference_success", f'method="{method}"')

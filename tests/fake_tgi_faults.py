@@ -26,6 +26,7 @@ FaultKind = Literal[
     "validation",  # 422 JSON
     "deserialize",  # 422 text, of the extractor
     "template",  # 422 JSON, template_error
+    "template_variable",  # 422 JSON, missing_template_variable
     "reset",  # socket closed with no answer
     "half",  # headers and half of the body, then closed
     "hang",  # no answer until the client goes; a stream's keep-alive comments go on
@@ -81,6 +82,8 @@ def refuse_early(fault: str | None) -> None:
             raise Refusal(422, f"Failed to deserialize the JSON body into the target type: {where}")
         case "template":
             raise Refusal(422, "Template error: scripted", "template_error")
+        case "template_variable":
+            raise Refusal(422, "Missing template vatiable: scripted", "missing_template_variable")  # sic
 
 
 def refuse_late(fault: str | None, stream: bool) -> None:

@@ -248,7 +248,7 @@ class Routes:
                 piece = Generation("", (EOS,), "eos_token")
             text, tokens, left = text + piece.text, (*tokens, *piece.tokens), left - len(piece.tokens)
             prompt, length = prompt + piece.text, length + len(piece.tokens)
-            full = length > MAX_INPUT_TOKENS or length + min(left, BLOCK) > MAX_TOTAL_TOKENS
+            full = length > MAX_INPUT_TOKENS  # else a whole block fits: the limits lie one block apart
             if piece.finish_reason != "length" or left == 0 or full:
                 break
         generation = Generation(text, tokens, piece.finish_reason)
