@@ -81,7 +81,7 @@ def test_the_limit_grows_when_the_server_takes_more() -> None:
 
 
 def test_two_endpoints_share_the_work() -> None:
-    with FakeTGI(latency_s=0.01) as one, FakeTGI(latency_s=0.01) as two:
+    with FakeTGI(latency_s=0.05) as one, FakeTGI(latency_s=0.05) as two:
         ask_many(settings(one.url, two.url), 100)
         served = [sum(r["route"] == "/v1/chat/completions" for r in server.requests) for server in (one, two)]
     assert sum(served) == 100
