@@ -264,6 +264,7 @@ ITEMS = [
         opened("A child in a blue coat stands beside the water and laughs?"),
         opened("A child stands beside it?"),
     ),
+    ("loop", opened(answer="The child stands there. The child stands there."), opened(answer="The child stands there, near the water.")),
     ("copied", opened(answer=SCENE.split(". ")[1]), opened(answer=SCENE.split(". ")[1][:-11])),
     ("given_away", opened("What colour is the red kite?", "Red."), opened("What colour is the kite?", "Red.")),
     ("given_away", opened("What are the wooden piers made of?", "Wood"), opened("Is it a wooden pier?", "Wooden")),

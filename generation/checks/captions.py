@@ -127,7 +127,7 @@ def caption_fault(text: str, seed: str, limits: CaptionLimits = CaptionLimits())
         or _form_fault(text, words, limits)
         or ("not_english" if not _reads_english(plain, limits.min_function_share) else None)
         or ("unfinished" if not _is_finished(text) else None)
-        or ("loop" if _loops(text, plain) else None)
+        or ("loop" if loops(text, plain) else None)
         or ("lost_seed" if seed_share(seed, plain) < limits.min_seed_share else None)
     )
 
@@ -193,7 +193,7 @@ def _is_finished(text: str) -> bool:
     return bool(_ENDED.search(end)) and not _ABBREVIATED.search(end)
 
 
-def _loops(text: str, plain: list[str]) -> bool:
+def loops(text: str, plain: list[str]) -> bool:
     """Whether a run of words follows itself twice, a long run comes again, or a whole sentence does."""
     fours = _runs(plain, 4)
     if len(set(fours)) == len(fours):  # so it is in most captions, and in none that loops

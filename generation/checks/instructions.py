@@ -8,6 +8,7 @@ from itertools import chain, filterfalse
 from types import MappingProxyType
 from typing import Any
 
+from .captions import loops
 from .characters import has_bad_characters, has_markup
 from .reader import READER_CODES, read_json
 from .sources import Source, invents_measurement, leaks, opening, read_source
@@ -24,8 +25,8 @@ _CHOICE_KEYS = _OPEN_KEYS | {"Options"}
 # Of single items, in the order in which they are looked for.
 ITEM_CODES = (
     *("schema", "not_four_options", "answer_not_an_option", "empty", "bad_characters", "markup", "leak"),
-    *("not_a_question", "duplicate_question", "options_not_distinct", "refers_to_options", "copied", "given_away"),
-    *("invented_measurement", "ungrounded"),
+    *("not_a_question", "duplicate_question", "options_not_distinct", "refers_to_options", "copied", "loop"),
+    *("given_away", "invented_measurement", "ungrounded"),
 )
 ANSWER_CODES = ("cut_off", *READER_CODES, *ITEM_CODES, "too_few_items")
 
@@ -142,7 +143,7 @@ def item_fault(item: Any, task: str, source: Source, asked: set[Key], limits: In
     Codes: ``schema``; ``not_four_options``; ``answer_not_an_option``; ``empty``; ``bad_characters``; ``markup``;
     ``leak`` (of the words behind the scene); ``not_a_question``; ``duplicate_question``; ``options_not_distinct``;
     ``refers_to_options`` (as *all of the above*, which shuffling would make wrong); ``copied`` (whole sentences of the
-    caption); ``given_away`` (by its length, or by the question); ``invented_measurement``; ``ungrounded``.
+    caption); ``loop`` (an answer that repeats itself); ``given_away`` (by its length, or by the question); ``invented_measurement``; ``ungrounded``.
 
     Args:
         item: any JSON value.
@@ -176,6 +177,7 @@ def _fault_and_key(
         or ("refers_to_options" if any(map(_REFERS.search, options.values())) else None)
         or ("copied" if _is_copied(question, asked_words, source) else None)
         or ("copied" if not options and _is_copied(right, answer_words, source) else None)
+        or ("loop" if not options and loops(right, answer_words) else None)
         or ("given_away" if options and _stands_out(right, options, limits.max_length_ratio) else None)
         or ("given_away" if _is_in_question(answer_words, said, asked_words) else None)
         or ("invented_measurement" if invents_measurement(together, words, source) else None)
