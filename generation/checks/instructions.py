@@ -143,7 +143,8 @@ def item_fault(item: Any, task: str, source: Source, asked: set[Key], limits: In
     Codes: ``schema``; ``not_four_options``; ``answer_not_an_option``; ``empty``; ``bad_characters``; ``markup``;
     ``leak`` (of the words behind the scene); ``not_a_question``; ``duplicate_question``; ``options_not_distinct``;
     ``refers_to_options`` (as *all of the above*, which shuffling would make wrong); ``copied`` (whole sentences of the
-    caption); ``loop`` (an answer that repeats itself); ``given_away`` (by its length, or by the question); ``invented_measurement``; ``ungrounded``.
+    caption); ``loop`` (an answer that repeats itself); ``given_away`` (by its length, or by the question);
+    ``invented_measurement``; ``ungrounded``.
 
     Args:
         item: any JSON value.
