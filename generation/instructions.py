@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow as pa
+
 from . import checks
 from .ask import BulkTask, Row
 from .bulk import carry_out
@@ -174,5 +176,6 @@ def shuffle_options(item: checks.Item, *key: object) -> checks.Item:
 
 
 def _caption_rows(run: RunDir, shard: int, rows: list[int]) -> list[CaptionRow]:
-    columns = run.table("captions", shard).select(["id", "caption"]).take(rows).to_pylist()
+    table = run.table("captions", shard).select(["id", "caption"])
+    columns = table.take(pa.array(rows, pa.int64())).to_pylist()
     return [CaptionRow(column["id"], column["caption"], shard, row) for row, column in zip(rows, columns, strict=True)]

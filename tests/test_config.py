@@ -189,11 +189,14 @@ def test_a_value_at_the_edge_of_its_range_is_taken(tmp_path: Path, key: str, val
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [("", "name"), ("", "seeds"), ("", "instructions"), ("instructions", "question_answering")],
+    [("", "name"), ("", "seeds"), ("instructions.question_answering", "fraction")],
 )
 def test_a_missing_key_is_named(tmp_path: Path, section: str, key: str) -> None:
     data = copy.deepcopy(GOOD)
-    del (data[section] if section else data)[key]
+    part = data
+    for name in filter(None, section.split(".")):
+        part = part[name]
+    del part[key]
     assert f"missing key '{f'{section}.{key}'.lstrip('.')}'" in refusal(tmp_path, data)
 
 

@@ -28,10 +28,18 @@ def compiles(schema: Any) -> bool:
     return True
 
 
-WITH_SCHEMA = [p.stem for p in sorted(PROMPTS.glob("*.yaml")) if load_prompt(p.stem).schema]
+WITH_ITEMS = [p.stem for p in sorted(PROMPTS.glob("*.yaml")) if "QA Pairs" in str(load_prompt(p.stem).schema)]
 
 
-@pytest.mark.parametrize("name", WITH_SCHEMA)
+def test_the_judges_schema_is_fine_and_compiles() -> None:
+    schema = load_prompt("judge").schema
+    assert schema_faults(schema) == []
+    regex = re.compile(build_regex_from_schema(json.dumps(schema)))
+    assert regex.fullmatch('{"Follows": "yes"}')
+    assert not regex.fullmatch('{"Follows": "maybe"}')
+
+
+@pytest.mark.parametrize("name", WITH_ITEMS)
 def test_the_bundled_schemas_are_fine_and_compile(name: str) -> None:
     schema = load_prompt(name).answer_schema(6, 8)
     assert schema_faults(schema) == []
