@@ -2,6 +2,7 @@
 hand, and a fact that is missing fails the build."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,8 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
         "funnel": {name: _funnel(run, name) for name in generated},
         "seeds": sum(record["rows"] for record in stages["seeds"]["files"].values()),
         "sources": _sources(run),
-        "prompts": [_prompt(record["fingerprint"]["prompt"]) for record in generated.values()],
+        "prompts": [_prompt(recorded) for recorded in _recorded_prompts(generated.values())],
+        "statistics": {name: record["statistics"] for name, record in generated.items() if name != "captions"},
         "diversity": measure(
             caption
             for shard in run.sealed("captions")
@@ -139,6 +141,16 @@ def _sources(run: RunDir) -> dict[str, dict[str, Any]]:
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     sources = run.stage("seeds")["sources"]
     return {name: {**sources[name], "captions": counts.get(name, 0)} for name in sorted(sources)}
+
+
+def _recorded_prompts(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """Each prompt that wrote rows, once: those of the stages, and those that rejected rows were asked again with."""
+    recorded = [
+        prompt
+        for record in records
+        for prompt in (record["fingerprint"]["prompt"], *(account["prompt"] for account in record.get("retried", ())))
+    ]
+    return list({prompt["sha256"]: prompt for prompt in recorded}.values())
 
 
 def _prompt(recorded: dict[str, str]) -> dict[str, Any]:

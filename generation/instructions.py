@@ -1,6 +1,7 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -61,6 +62,7 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
             sample = task_sample(run, name, recipe.random_seed, pools)
             if not sample.top_up(partial(open_again, run, stage)):
                 break
+        run.note(stage, statistics=asdict(checks.answer_statistics(_items(run, stage))))
 
 
 def check_prompts(recipe: Recipe) -> None:
@@ -173,6 +175,16 @@ def shuffle_options(item: checks.Item, *key: object) -> checks.Item:
     order = sorted(options, key=lambda letter: draw("option", *key, letter))
     shuffled = {new: options[old] for new, old in zip(sorted(options), order, strict=True)}
     return item | {"Options": shuffled, "Answer": sorted(options)[order.index(item["Answer"])]}
+
+
+def _items(run: RunDir, stage: str) -> Iterator[checks.Item]:
+    """The items of all conversations of a stage, as their turns show them."""
+    for shard in run.sealed(stage):
+        for turns in run.table(stage, shard)["conversations"].to_pylist():
+            for human, gpt in zip(turns[::2], turns[1::2], strict=True):
+                question, *options = [line for line in human["value"].split("\n") if line != "<image>"]
+                item = {"Question": question, "Answer": gpt["value"]}
+                yield item | {"Options": {line[0]: line[3:] for line in options}} if options else item
 
 
 def _caption_rows(run: RunDir, shard: int, rows: list[int]) -> list[CaptionRow]:

@@ -29,7 +29,8 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
         RunError: the files cannot be written.
     """
     spent = run.unsealed(task.stage).get(shard, {})
-    requests, retries, tokens = spent.get("requests", 0), Counter(spent.get("retries", {})), Counter[str]()
+    requests, retries = spent.get("requests", 0), Counter(spent.get("retries", {}))
+    tokens = Counter(prompt_tokens=0, completion_tokens=0)
     accepted, rejected, reasons = _Rows(task.columns), _Rows(REJECTED_SCHEMA), Counter[str]()
     ordered = sorted(items, key=lambda item: journal.places.get(item.id, MAX_SHARD_ROWS))
     for record in journal.records(item.id for item in ordered):
