@@ -15,7 +15,8 @@ import pytest
 from huggingface_hub import DatasetCard
 from safetensors.numpy import load_file
 
-from tests.conftest import ROOT, manifest, rows
+from generation.prompts import load_prompt
+from tests.conftest import ROOT, TASK_NAMES, manifest, rows
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
 
@@ -145,10 +146,11 @@ def test_the_card_is_legal_and_says_what_made_it(name: str, built: Path) -> None
     assert "fake/Model-Instruct" in text
     assert "text-only" in str(card.data.tags)
     assert "demonstration" not in text.split("\n# ")[0]
-    prompts = ["expand_caption_small@1.0.0"]
+    prompts = ["expand_caption_small"]
     if "instruction" in name:
-        prompts += ["multiple_choice_small@1.0.0", "question_answering_small@1.0.0", "complex_reasoning_small@1.0.0"]
-    assert all(prompt in text for prompt in prompts)
+        prompts += [f"{task}_small" for task in TASK_NAMES]
+        assert "(chi-square p " in text
+    assert all(load_prompt(prompt).name in text for prompt in prompts)
 
 
 def test_a_demonstration_says_so_first(run_copy: Path, tmp_path: Path) -> None:
