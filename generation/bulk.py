@@ -17,6 +17,7 @@ import uvloop
 from .ask import BulkTask, I, Row, ask, pin
 from .config import Server
 from .errors import Stopped, StopRun
+from .files import guarded
 from .journal import Journal, Record
 from .progress import BulkProgress
 from .rundir import RunDir
@@ -120,7 +121,9 @@ class _BulkStage(Generic[I]):
     def _pending(self, shards: Iterable[int]) -> Iterator[tuple[_OpenShard[I], I]]:
         """The items of all shards that have not ended, each with its shard, which is opened when it is reached."""
         for number in shards:
-            journal = Journal(self.run.journal_path(self.task.stage, number))
+            path = self.run.journal_path(self.task.stage, number)
+            guarded(path.parent, lambda: path.parent.mkdir(parents=True, exist_ok=True))  # noqa: B023
+            journal = Journal(path)
             shard = _OpenShard(number, self.task.load(number), journal)
             self._open[number] = shard
             waiting = [item for item in shard.items if item.id not in journal.answered]

@@ -129,9 +129,8 @@ class RunDir:
         """
         fingerprint = self.stage(stage)["fingerprint"]
         self._refuse(stage, _changes({key: fingerprint.get(key, value) for key, value in facts.items()}, facts))
-        self.note(
-            stage, fingerprint=fingerprint | facts, pinned=sorted({*self.stage(stage).get("pinned", ()), *facts})
-        )
+        pinned = sorted({*self.stage(stage).get("pinned", ()), *facts})
+        self.note(stage, fingerprint=fingerprint | facts, pinned=pinned)
 
     def note(self, stage: str, **facts: Any) -> None:
         """Adds facts (counts, provenance) to a stage's record."""
@@ -161,12 +160,9 @@ class RunDir:
         """Where the rejected rows of a shard lie, if there are any."""
         return self.path / "rejected" / stage / f"{shard:05d}.parquet"
 
-    def journal_path(self, stage: str, shard: int, make: bool = True) -> Path:
-        """Where the journal of an unfinished shard lies; its folder is made unless ``make`` is off."""
-        path = self.path / stage / f"{shard:05d}.jsonl"
-        if make:
-            guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        return path
+    def journal_path(self, stage: str, shard: int) -> Path:
+        """Where the journal of an unfinished shard lies."""
+        return self.path / stage / f"{shard:05d}.jsonl"
 
     def sealed(self, stage: str) -> list[int]:
         """The numbers of the sealed shards of a stage, ascending; empty for a stage not begun."""
@@ -192,8 +188,8 @@ class RunDir:
         spent = record["files"].pop(str(self.shard_path(stage, shard).relative_to(self.path)))
         record["files"].pop(str(self.rejected_path(stage, shard).relative_to(self.path)), None)
         if staying:
-            costs = {key: spent[key] for key in ("requests", "retries")}
-            record.setdefault("unsealed", {})[str(shard)] = staying | costs
+            staying |= {key: spent[key] for key in ("requests", "retries")}
+            record.setdefault("unsealed", {})[str(shard)] = staying
         self.save()
 
     def unsealed(self, stage: str) -> dict[int, dict[str, Any]]:

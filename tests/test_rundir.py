@@ -258,8 +258,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     run = begun(tmp_path)
     with pytest.raises(RunError, match=f"cannot write {tmp_path}/file/run: Not a directory"):
         RunDir(tmp_path / "file" / "run", create=True)
-    with pytest.raises(RunError, match="cannot write .*/file/captions/00000.jsonl: Not a directory"):
-        run.journal_path("../file/captions", 0)
     monkeypatch.setattr("os.open", lambda *_: raise_os_error(errno.EROFS))
     with pytest.raises(RunError, match=f"cannot write {run.path}: Read-only file system"), run.lock():
         pass
