@@ -195,8 +195,8 @@ def _is_finished(text: str) -> bool:
 
 def loops(text: str, plain: list[str]) -> bool:
     """Whether a run of words follows itself twice, a long run comes again, or a whole sentence does."""
-    fours = _runs(plain, 4)
-    if len(set(fours)) == len(fours):  # so it is in most captions, and in none that loops
+    fours = set(zip(plain, plain[1:], plain[2:], plain[3:], strict=False))
+    if len(fours) >= len(plain) - 3:  # so it is in most captions, and in none that loops
         return False
     for size in range(1, 6):
         if b"\x01" * max(4, 2 * size) in bytes(map(eq, plain, plain[size:])):

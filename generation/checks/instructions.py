@@ -30,10 +30,13 @@ ITEM_CODES = (
 )
 ANSWER_CODES = ("cut_off", *READER_CODES, *ITEM_CODES, "too_few_items")
 
-# Options are shuffled, so none may speak of the others or bear a letter of its own.
+# Options are shuffled, so none may speak of the others or bear a letter of its own. One of these words is in every text
+# that the pattern finds, so that few texts are searched.
+_REFERRING = word_set("above below options b c d")
 _REFERS = re.compile(
     r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b|"
-    r"(?i:\b(?:all|none|both|neither|either|any) (?:of )?(?:the )?(?:above|below|(?:these )?options)\b)"
+    r"(?i:\b(?:all|none|both|neither|either|any) (?:of )?(?:the )?(?:above|below|(?:these )?options)\b)",
+    re.MULTILINE,
 )
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
 _LONGER_BY = 12  # characters; below that a longer option does not catch the eye
@@ -175,7 +178,7 @@ def _fault_and_key(
         or ("not_a_question" if not _is_question(question, asked_words) else None)
         or ("duplicate_question" if key in asked else None)
         or ("options_not_distinct" if len(set(map(tuple, said))) < len(said) else None)
-        or ("refers_to_options" if any(map(_REFERS.search, options.values())) else None)
+        or ("refers_to_options" if options and _refers(together, words) else None)
         or ("copied" if _is_copied(question, asked_words, source) else None)
         or ("copied" if not options and _is_copied(right, answer_words, source) else None)
         or ("loop" if not options and loops(right, answer_words) else None)
@@ -241,6 +244,11 @@ def _is_copied(text: str, words: list[str], source: Source) -> bool:
         return False
     parts = set(map(tuple, sentences(text)))
     return parts <= source.sentences and any(len(part) >= _COPIED_WORDS for part in parts)
+
+
+def _refers(together: str, words: set[str]) -> bool:
+    """Whether a question or option speaks of the options by their letters or their order."""
+    return not words.isdisjoint(_REFERRING) and bool(_REFERS.search(together))
 
 
 def _stands_out(right: str, options: dict[str, str], max_ratio: float) -> bool:
