@@ -30,8 +30,8 @@ ITEM_CODES = (
 )
 ANSWER_CODES = ("cut_off", *READER_CODES, *ITEM_CODES, "too_few_items")
 
-# Options are shuffled, so none may speak of the others or bear a letter of its own. One of these words is in every text
-# that the pattern finds, so that few texts are searched.
+# Options are shuffled, so none may speak of the others or bear a letter of its own. One of these words is in every
+# text that the pattern finds, so that few texts are searched.
 _REFERRING = word_set("above below options b c d")
 _REFERS = re.compile(
     r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b|"
