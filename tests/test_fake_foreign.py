@@ -18,7 +18,8 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from generation.prompts import load_prompt
-from generation.tgi.client import Answer, Endpoint, Request
+from generation.tgi.client import Endpoint
+from generation.tgi.protocol import Answer, Question, Request
 from tests.fake_foreign import FakeForeign, Kind
 from tests.fake_tgi import FakeTGI
 from tests.fake_tgi_answers import EOS_ID
@@ -243,7 +244,7 @@ def own_client(server: FakeForeign, prompt_id: str) -> tuple[Request, Answer]:
     async def run() -> tuple[Request, Answer]:
         prompt = load_prompt(prompt_id)
         schema = prompt.answer_schema(2, 3) if prompt_id.startswith("question") else None
-        request = Request(prompt, prompt.warm_up, seed=7, schema=schema)
+        request = Request(Question(prompt, schema), prompt.warm_up, seed=7)
         async with aiohttp.ClientSession() as http:
             endpoint = Endpoint(server.url, http)
             await endpoint.connect()
@@ -256,7 +257,7 @@ def own_client(server: FakeForeign, prompt_id: str) -> tuple[Request, Answer]:
 def test_our_client_reads_text_that_goes_on_from_the_begun_answer(servers: dict[str, FakeForeign], kind: Kind) -> None:
     request, answer = own_client(servers[kind], "expand_caption_small")
     with FakeTGI() as tgi:
-        asked = {"messages": request.prompt.messages(request.values), "max_tokens": 400}
+        asked = {"messages": request.question.prompt.messages(request.values), "max_tokens": 400}
         assert answer.text == chat_text(tgi, **asked)
     assert answer.finish_reason == "stop" and answer.prompt_tokens > 20 < answer.completion_tokens
 
@@ -264,9 +265,21 @@ def test_our_client_reads_text_that_goes_on_from_the_begun_answer(servers: dict[
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_client_constrains_json(servers: dict[str, FakeForeign], kind: Kind) -> None:
     request, answer = own_client(servers[kind], "question_answering_small")
-    jsonschema.validate(json.loads(answer.text), request.schema)
+    jsonschema.validate(json.loads(answer.text), request.question.schema or {})
 
 
 def test_our_client_tells_an_aborted_answer_from_a_whole_one() -> None:
     with FakeForeign("vllm", aborts=[0]) as server:
         assert own_client(server, "expand_caption_small")[1].finish_reason == "abort"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_client_reads_the_queue_under_each_servers_own_name(kind: Kind) -> None:
+    async def queued(url: str) -> int | None:
+        async with aiohttp.ClientSession() as http:
+            return await Endpoint(url, http).queue_size()
+
+    with FakeForeign(kind) as server:
+        assert asyncio.run(queued(server.url)) == 0
+    with FakeForeign("llama.cpp", metrics=False) as server:
+        assert asyncio.run(queued(server.url)) is None
