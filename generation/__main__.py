@@ -8,8 +8,6 @@ import logging
 import shlex
 import signal
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from .arguments import STAGES, parser
@@ -94,34 +92,12 @@ def _judge(options: argparse.Namespace, run: Any, recipe: Any) -> None:
 
 
 def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
-    """Tells what the stages of a command would ask. A run that has no seeds yet gets them in a temporary place."""
-    from .captions import caption_task
-    from .config import instruction_tasks
-    from .dry_run import Prices, dry_run, tell_rows
-    from .instructions import conversation_task, stage_of
-    from .rundir import RunDir
-    from .seeds import make_seeds
+    from .dry_run import Prices, dry_run
 
     price_in, price_out = options.usd_per_million
     prices = Prices(price_in, price_out, options.usd_per_hour)
-    with tempfile.TemporaryDirectory() as folder:
-        begun = (options.run_dir / "manifest.json").exists()
-        run = RunDir(options.run_dir if begun else Path(folder), create=not begun)
-        with run.lock():
-            if not begun:
-                make_seeds(run, recipe)
-            if options.command != "instructions":
-                task: Any = caption_task(run, recipe.captions, recipe.random_seed)
-                dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
-            tasks = instruction_tasks(recipe) if options.command != "captions" else {}
-            pools = None if recipe.instructions.overlap else {name: task.fraction for name, task in tasks.items()}
-            for name, section in tasks.items():
-                if run.sealed("captions") != run.sealed("seeds"):
-                    tell_rows(run, stage_of(name), section.fraction)
-                    continue
-                attempts = recipe.instructions.attempts
-                task = conversation_task(run, name, section, attempts, recipe.random_seed, pools)
-                dry_run(run, recipe.server, task, prices, options.tokenizer, options.probes)
+    stages = ("captions", "instructions") if options.command == "run" else (options.command,)
+    dry_run(options.run_dir, recipe, stages, prices, options.tokenizer, options.probes)
 
 
 def _retry(options: argparse.Namespace) -> None:

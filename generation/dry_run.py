@@ -1,24 +1,28 @@
 """What a stage would ask, before it asks: rows, tokens, hours, cost, and three prompts as they would be sent."""
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .ask import BulkTask
-from .config import Server
+from .captions import caption_task
+from .config import Recipe, Server, instruction_tasks
 from .errors import RunError, ServerError
+from .instructions import conversation_task, stage_of, task_pools
 from .journal import Journal
 from .rundir import RunDir
+from .seeds import make_seeds
 from .tgi.connect import connect
 from .tgi.protocol import Answer
 from .tgi.scheduler import Scheduler
 
-SHOWN = 3  # prompts
 SAMPLE = 32  # rows whose tokens are counted
 CHARACTERS_A_TOKEN = 4.0  # of English, for want of a tokenizer
+TokenCount = Callable[[list[dict[str, str]]], int]  # of a conversation's messages
 
 
 @dataclass(frozen=True)
@@ -58,38 +62,66 @@ class Estimate:
 
 
 def dry_run(
-    run: RunDir, server: Server, task: BulkTask[Any], prices: Prices, tokenizer: Path | None = None, probes: int = 8
-) -> Estimate:
-    """Prints what a stage would ask; nothing is written.
+    run_dir: Path,
+    recipe: Recipe,
+    stages: Collection[str],
+    prices: Prices,
+    tokenizer: Path | None = None,
+    probes: int = 8,
+) -> None:
+    """Prints what stages would ask; nothing is written. A run that has no seeds yet gets them in a temporary place.
 
     Args:
-        run: the run directory.
-        server: whom it would ask.
-        task: what it would ask.
-        prices: what that costs.
+        run_dir: the run directory, begun or not.
+        recipe: of the run.
+        stages: of ``captions`` and ``instructions``.
+        prices: what asking costs.
         tokenizer: a directory with a transformers tokenizer, to count prompt tokens with; else the server's
             ``/chat_tokenize`` counts them (TGI), else the probes' answers do.
         probes: rows that are asked for real, at once, to measure the rate and the length of answers; their answers
             are dropped. 0 asks nothing.
 
     Raises:
-        RunError: the stage it would ask about has not been made, or nothing is left to ask.
+        SeedError: a seed source cannot be read.
+        RunError: the run is in use, or the tokenizer cannot be read.
         ServerError: the servers cannot be reached or used.
     """
+    counted = _count_with(tokenizer) if tokenizer else None
+    with tempfile.TemporaryDirectory() as folder:
+        begun = (run_dir / "manifest.json").exists()
+        run = RunDir(run_dir if begun else Path(folder), create=not begun)
+        with run.lock():
+            if not begun:
+                make_seeds(run, recipe)
+            if "captions" in stages:
+                _tell(
+                    run, recipe.server, caption_task(run, recipe.captions, recipe.random_seed), prices, counted, probes
+                )
+            for name, task in instruction_tasks(recipe).items() if "instructions" in stages else ():
+                if run.sealed("captions") != run.sealed("seeds"):
+                    _tell_share(run, stage_of(name), task.fraction)
+                    continue
+                pools, attempts = task_pools(recipe), recipe.instructions.attempts
+                asked = conversation_task(run, name, task, attempts, recipe.random_seed, pools)
+                _tell(run, recipe.server, asked, prices, counted, probes)
+
+
+def _tell(
+    run: RunDir, server: Server, task: BulkTask[Any], prices: Prices, counted: TokenCount | None, probes: int
+) -> None:
     rows, items = _left(run, task)
     if not rows:
-        raise RunError(f"{run.path}: stage '{task.stage}' has nothing left to ask")
-    counted = _count_with(tokenizer) if tokenizer else None
-    estimate = asyncio.run(_estimate(run, server, task, rows, items[:SAMPLE], counted, probes))
-    _print(task, estimate, prices)
-    for number, item in enumerate([items[0], items[len(items) // 2], items[-1]][:SHOWN], 1):
-        print(f"\n--- prompt {number} of {SHOWN}, row {item.id}")
+        print(f"{task.stage}: nothing left to ask")
+        return
+    _print(task, asyncio.run(_estimate(run, server, task, rows, items[:SAMPLE], counted, probes)), prices)
+    for number, item in enumerate([items[0], items[len(items) // 2], items[-1]], 1):
+        print(f"\n--- prompt {number} of 3, row {item.id}")
         for message in task.question.prompt.messages(task.values(item, 1)):
             print(f"[{message['role']}]\n{message['content']}")
-    return estimate
+    print()
 
 
-def tell_rows(run: RunDir, stage: str, fraction: float) -> None:
+def _tell_share(run: RunDir, stage: str, fraction: float) -> None:
     """Prints what little is known of a stage whose captions have not been made yet."""
     seeds = sum(run.record("seeds", shard)["rows"] for shard in run.sealed("seeds"))
     print(f"{stage}: about {fraction * seeds:,.0f} rows, {fraction:.2%} of the captions, which are to be made first")
@@ -118,7 +150,7 @@ async def _estimate(
     task: BulkTask[Any],
     rows: int,
     sample: list[Any],
-    counted: Callable[[list[dict[str, str]]], int] | None,
+    counted: TokenCount | None,
     probes: int,
 ) -> Estimate:
     async with connect(server) as scheduler:
@@ -155,7 +187,7 @@ async def _prompt_tokens(
     scheduler: Scheduler,
     task: BulkTask[Any],
     sample: list[Any],
-    counted: Callable[[list[dict[str, str]]], int] | None,
+    counted: TokenCount | None,
     answers: list[Answer],
 ) -> tuple[float, str]:
     messages = [task.question.prompt.messages(task.values(item, 1)) for item in sample]
@@ -172,7 +204,7 @@ async def _prompt_tokens(
     return characters / CHARACTERS_A_TOKEN, f"{CHARACTERS_A_TOKEN:g} characters a token"
 
 
-def _count_with(folder: Path) -> Callable[[list[dict[str, str]]], int]:
+def _count_with(folder: Path) -> TokenCount:
     from transformers import AutoTokenizer
 
     try:

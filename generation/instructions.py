@@ -42,9 +42,8 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
         Stopped: by a signal; what was answered so far is kept.
     """
     run.finished("captions", "seeds")
-    tasks = instruction_tasks(recipe)
-    pools = None if recipe.instructions.overlap else {name: task.fraction for name, task in tasks.items()}
-    for name, task in tasks.items():
+    pools = task_pools(recipe)
+    for name, task in instruction_tasks(recipe).items():
         prompt, stage = load_prompt(task.prompt), stage_of(name)
         run.begin(
             stage,
@@ -80,6 +79,12 @@ def stage_of(task: str) -> str:
     return f"instructions/{task}"
 
 
+def task_pools(recipe: Recipe) -> dict[str, float] | None:
+    """None if tasks may share captions; else each task's share, by which each caption belongs to one task."""
+    tasks = instruction_tasks(recipe)
+    return None if recipe.instructions.overlap else {name: task.fraction for name, task in tasks.items()}
+
+
 def task_sample(run: RunDir, name: str, random_seed: int, pools: dict[str, float] | None) -> TaskSample:
     """The captions that a task asks about.
 
@@ -87,7 +92,7 @@ def task_sample(run: RunDir, name: str, random_seed: int, pools: dict[str, float
         run: a run whose captions are complete.
         name: the task's.
         random_seed: of the recipe.
-        pools: None if tasks may share captions; else each task's share, by which each caption belongs to one task.
+        pools: see ``task_pools``.
     """
     key = f"{random_seed} {name}"
     if pools is None:

@@ -1,6 +1,5 @@
 """A dry run: what would be asked, counted and priced, with nothing written."""
 
-import json
 import re
 from pathlib import Path
 
@@ -75,9 +74,22 @@ def test_without_probes_a_tokenizer_counts_and_the_rate_is_said_to_be_unknown(tm
     assert f"{tmp_path} holds no tokenizer" in refused.stderr
 
 
-def test_a_stage_that_is_done_has_nothing_left_to_ask(run_copy: Path, fake: FakeTGI) -> None:
+def test_stages_that_are_done_have_nothing_left_to_ask(run_copy: Path, fake: FakeTGI) -> None:
     options = ("--config", run_copy.parent / "recipe.yaml", "--run-dir", run_copy, "--endpoint", fake.url)
-    refused = generation("captions", *options, "--dry-run")
-    assert refused.returncode == 1
-    assert "'captions' has nothing left to ask" in refused.stderr
-    assert json.loads((run_copy / "manifest.json").read_text())["format"] == 1
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    done = generation("run", *options, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nothing left to ask") == 4
+    assert answered(fake) == 0
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_conversations_are_told_of_once_there_are_captions(tmp_path: Path, fake: FakeTGI) -> None:
+    options = ("--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", "--endpoint", fake.url)
+    for stage in ("seeds", "captions"):
+        assert generation(stage, *options[: 4 if stage == "seeds" else 6]).returncode == 0
+    done = generation("run", *options, "--dry-run", "--probes", "2")
+    assert done.returncode == 0, done.stderr
+    assert "captions: nothing left to ask" in done.stdout
+    assert "instructions/multiple_choice: 9 rows to ask" in done.stdout
+    assert done.stdout.count("--- prompt") == 9
