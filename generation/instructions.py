@@ -164,7 +164,7 @@ def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str
     for number in sorted(range(len(items)), key=lambda number: draw("turn", task, row, number)):
         item = items[number]
         if "Options" in item:
-            item = shuffle_options(item, task, row, number)
+            item = shuffle_options(item, right_letter(row, task, number), task, row, number)
         options = [f"{letter}: {option}" for letter, option in item.get("Options", {}).items()]
         turns.append({"from": "human", "value": "\n".join([item["Question"], *options])})
         turns.append({"from": "gpt", "value": item["Answer"]})
@@ -174,12 +174,24 @@ def conversation(row: str, task: str, items: list[checks.Item]) -> list[dict[str
     return turns
 
 
-def shuffle_options(item: checks.Item, *key: object) -> checks.Item:
-    """The same multiple-choice item with its options in an order that ``key`` draws, and the answer's new letter."""
-    options = item["Options"]
-    order = sorted(options, key=lambda letter: draw("option", *key, letter))
-    shuffled = {new: options[old] for new, old in zip(sorted(options), order, strict=True)}
-    return item | {"Options": shuffled, "Answer": sorted(options)[order.index(item["Answer"])]}
+def right_letter(row: str, task: str, number: int) -> str:
+    """The letter under which item ``number`` of a conversation has its right option.
+
+    Of four rows that follow each other, the items of one number take all four letters, in an order that is drawn. So
+    letters come out even over the data set, while those of one conversation tell nothing of each other.
+    """
+    block, place = divmod(int(row), len(checks.LETTERS))
+    return sorted(checks.LETTERS, key=lambda letter: draw("letter", task, block, number, letter))[place]
+
+
+def shuffle_options(item: checks.Item, letter: str, *key: object) -> checks.Item:
+    """The same multiple-choice item with its right option under ``letter``, the others in an order that ``key``
+    draws."""
+    options = dict(item["Options"])
+    right = options.pop(item["Answer"])
+    wrong = iter(sorted(options.values(), key=lambda option: draw("option", *key, option)))
+    shuffled = {name: right if name == letter else next(wrong) for name in checks.LETTERS}
+    return item | {"Options": shuffled, "Answer": letter}
 
 
 def _items(run: RunDir, stage: str) -> Iterator[checks.Item]:

@@ -20,20 +20,33 @@ ITEM = {
 }
 
 
-@given(st.text(), st.sampled_from("ABCD"))
-def test_shuffled_options_are_the_same_and_the_right_one_stays_right(key: str, letter: str) -> None:
+@given(st.text(), st.sampled_from("ABCD"), st.sampled_from("ABCD"))
+def test_shuffled_options_are_the_same_and_the_right_one_stays_right(key: str, letter: str, wanted: str) -> None:
     item = ITEM | {"Answer": letter}
-    shuffled = shuffle_options(item, key)
+    shuffled = shuffle_options(item, wanted, key)
     assert sorted(shuffled["Options"].values()) == sorted(item["Options"].values())
     assert list(shuffled["Options"]) == ["A", "B", "C", "D"]
-    assert shuffled["Options"][shuffled["Answer"]] == item["Options"][letter]
-    assert shuffle_options(item, key) == shuffled
+    assert shuffled["Answer"] == wanted
+    assert shuffled["Options"][wanted] == item["Options"][letter]
+    assert shuffle_options(item, wanted, key) == shuffled
+
+
+def letters(rows: range) -> list[str]:
+    conversations = [conversation(f"{row:010d}", "multiple_choice", [ITEM] * 3) for row in rows]
+    return [turn["value"] for turns in conversations for turn in turns[1::2]]
 
 
 def test_right_answers_fall_on_all_letters_alike_though_the_model_always_says_b() -> None:
-    turns = [conversation(f"{row:010d}", "multiple_choice", [ITEM] * 3) for row in range(2000)]
-    letters = Counter(turn["value"] for conversation in turns for turn in conversation[1::2])
-    assert checks.chi_square_p([letters[letter] for letter in "ABCD"]) > 0.01
+    assert Counter(letters(range(2000))) == dict.fromkeys("ABCD", 1500)
+    some = Counter(letters(range(0, 9000, 7)))  # a sample of the rows, as a task has it
+    assert checks.chi_square_p([some[letter] for letter in "ABCD"]) > 0.01
+
+
+def test_letters_of_one_conversation_tell_nothing_of_each_other() -> None:
+    said = letters(range(4000))
+    pairs = Counter(zip(said[::3], said[1::3], strict=True))
+    assert len(pairs) == 16
+    assert all(190 < count < 310 for count in pairs.values())  # 250 on average
 
 
 def test_the_letter_names_the_right_option_of_its_own_question() -> None:

@@ -9,6 +9,7 @@ valid JSON (``reader``), whose items ask different questions that the caption al
 from .captions import CAPTION_CODES, CaptionLimits, caption_fault, finish
 from .instructions import (
     ANSWER_CODES,
+    LETTERS,
     LIMITS,
     InstructionLimits,
     Item,
@@ -25,6 +26,7 @@ from .statistics import AnswerStatistics, answer_statistics, chi_square_p
 __all__ = [
     "ANSWER_CODES",
     "CAPTION_CODES",
+    "LETTERS",
     "LIMITS",
     "READER_CODES",
     "AnswerStatistics",
