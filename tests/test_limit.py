@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generation.tgi.limit import DECREASE, REFUSALS, START_LIMIT, AdaptiveLimit
+from generation.tgi.limit import DECREASE, START_LIMIT, AdaptiveLimit
 
 
 class Clock:
@@ -17,9 +17,11 @@ class Clock:
         return self.now
 
 
-def refuse(limit: AdaptiveLimit, times: int = int(REFUSALS)) -> None:
-    for _ in range(times):
-        limit.refused(limit.stamp)
+def refuse(limit: AdaptiveLimit) -> None:
+    """As often as is a sign of congestion."""
+    stamp = limit.stamp
+    while limit.stamp == stamp:
+        limit.refused(stamp)
 
 
 @given(
@@ -80,6 +82,16 @@ def test_single_refusals_among_many_answers_are_faults_and_lower_nothing() -> No
         else:
             limit.answered(limit.stamp)
     assert limit.value >= 50
+
+
+def test_a_burst_of_starts_may_meet_several_faults() -> None:
+    limit = AdaptiveLimit(128, start=128)
+    for _ in range(50):
+        for _ in range(6):  # of 128 that start together
+            limit.refused(limit.stamp)
+        for _ in range(122):
+            limit.answered(limit.stamp)
+    assert limit.value == 128
 
 
 def test_answers_that_waited_long_for_the_batch_lower_the_limit_once_a_round() -> None:

@@ -13,8 +13,9 @@ START_LIMIT = 8.0
 DECREASE = 0.9
 GROWTH = 0.4  # RFC 9438's C, in requests / s^3
 QUEUE_SHARE = 0.3  # of an answer's time; a request that waits longer for its place in the batch only adds latency
-REFUSALS = 3.0  # weight of refusals that is a sign of congestion: a full server refuses one after the other
-FORGIVEN = 0.1  # of that weight, by each answer: single refusals among many answers are faults, no sign
+REFUSALS = 3.0  # that are a sign of congestion: a full server refuses one request after the other
+REFUSED_SHARE = 0.15  # of the limit, where that is more: requests start in bursts, and a burst meets several faults
+FORGIVEN = 0.1  # of a refusal, by each answer: single refusals among many answers are faults, no sign
 
 
 class AdaptiveLimit:
@@ -62,7 +63,7 @@ class AdaptiveLimit:
         """Counts a refusal for want of a place (HTTP 429)."""
         if stamp == self.stamp:
             self._refusals += 1
-            if self._refusals >= REFUSALS:
+            if self._refusals >= max(REFUSALS, REFUSED_SHARE * self.value):
                 self._congested(stamp)
 
     def queued(self, waiting: int) -> None:

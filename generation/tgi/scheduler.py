@@ -75,8 +75,7 @@ class Scheduler:
     @property
     def workers(self) -> int:
         """How many calls of ``ask`` keep all lanes busy, though some of them sleep in a back-off."""
-        ceilings = sum(lane.limit.ceiling for lane in self.lanes)
-        return ceilings + ceilings // 8 + 1
+        return 2 * sum(lane.limit.ceiling for lane in self.lanes)
 
     @property
     def model_id(self) -> str:
