@@ -93,7 +93,11 @@ class _BulkStage(Generic[I]):
         try:
             with _on_signals(stop):
                 async with asyncio.TaskGroup() as group:
-                    workers += [group.create_task(self._work(pending)) for _ in range(self.scheduler.workers)]
+                    regular = [group.create_task(self._work(pending)) for _ in range(self.scheduler.places)]
+                    workers += regular + [group.create_task(self._stand_in(pending)) for _ in regular]
+                    await asyncio.wait(regular)
+                    for _ in regular:
+                        self.scheduler.naps.release()  # the stand-ins end, too
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -104,19 +108,27 @@ class _BulkStage(Generic[I]):
 
     async def _work(self, pending: Iterator[tuple[_OpenShard[I], I]]) -> None:
         for shard, item in pending:
-            tally = Tally()
-            earlier = shard.journal.again.get(item.id, {})
-            try:
-                row = await ask(self.task, self.scheduler, item, tally, earlier.get("attempts", 0))
-            except StopRun:
-                if self._stopping:
-                    return
-                raise
-            shard.journal.append(_record(row, tally, earlier))
-            shard.waiting -= 1
-            self.progress.ended(row, tally)
-            if not shard.waiting:
-                self._seal(shard)
+            await self._end(shard, item)
+
+    async def _stand_in(self, pending: Iterator[tuple[_OpenShard[I], I]]) -> None:
+        """Ends one item for each request of another worker that sleeps in its back-off, so that its place is used."""
+        while await self.scheduler.naps.acquire() and (taken := next(pending, None)):
+            await self._end(*taken)
+
+    async def _end(self, shard: _OpenShard[I], item: I) -> None:
+        tally = Tally()
+        earlier = shard.journal.again.get(item.id, {})
+        try:
+            row = await ask(self.task, self.scheduler, item, tally, earlier.get("attempts", 0))
+        except StopRun:
+            if self._stopping:
+                return
+            raise
+        shard.journal.append(_record(row, tally, earlier))
+        shard.waiting -= 1
+        self.progress.ended(row, tally)
+        if not shard.waiting:
+            self._seal(shard)
 
     def _pending(self, shards: Iterable[int]) -> Iterator[tuple[_OpenShard[I], I]]:
         """The items of all shards that have not ended, each with its shard, which is opened when it is reached."""

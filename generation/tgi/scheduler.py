@@ -18,7 +18,7 @@ from .client import Endpoint
 from .lane import Lane
 from .protocol import Answer, Question, Request
 
-BACKOFF_S = 0.25  # doubles with each attempt
+BACKOFF_S = 0.1  # doubles with each attempt
 BACKOFF_CEILING_S = 30.0
 ISOLATE_AFTER = 2  # answers 424 to one item
 REFUSED_IN_A_ROW = 50  # prompts refused, and none answered: the fault is not theirs
@@ -60,6 +60,7 @@ class Scheduler:
         self.lanes = list(lanes)
         self.answers = 0
         self.in_flight = 0  # calls of ``ask`` that have not returned
+        self.naps = asyncio.Semaphore(0)  # released whenever a request begins to sleep in its back-off
         self._retries, self._timeout_s, self._give_up_s = retries, timeout_s, give_up_s
         self._refused_in_a_row = 0
         self._waiting: deque[asyncio.Future[Lane]] = deque()
@@ -73,9 +74,10 @@ class Scheduler:
         return [lane.endpoint for lane in self.lanes]
 
     @property
-    def workers(self) -> int:
-        """How many calls of ``ask`` keep all lanes busy, though some of them sleep in a back-off."""
-        return 2 * sum(lane.limit.ceiling for lane in self.lanes)
+    def places(self) -> int:
+        """How many requests can be in flight at most: as many calls of ``ask`` keep all lanes busy, and one more for
+        each permit of ``naps``."""
+        return sum(lane.limit.ceiling for lane in self.lanes)
 
     @property
     def model_id(self) -> str:
@@ -144,8 +146,18 @@ class Scheduler:
         def exhausted(state: RetryCallState) -> bool:
             return trial.failures > self._retries
 
-        retriable = retry_if_exception_type((Overloaded, Transient))
-        return await AsyncRetrying(retry=retriable, stop=exhausted, wait=self._wait, reraise=True).wraps(attempt)()
+        again = AsyncRetrying(
+            retry=retry_if_exception_type((Overloaded, Transient)),
+            stop=exhausted,
+            wait=self._wait,
+            sleep=self._nap,
+            reraise=True,
+        )
+        return await again.wraps(attempt)()
+
+    async def _nap(self, seconds: float) -> None:
+        self.naps.release()
+        await asyncio.sleep(seconds)
 
     async def _ask_once(self, trial: _Trial) -> Answer:
         if trial.batch_failures >= ISOLATE_AFTER:
