@@ -234,7 +234,7 @@ def test_counts_of_tokens_that_do_not_agree_are_noticed() -> None:
 
 
 def test_servers_that_stay_away_stop_the_run_and_each_is_named() -> None:
-    with FakeTGI(latency_s=0.01) as one, FakeTGI(latency_s=0.01) as two:
+    with FakeTGI(latency_s=0.2) as one, FakeTGI(latency_s=0.2) as two:
 
         async def end(scheduler: Scheduler) -> None:
             await until(lambda: len(one.requests) > 20)
