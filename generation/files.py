@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from .errors import RunError
 
 T = TypeVar("T")
@@ -36,6 +39,11 @@ def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def seal_table(path: Path, table: pa.Table) -> dict[str, Any]:
+    """Writes a table as Parquet that is there whole or not at all; returns its rows, size in bytes and sha256."""
+    return seal(path, lambda target: pq.write_table(table, target, compression="zstd")) | {"rows": len(table)}
 
 
 def guarded(path: Path, act: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from . import checks
@@ -41,9 +42,8 @@ def judge(run: RunDir, server: Server, random_seed: int) -> dict[str, dict[str, 
     verdicts = {}
     for name in TASKS:
         task = judge_task(run, name, random_seed)
-        inputs = {
-            str(shard): run.record(task.source, shard)["sha256"] for shard in run.finished(task.source, "captions")
-        }
+        run.finished(task.source, "captions")
+        inputs = run.hashes(task.source)
         prompt = task.question.prompt
         fingerprint = {"prompt": {"name": prompt.name, "sha256": prompt.sha256}, "random_seed": random_seed}
         before = run.begin(task.stage, fingerprint).get("inputs", {})
@@ -77,7 +77,7 @@ def judge_task(run: RunDir, name: str, random_seed: int) -> BulkTask[Turn]:
         question=Question(prompt, prompt.schema),
         attempts=ATTEMPTS,
         random_seed=random_seed,
-        count=lambda shard: len(_turns(run, source, shard)),
+        count=cache(lambda shard: len(_turns(run, source, shard))),  # the balance asks for it after every shard
         load=lambda shard: _turns(run, source, shard),
         values=lambda turn, attempt: {"caption": turn.caption, "question": turn.question, "answer": turn.answer},
         check=check,

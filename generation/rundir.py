@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .errors import RunError
-from .files import file_sha256, guarded, seal
+from .files import file_sha256, guarded, seal, seal_table
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +181,7 @@ class RunDir:
         Args:
             stage: the shard's.
             shard: its number.
-            staying: counts of what is not to be made again; they are kept until the shard is sealed, with the requests
-                and retries that it has cost so far.
+            staying: counts of what is not to be made again; kept until it is sealed, with what it has cost so far.
         """
         record = self.stage(stage)
         spent = record["files"].pop(str(self.shard_path(stage, shard).relative_to(self.path)))
@@ -196,19 +195,20 @@ class RunDir:
         """What is known of the shards of a stage that were unsealed and are not sealed again yet."""
         return {int(shard): counts for shard, counts in self.stage(stage).get("unsealed", {}).items()}
 
+    def hashes(self, stage: str) -> dict[str, str]:
+        """The sha256 of every sealed shard of a stage, by its number: what is made from them depends on these."""
+        return {str(shard): self.record(stage, shard)["sha256"] for shard in self.sealed(stage)}
+
     def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
         """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""
-        path = self.shard_path(stage, shard)
-        sealed = {path: seal(path, lambda target: pq.write_table(table, target, compression="zstd"))}
-        sealed[path] |= {"rows": len(table), **counts}
-        self.stage(stage).get("unsealed", {}).pop(str(shard), None)
-        path = self.rejected_path(stage, shard)
+        path, other = self.shard_path(stage, shard), self.rejected_path(stage, shard)
+        sealed = {path: seal_table(path, table) | counts}
         if rejected is not None and len(rejected):
-            sealed[path] = seal(path, lambda target: pq.write_table(rejected, target, compression="zstd"))
-            sealed[path] |= {"rows": len(rejected)}
+            sealed[other] = seal_table(other, rejected)
+        self.stage(stage).get("unsealed", {}).pop(str(shard), None)
         self._record(stage, sealed)
-        if path not in sealed:
-            path.unlink(missing_ok=True)  # of an earlier sealing
+        if other not in sealed:
+            other.unlink(missing_ok=True)  # of an earlier sealing
 
     def seal_tensors(
         self, stage: str, path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, Any], **counts: Any

@@ -25,7 +25,7 @@ def sift_captions(run: RunDir, recipe: Recipe) -> None:
         RunError: a shard was changed, or cannot be written.
     """
     near, benchmark = recipe.captions.duplicates, recipe.captions.decontaminate
-    if not (near or benchmark) or run.stage(STAGE).get("sifted", {}).get("inputs") == _inputs(run):
+    if not (near or benchmark) or run.stage(STAGE).get("sifted", {}).get("inputs") == run.hashes(STAGE):
         return
     dropped: dict[str, Finding] = {}
     counts: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def sift_captions(run: RunDir, recipe: Recipe) -> None:
     run.note(
         STAGE,
         sifted={
-            "inputs": _inputs(run),
+            "inputs": run.hashes(STAGE),
             "found": dict(sorted(counts.items())),
             "dropped": sum(int(id[:5]) in shards for id in dropped),
             "benchmark_sha256": file_sha256(recipe.directory / benchmark.file) if benchmark else None,
@@ -59,10 +59,6 @@ def _rejection(row: Row, dropped: dict[str, Finding]) -> Row | None:
     if finding is None:
         return None
     return {"reason": finding.reason, "raw": f"{row['caption']}\n\n[{finding.reason}: {finding.match}]"}
-
-
-def _inputs(run: RunDir) -> dict[str, str]:
-    return {str(shard): run.record(STAGE, shard)["sha256"] for shard in run.sealed(STAGE)}
 
 
 def _referred_to(run: RunDir) -> set[int]:

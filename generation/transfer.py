@@ -46,8 +46,7 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     method = recipe.transfer.method
     stage = f"image_embeddings/{method}"
     shards = run.finished(SOURCE, "captions")
-    inputs = {str(shard): run.record(SOURCE, shard)["sha256"] for shard in shards}
-    run.begin(stage, {"method": method, "version": VERSION, "inputs": inputs}, changed="discard")
+    run.begin(stage, {"method": method, "version": VERSION, "inputs": run.hashes(SOURCE)}, changed="discard")
     due = [shard for shard in shards if shard not in run.sealed(stage)]
     if not due:
         return

@@ -75,8 +75,7 @@ class Frame:
     """The JSON of a body with places for the values of fields and for the sampling seed."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
-        # Cut at the marks: text, name of a field (None: the seed), text, ... with the last name standing for nothing.
-        content, pieces, start = orjson.dumps(body), [], 0
+        content, pieces, start = orjson.dumps(body), [], 0  # pieces: text, and the field after it (None: the seed)
         for mark in _MARKS.finditer(content):
             pieces.append((content[start : mark.start()], mark[1].decode() if mark[1] else None))
             start = mark.end()

@@ -27,7 +27,7 @@ WARM_UP_TOKENS = 16
 
 @dataclass
 class Tally:
-    """What asking about one row took: requests sent, and those asked again, by cause (``429``, ``reset``, ...)."""
+    """What asking about one row took: requests sent, and those asked again, by cause (``429``, ``connection`` ...)."""
 
     requests: int = 0
     retries: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,6 @@ class Scheduler:
         self, lanes: Iterable[Lane], retries: int, timeout_s: float = 600.0, give_up_s: float = 1800.0
     ) -> None:
         self.lanes = list(lanes)
-        self.answers = 0
         self.in_flight = 0  # calls of ``ask`` that have not returned
         self.naps = asyncio.Semaphore(0)  # released whenever a request begins to sleep in its back-off
         self._retries, self._timeout_s, self._give_up_s = retries, timeout_s, give_up_s
@@ -106,7 +105,6 @@ class Scheduler:
         finally:
             self.in_flight -= 1
         self._refused_in_a_row = 0
-        self.answers += 1
         self._answered_at = time.monotonic()
         return answer
 
