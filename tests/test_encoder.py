@@ -1,18 +1,20 @@
 """The embedded encoder: real weights, real tokenizer."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from generation.config import Embed
+from generation.config import Embed, load_recipe
 from generation.encoders import TextEncoder, load_encoder
 from generation.encoders.checkpoint import Runtime
 from generation.encoders.mean_pooling import MeanPoolingEncoder, embedded_checkpoint
-from generation.errors import EmbeddingError
-from tests.conftest import CAPTIONS
+from generation.errors import EmbeddingError, RecipeError
+from tests.conftest import CAPTIONS, write_recipe
 
 TEXTS = CAPTIONS.read_text(encoding="utf-8").splitlines()[:40]
 
@@ -113,3 +115,27 @@ def test_a_relative_directory_is_relative_to_the_recipe(tmp_path: Path) -> None:
 def test_a_hub_id_without_a_commit_is_refused() -> None:
     with pytest.raises(EmbeddingError, match="openai/clip is no directory under .* give its commit"):
         load_encoder(Embed(encoder="openai/clip"))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"encoder": "m", "revision": "main"}, "'embed.revision' = 'main'"),
+        ({"encoder": "m", "trust_remote_code": True}, "trust_remote_code needs embed.revision: code that runs"),
+        (
+            {"encoder": "m", "text_head": "h", "trust_remote_code": True, "revision": COMMIT},
+            "trust_remote_code needs embed.text_head_revision",
+        ),
+        ({"text_head": "h"}, "'embedded', which takes no text_head"),
+        ({"encoder": "m", "text_head_revision": COMMIT}, "text_head_revision is given, but no text_head"),
+        ({"dtype": "int8"}, "'embed.dtype' = 'int8'"),
+        ({"workers": 0}, "'embed.workers' = 0"),
+        ({"text_heads": "h"}, "nearest known: 'embed.text_head'"),
+    ],
+)
+def test_an_embed_section_that_cannot_be_is_refused(section: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe(write_recipe(tmp_path, embed=section))
