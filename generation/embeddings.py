@@ -6,6 +6,7 @@ and ``text_sha256`` uint8 [n, 32], so that a vector never meets another text.
 
 import hashlib
 import logging
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ def embed(run: RunDir, recipe: Recipe) -> None:
     with (
         progress(STAGE, sum(run.record("captions", shard)["rows"] for shard in shards), 0, "caption") as bar,
         logging_redirect_tqdm(),
+        closing(encode_shards(encoder, recipe.embed, recipe.directory, shards, texts, bar.update)) as encoding,
     ):
-        for shard, encoded in encode_shards(encoder, recipe.embed, recipe.directory, shards, texts, bar.update):
+        for shard, encoded in encoding:
             _seal(run, shard, encoded, facts)
             warned = warned or warn_if_cut(run, facts)  # after the first shard, not after the last hour
     warn_if_cut(run, facts)

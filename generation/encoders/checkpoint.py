@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -152,7 +152,7 @@ class Checkpoint:
         self.weights()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its report of tensors that are not of this part; what is missing is told below
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         options |= self._local()
         try:
             model, report = self._guarded(
@@ -227,7 +227,7 @@ def locate(name: str, revision: str | None, directory: Path, trust_remote_code: 
     return Checkpoint(path, name, revision, trust_remote_code)
 
 
-def _code(config: dict[str, Any]) -> Iterator[str]:
-    """Where a configuration says that its Python code is."""
-    for value in (config.get("auto_map") or {}).values():
-        yield from (value,) if isinstance(value, str) else (part for part in value if part)
+def _code(config: dict[str, Any]) -> list[str]:
+    """Where a configuration says that its Python code is; a tokenizer's entry is a list of two, one of them None."""
+    entries = (config.get("auto_map") or {}).values()
+    return [part for entry in entries for part in ([entry] if isinstance(entry, str) else entry) if part]

@@ -67,7 +67,7 @@ class LLM2CLIPEncoder(TokenEncoder):
 
     def provenance(self) -> dict[str, Any]:
         """See ``TextEncoder``; ``text_head`` is the CLIP checkpoint."""
-        tower = self._vision_width is not None or self.head.trust_remote_code
+        tower = self._vision_width == self.dimension or self.head.trust_remote_code
         return super().provenance() | {"text_head": self._head_facts, "joint_with_images": True, "image_tower": tower}
 
     def encode_images(
@@ -118,7 +118,8 @@ class LLM2CLIPEncoder(TokenEncoder):
     @cached_property
     def _vision(self) -> Callable[..., Any]:
         if self._vision_width == self.dimension:
-            config = CLIPVisionConfig(**self.head.config()["vision_config"] | {"projection_dim": self.dimension})
+            written = self.head.config().get("vision_config", {})
+            config = CLIPVisionConfig(**written | {"projection_dim": self.dimension})
             tower: Callable[..., Any] = self.head.model(CLIPVisionModelWithProjection, self.runtime, config=config)
             return tower
         if self.head.trust_remote_code:

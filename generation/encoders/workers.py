@@ -2,9 +2,8 @@
 that the parent alone writes to the run."""
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -36,7 +35,7 @@ def encode_shards(
     shards: Sequence[int],
     texts: Callable[[int], list[str]],
     on_rows: Callable[[int], object],
-) -> Iterator[tuple[int, Encoded]]:
+) -> Generator[tuple[int, Encoded], None, None]:
     """Encodes shards, and gives each as soon as it is done, in any order.
 
     Args:
@@ -63,6 +62,7 @@ def encode_shards(
     for rank in range(workers):
         ranks.put(rank)
     threads = max(1, torch.get_num_threads() // workers)
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _begin, (settings, directory, ranks, threads))
     try:
         for shard, (vectors, truncated) in _bounded(pool, workers * AHEAD, shards, texts):
@@ -75,8 +75,8 @@ def encode_shards(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():  # a shard that nobody waits for is not encoded to its end
-            child.terminate()
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()  # a shard that nobody waits for is not encoded to its end
 
 
 def _bounded(
@@ -98,8 +98,6 @@ def _begin(settings: Embed, directory: Path, ranks: "multiprocessing.SimpleQueue
     """Gives a worker its GPU, or its share of the cores. What fails in loading is told with its first shard."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback; the parent tells the user
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     torch.set_num_threads(threads)
     rank, gpus = ranks.get(), torch.cuda.device_count()
     _encoder = load_encoder(settings, directory, f"cuda:{rank % gpus}" if gpus else "cpu")
