@@ -2,10 +2,10 @@
 
     python -m benchmarks.encoder [--captions 10000] [--budget 8192] [--seconds 20]
 
-Padding: captions of the paper's lengths (51 to 483 words, mean 129), tokenised by the embedded encoder's tokenizer, in
-the batches of the pipeline and, beside them, in batches of as many tokens taken in the order given. Speed: a Llama 3 8B
-with random weights in bfloat16, in both directions, pooled as LLM2CLIP does it, against a large matrix product on the
-same card in the same run; without a GPU the same code at a tiny shape. Ends with one line of JSON.
+Padding: captions of the paper's lengths (51 to 483 words, mean 129), tokenised by the embedded encoder's tokenizer,
+in the batches of the pipeline and, beside them, in batches of as many tokens taken in the order given. Speed: a Llama
+3 8B with random weights in bfloat16, in both directions, pooled as LLM2CLIP does it, against a large matrix product on
+the same card in the same run; without a GPU the same code at a tiny shape. Ends with one line of JSON.
 """
 
 import argparse

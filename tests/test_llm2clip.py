@@ -72,6 +72,7 @@ def adapted(pooled: torch.Tensor, tensors: dict[str, torch.Tensor]) -> np.ndarra
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_token_sees_every_other_as_by_an_explicit_mask(kernel: str, padded: bool, llama: Path) -> None:
     model = both_directions(LlamaModel.from_pretrained(llama, attn_implementation=kernel).eval())
+    assert not any(layer.self_attn.is_causal for layer in model.layers)  # what flash-attention-2 asks
     ids = list(range(10, 22))
     inputs = {"input_ids": torch.tensor([ids])}
     if padded:
