@@ -63,7 +63,7 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
     """Prepares a config under the data set's bare name, from the built directory. The directory is part of the class's
     own configs here: given as an option, it would become part of their names in the cache."""
     folder = str(output.resolve())
-    configs = [replace(config, data_dir=folder) for config in builder_class.BUILDER_CONFIGS]
+    configs = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
     cached = type(builder_class.__name__, (builder_class,), {"BUILDER_CONFIGS": configs})
     cached(config_name=config, dataset_name=builder_class.NAME, hash="built").download_and_prepare()
     print(f'load_dataset("{builder_class.NAME}", "{config}") now works from any directory')
