@@ -88,7 +88,7 @@ def test_what_get_text_features_gives_may_be_a_tensor_or_an_output_object() -> N
 def test_provenance_names_all_that_moves_the_vectors(clip: Path, siglip: Path) -> None:
     facts = load(clip, revision="a" * 40).provenance()
     assert (facts["model"], facts["revision"], facts["dimension"]) == ("tiny-clip", "a" * 40, 12)
-    assert (facts["max_tokens"], facts["pooling"], facts["dtype"]) == (20, "get_text_features", "float32")
+    assert (facts["max_tokens"], facts["pooling"], facts["dtype"]) == (20, "the model's own", "float32")
     assert facts["joint_with_images"] is facts["image_tower"] is True
     assert (load(siglip).max_tokens, load(siglip).dimension) == (16, 16)
 

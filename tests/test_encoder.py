@@ -78,6 +78,17 @@ def test_truncated_texts_are_counted(encoder: TextEncoder) -> None:
     assert encoder.encode(TEXTS).truncated == 0
 
 
+def test_a_device_with_too_little_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: MeanPoolingEncoder, rows: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(MeanPoolingEncoder, "_features", full)
+    with pytest.raises(
+        EmbeddingError, match="cpu has too little memory for batches of 8192 tokens.*embed.batch_tokens"
+    ):
+        load_encoder(Embed()).encode(TEXTS[:1])
+
+
 def test_no_text_gives_no_vector(encoder: TextEncoder) -> None:
     assert encoder.encode([]).vectors.shape == (0, encoder.dimension)
 

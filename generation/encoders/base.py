@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+from ..errors import EmbeddingError
 from . import Encoded
 from .batches import Tokens, encode_batches, tokenise
 from .checkpoint import Checkpoint, Runtime
@@ -56,16 +57,26 @@ class TokenEncoder(ABC):
         on_batch: Callable[[int], object] = lambda rows: None,
         dtype: torch.dtype = torch.float32,
     ) -> Encoded:
-        """See ``TextEncoder``. Texts of like length go together, so that little is padded."""
+        """See ``TextEncoder``. Texts of like length go together, so that little is padded.
+
+        Raises:
+            EmbeddingError: the model cannot be loaded, or its device has too little memory.
+        """
         rows, truncated = self._tokenise(texts)
-        vectors = encode_batches(
-            rows,
-            self._lengths(rows),
-            self.runtime.batch_tokens,
-            lambda batch: normalize(self._features(batch).float(), dim=-1),
-            torch.empty(len(texts), self.dimension, dtype=dtype),
-            on_batch,
-        )
+        try:
+            vectors = encode_batches(
+                rows,
+                self._lengths(rows),
+                self.runtime.batch_tokens,
+                lambda batch: normalize(self._features(batch).float(), dim=-1),
+                torch.empty(len(texts), self.dimension, dtype=dtype),
+                on_batch,
+            )
+        except torch.OutOfMemoryError as error:
+            raise EmbeddingError(
+                f"{self.runtime.device} has too little memory for batches of {self.runtime.batch_tokens} tokens of "
+                f"{self.checkpoint.name}; lower embed.batch_tokens and give the same command again: {error}"
+            ) from error
         return Encoded(vectors, truncated)
 
     def _tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:

@@ -35,7 +35,7 @@ class DualEncoder(TokenEncoder):
         EmbeddingError: the directory holds no such model.
     """
 
-    pooling = "get_text_features"
+    pooling = "the model's own"
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
         super().__init__(checkpoint, runtime)

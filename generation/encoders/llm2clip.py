@@ -45,7 +45,7 @@ class LLM2CLIPEncoder(TokenEncoder):
         EmbeddingError: one is no such checkpoint, or they do not fit each other.
     """
 
-    pooling = "mean of the caption's tokens, then the text adapter"
+    pooling = "mean"  # of the caption's tokens; then comes the text adapter
 
     def __init__(self, checkpoint: Checkpoint, head: Checkpoint, runtime: Runtime) -> None:
         super().__init__(checkpoint, runtime)
