@@ -34,9 +34,6 @@ class FakeHub:
         user: whose token it is, and the one namespace that it may write.
         faults: what goes wrong at which requests.
         part_bytes: larger LFS objects are uploaded in parts of this size.
-
-    Raises:
-        ValueError: a fault of a route that does not exist.
     """
 
     def __init__(
@@ -70,11 +67,7 @@ class FakeHub:
         return [one for one in self._server.seen() if not routes or one.route in routes]
 
     def script(self, *faults: Fault) -> None:
-        """Replace what goes wrong while the hub runs; ordinals count from here.
-
-        Raises:
-            ValueError: a fault of a route that does not exist.
-        """
+        """Replace what goes wrong while the hub runs; ordinals count from here."""
         self._server.script(faults)
 
     def repo(self, name: str, kind: str = "dataset") -> Repo:

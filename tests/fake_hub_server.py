@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import struct
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,11 +31,18 @@ class Fault:
         at: ordinals from 0 among the requests of this route, in order of arrival.
         kind: a status to answer with; ``reset``: the connection is closed and nothing done; ``hang``: no answer while
             the hub lasts; ``lost``: all is done, but the connection is closed before the answer.
+
+    Raises:
+        ValueError: there is no such route.
     """
 
     route: str
     at: frozenset[int] | set[int]
     kind: int | Literal["reset", "hang", "lost"]
+
+    def __post_init__(self) -> None:
+        if self.route not in ROUTES:
+            raise ValueError(f"no such route: {self.route}; known: {', '.join(ROUTES)}")
 
 
 @dataclass
@@ -58,9 +66,6 @@ class HubServer(ThreadingHTTPServer):
         token: the one that is good.
         faults: what goes wrong.
         user, part_bytes: as for `Access`.
-
-    Raises:
-        ValueError: a fault of a route that does not exist.
     """
 
     daemon_threads = True
@@ -78,9 +83,6 @@ class HubServer(ThreadingHTTPServer):
 
     def script(self, faults: Iterable[Fault]) -> None:
         """Replaces what goes wrong; ordinals count from here."""
-        faults = list(faults)
-        if unknown := {fault.route for fault in faults} - set(ROUTES):
-            raise ValueError(f"no such route: {', '.join(sorted(unknown))}; known: {', '.join(ROUTES)}")
         with self.lock:
             self._arrived.clear()
             self._faults = {(fault.route, ordinal): fault.kind for fault in faults for ordinal in fault.at}
@@ -91,6 +93,11 @@ class HubServer(ThreadingHTTPServer):
             self._seen.append(seen)
             self._arrived[seen.route] += 1
             return self._faults.get((seen.route, self._arrived[seen.route] - 1))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def seen(self) -> list[Seen]:
         """What was asked so far, in order of arrival."""
@@ -111,9 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.arrive(seen)
         if fault == "hang":
             self.server.closing.wait()
-        if fault in ("hang", "reset"):
+        body = None if fault in ("hang", "reset") else self._body()
+        if body is None:
             return self._drop()
-        body = self._body()
         seen.received = len(body)
         try:
             if isinstance(fault, int):
@@ -138,15 +145,19 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return True
 
-    def _body(self) -> bytes:
+    def _body(self) -> bytes | None:
+        """The body, or None where the client went away in the middle of it."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = b""
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            return body if len(body) == size else None
+        chunks = []
+        while line := self.rfile.readline():
+            size = int(line, 16)
+            chunks.append(self.rfile.read(size + 2)[:-2])
+            if size == 0:
+                return b"".join(chunks)
+        return None
 
     def _send(self, answer: Answer, seen: Seen) -> None:
         raw = isinstance(answer.body, bytes)
