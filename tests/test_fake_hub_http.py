@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_bytes_with_another_hash_are_refused(hub: FakeHub) -> None:
     assert status == 400 and "sha256" in answer["error"] and len(hub.repo("user/x").content) == 3
 
 
+def test_an_object_is_whole_when_the_parts_that_are_named_have_arrived() -> None:
+    with FakeHub(part_bytes=120) as hub:
+        assert ask(hub, "POST", "/api/repos/create", {"name": "x", "type": "dataset"})[0] == 200
+        link = upload_link(hub, DATA)
+        complete = {"oid": SHA256, "parts": [{"partNumber": 1, "etag": "a"}, {"partNumber": 2, "etag": "b"}]}
+        assert ask(hub, "PUT", f"{link}/2", DATA[120:], token=None)[0] == 200
+        status, _, answer = ask(hub, "POST", link, complete, token=None)
+        assert status == 400 and "[2] have arrived" in answer["error"]
+        assert ask(hub, "PUT", f"{link}/1", DATA[:120], token=None)[0] == 200
+        assert ask(hub, "POST", link, complete, token=None)[0] == 200
+        assert hub.repo("user/x").content[SHA256] == DATA
+
+
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
 def test_nothing_is_written_without_the_token(hub: FakeHub, token: str | None) -> None:
     for method, path in (("POST", "/commit/main"), ("POST", "/tag/main"), ("POST", "/branch/b"), ("DELETE", "/tag/t")):
@@ -199,7 +213,7 @@ def test_what_hangs_is_let_go_when_the_hub_ends() -> None:
         thread = threading.Thread(target=wait, args=(hub,))
         thread.start()
         while not hub.seen("whoami"):
-            pass
+            time.sleep(0.01)
         assert not failed.is_set()
     thread.join(timeout=20)
     assert failed.is_set()
