@@ -42,7 +42,7 @@ class Batch:
 
     def conversations(self) -> list[list[Turn]]:
         """Their conversations in LLaVA's form."""
-        return [orjson.loads(text.as_buffer()) for text in self.texts.take("conversations", self.rows)]
+        return [orjson.loads(text) for text in self.texts.take("conversations", self.rows).to_pylist()]
 
 
 class UnicornDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -116,9 +116,8 @@ class UnicornDataset(torch.utils.data.Dataset[dict[str, Any]]):
             IndexError: there is no such row.
         """
         chosen = np.asarray(rows, np.int64)
-        if not len(chosen) or chosen.min() < -len(self) or chosen.max() >= len(self):
-            raise IndexError(f"rows {list(rows)} of {self.directory}, which has {len(self)}")
-        chosen = np.where(chosen < 0, chosen + len(self), chosen)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(self):
+            raise IndexError(f"rows {list(rows)} of {self.directory}, which has 0..{len(self) - 1}")
         return Batch(chosen, self._noisy(chosen, self.vectors.take(self.texts.places[chosen])), self.texts)
 
     def _noisy(self, rows: np.ndarray, embeds: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 Step s of all ranks together takes rows ``order[s * B * R : (s + 1) * B * R]`` (B rows a batch, R ranks), rank r every
 R-th of them from the r-th on. Of its batches a DataLoader worker w of W makes numbers w, w + W, ..., and as a
-DataLoader asks its workers in turn, they arrive as numbers 0, 1, 2, ... whatever W is. So a position is one number, the
-rows that all ranks have taken, and what is left after it does not depend on how the rest is divided:
+DataLoader asks its workers in turn, they arrive as numbers 0, 1, 2, ... whatever W is. So a position is one number,
+the rows that all ranks have taken, and what is left after it does not depend on how the rest is divided:
 
     resumed with the same B and R       the very batches that were left, with any number of workers
     with another B or R                 the very rows that were left, in the same order, cut into other batches

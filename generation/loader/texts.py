@@ -2,7 +2,7 @@
 
 A row of Parquet cannot be read without decoding its page, and an Arrow file keeps the batches it was written in: over
 20 of them pyarrow's ``take`` gives 13,000 random rows/s, over one array 5 million. So a text column is cached as
-Arrow's ``large_string`` is in memory: UTF-8 bytes end to end, and n + 1 int64 offsets. Mapped, it is one array whatever its
+Arrow's ``large_string`` is in memory: UTF-8 bytes end to end, and n + 1 int64 offsets. Mapped, it is one array of any
 size, shared by all processes through the page cache, and no anonymous memory. Conversations are kept as JSON, which
 orjson makes Python objects of faster than pyarrow does of nested lists.
 """
@@ -49,8 +49,8 @@ class Texts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.numbers = np.memmap(folder / "numbers", np.int64, "r")
-            self.places = np.memmap(folder / "places", np.int32, "r").reshape(-1, 2)
+            self.numbers = _mapped(folder / "numbers", np.int64)
+            self.places = _mapped(folder / "places", np.int32).reshape(-1, 2)
             self._columns = {name: self._column(name) for name in _TEXTS}
         except (OSError, ValueError) as error:
             raise DatasetError(f"the cache {folder} is damaged: {error}; remove it, and it is made again") from error
@@ -66,12 +66,11 @@ class Texts:
         return self._columns[column].take(pa.array(rows))
 
     def _column(self, name: str) -> pa.LargeStringArray:
-        offsets = np.memmap(self.folder / f"{name}.offsets", np.int64, "r")
-        text = np.memmap(self.folder / f"{name}.utf8", np.uint8, "r")
+        offsets = _mapped(self.folder / f"{name}.offsets", np.int64)
+        text = _mapped(self.folder / f"{name}.utf8", np.uint8)
         if len(offsets) != len(self) + 1 or len(self.places) != len(self) or offsets[-1] != len(text):
             raise ValueError(f"{name} has {len(offsets)} offsets and {len(text)} bytes for {len(self)} rows")
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
-        return pa.LargeStringArray.from_buffers(pa.large_string(), len(self), buffers)
+        return pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def cached_texts(directory: Path, cache: Path | None = None) -> Texts:
@@ -97,6 +96,10 @@ def cached_texts(directory: Path, cache: Path | None = None) -> Texts:
     if not folder.is_dir():
         guarded(folder, lambda: _make(folder, paths))
     return Texts(folder)
+
+
+def _mapped(path: Path, dtype: type) -> np.ndarray:
+    return np.asarray(np.memmap(path, dtype, "r"))  # a memmap's own indexing is slower
 
 
 def _key(directory: Path, paths: list[Path]) -> str:
@@ -151,16 +154,15 @@ def _append(files: Mapping[str, IO[bytes]], name: str, texts: list[bytes], end: 
 
 def _batches(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """At most ``BATCH_ROWS`` rows at once: numbers as numpy arrays, texts as lists of UTF-8 bytes."""
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                rows = file.metadata.num_rows
-                with progress(f"texts {path.name}"[:28], rows, 0, "row") as bar:
+    with progress("texts", len(paths), 0, "file") as bar:
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(BATCH_ROWS, columns=list(COLUMNS), use_threads=False):
                         yield _plain(path, batch)
-                        bar.update(len(batch))
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise DatasetError(f"{path} cannot be read as rows of a built data set: {error}") from error
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise DatasetError(f"{path} cannot be read as rows of a built data set: {error}") from error
+            bar.update()
 
 
 def _plain(path: Path, batch: pa.RecordBatch) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def open_vectors(directory: Path, embeddings: Path, texts: Texts, method: str | 
 
 
 def verify(embeddings: Path, texts: Texts, vectors: Vectors) -> None:
-    """Reads everything: the sha256 of every shard, which the manifest has, and of every caption, which the shards have.
+    """Reads everything: the sha256 of every shard, in the manifest, and of every caption, in the shards.
 
     Raises:
         RunError: a shard was changed after it was built.
