@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
-from generation.builders import TEXT_ROW_GROUP, pair_conversations
-from generation.embeddings import caption_hashes
+from generation.builders.build import TEXT_ROW_GROUP
+from generation.builders.columns import pair_conversations
 from generation.loader import Batch, Collate, UnicornDataset, UnicornStream
 from generation.manifest import FORMAT
 from generation.records import row_id
-from generation.tensors import write_shard
+from generation.tensors import byte_rows, text_hashes, write_shard
 
 DIMENSION, SHARD_ROWS, WORDS = 1280, 10_000, 129
 BATCH, BATCHES = 256, 2_000
@@ -39,7 +39,6 @@ def make(folder: Path, rows: int) -> None:
     """A built data set in ``folder / "set"``; the baseline's two files beside it."""
     (folder / "set" / "data").mkdir(parents=True)
     (folder / "set" / STAGE).mkdir(parents=True)
-    files: dict[str, Any] = {}
     whole = np.lib.format.open_memmap(folder / "all.npy", "w+", np.float16, (rows, DIMENSION))
     captions = []
     for shard, first in enumerate(range(0, rows, SHARD_ROWS)):
@@ -50,11 +49,15 @@ def make(folder: Path, rows: int) -> None:
         whole[first : first + count] = vectors.numpy()
         texts = _captions(generator, count)
         captions.append(pa.array(texts, pa.large_string()))
-        files[_write(folder / "set", shard, vectors, texts)] = {}
-    for name, record in files.items():
-        record["bytes"] = (folder / "set" / name).stat().st_size
-    stages = {"text_embeddings": {"fingerprint": {"dimension": DIMENSION}, "files": {}}, STAGE: {"files": files}}
-    (folder / "set" / "manifest.json").write_text(json.dumps({"format": FORMAT, "stages": stages}))
+        _write(folder / "set", shard, vectors, texts)
+    files = {
+        kind: {f"{kind}/{path.name}": {"bytes": path.stat().st_size, "sha256": ""} for path in root.iterdir()}
+        for kind, root in {kind: folder / "set" / kind for kind in (STAGE, "data")}.items()
+    }
+    encoder = {"fingerprint": {"dimension": DIMENSION}, "files": {}}
+    stages = {"text_embeddings": encoder, STAGE: {"files": files[STAGE]}}
+    manifest = {"format": FORMAT, "stages": stages, "built": {"files": files["data"]}}
+    (folder / "set" / "manifest.json").write_text(json.dumps(manifest))
     batch = pa.record_batch([pa.concat_arrays(captions)], ["caption"])
     with pa.OSFile(str(folder / "all.arrow"), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -66,12 +69,12 @@ def _captions(generator: np.random.Generator, rows: int) -> list[str]:
     return [" ".join([words[pick] for pick in row]) for row in picks]
 
 
-def _write(folder: Path, shard: int, vectors: torch.Tensor, texts: list[str]) -> str:
+def _write(folder: Path, shard: int, vectors: torch.Tensor, texts: list[str]) -> None:
     ids = [row_id(shard, row) for row in range(len(texts))]
     name = f"{STAGE}/{shard:05d}.safetensors"
     companions = {
-        "ids": torch.frombuffer(bytearray("".join(ids), "ascii"), dtype=torch.uint8).view(-1, 10),
-        "text_sha256": caption_hashes(texts),
+        "ids": byte_rows("".join(ids).encode(), 10),
+        "text_sha256": text_hashes(texts),
     }
     facts = {"method": "unicorn", "shard": shard, "noise": None}
     write_shard(folder / name, [vectors], (len(texts), DIMENSION), companions, facts)
@@ -85,7 +88,6 @@ def _write(folder: Path, shard: int, vectors: torch.Tensor, texts: list[str]) ->
     }
     path = folder / "data" / f"train-{shard:05d}.parquet"
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=TEXT_ROW_GROUP)
-    return name
 
 
 def bare(folder: Path) -> Callable[[np.ndarray], Any]:
@@ -125,9 +127,10 @@ def lengths(chats: list[Any]) -> dict[str, torch.Tensor]:
 
 def loaded(dataset: UnicornDataset, workers: int) -> float:
     """Rows a second of an epoch through a DataLoader and ``Collate``, worker start-up and conversations included."""
+    collate: Any = Collate(lengths)
     stream = UnicornStream(dataset, BATCH)
     start = time.perf_counter()
-    for _ in DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=Collate(lengths)):
+    for _ in DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=collate):
         pass
     return len(dataset) / (time.perf_counter() - start)
 

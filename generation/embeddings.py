@@ -4,7 +4,6 @@ A shard holds, row for row as the captions: ``embeddings`` float16 [n, d] (unit 
 and ``text_sha256`` uint8 [n, 32], so that a vector never meets another text.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from .encoders import TextEncoder, load_encoder
 from .errors import EmbeddingError
 from .progress import progress
 from .rundir import RunDir
+from .tensors import ID_BYTES, byte_rows, text_hashes
 
 STAGE = "text_embeddings"
 
@@ -25,21 +25,15 @@ def embed(run: RunDir, recipe: Recipe) -> None:
         RunError: the captions are not complete, or the stage was begun with another encoder.
         EmbeddingError: the encoder cannot be loaded, or gives vectors that are not finite.
     """
-    captions = run.finished("captions", "seeds")
+    run.finished("captions", "seeds")
     encoder = load_encoder(recipe.embed)
     run.begin(STAGE, encoder.provenance())
-    shards = [shard for shard in captions if shard not in run.sealed(STAGE)]
+    shards = run.due(STAGE, "captions")
     if not shards:
         return
     with progress(STAGE, sum(run.record("captions", shard)["rows"] for shard in shards), 0, "caption") as bar:
         for shard in shards:
             _embed_shard(run, shard, encoder, bar.update)
-
-
-def caption_hashes(texts: list[str]) -> torch.Tensor:
-    """The sha256 of each text's UTF-8 bytes, uint8 [n, 32]."""
-    digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
-    return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, 32) if texts else _no_bytes(32)
 
 
 def _embed_shard(run: RunDir, shard: int, encoder: TextEncoder, on_batch: Callable[[int], object]) -> None:
@@ -51,10 +45,8 @@ def _embed_shard(run: RunDir, shard: int, encoder: TextEncoder, on_batch: Callab
         raise EmbeddingError(f"captions shard {shard}, row {row} (id {ids[row]}): the encoder gave NaN or Inf")
     tensors = {
         "embeddings": encoded.vectors.to(torch.float16),
-        "ids": torch.frombuffer(bytearray("".join(ids), "ascii"), dtype=torch.uint8).view(-1, 10)
-        if ids
-        else _no_bytes(10),
-        "text_sha256": caption_hashes(texts),
+        "ids": byte_rows("".join(ids).encode("ascii"), ID_BYTES),
+        "text_sha256": text_hashes(texts),
     }
     metadata = {
         "encoder": encoder.provenance(),
@@ -63,7 +55,3 @@ def _embed_shard(run: RunDir, shard: int, encoder: TextEncoder, on_batch: Callab
     }
     path = run.shard_path(STAGE, shard)
     run.seal_tensors(STAGE, path, tensors, metadata, rows=len(ids), truncated=encoded.truncated)
-
-
-def _no_bytes(width: int) -> torch.Tensor:
-    return torch.zeros(0, width, dtype=torch.uint8)

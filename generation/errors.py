@@ -28,6 +28,10 @@ class DatasetError(UnicornError):
     """A built data set that cannot be read, or whose rows and vectors do not belong together."""
 
 
+class PublishError(UnicornError):
+    """A built data set that the Hub does not take."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 

@@ -100,7 +100,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both data sets of the finished run, side by side; not to be changed."""
-    from generation.builders import build
+    from generation.builders.build import build
     from unicorn_1_2m import Unicorn12M
     from unicorn_471k_instruction import Unicorn471KInstruction
 

@@ -56,7 +56,6 @@ class UnicornDataset(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         directory: as ``unicorn_1_2m.py`` or ``unicorn_471k_instruction.py`` wrote it.
         embeddings: the directory of Unicorn-1.2M; None if it is ``directory``.
-        method: the transfer's; needed where ``embeddings`` holds several.
         seed: of the noise.
         cache: where the decoded text is kept; see ``cached_texts``.
 
@@ -69,14 +68,13 @@ class UnicornDataset(torch.utils.data.Dataset[dict[str, Any]]):
         directory: str | Path,
         embeddings: str | Path | None = None,
         *,
-        method: str | None = None,
         seed: int = 0,
         cache: str | Path | None = None,
     ) -> None:
         self.directory, self.embeddings = Path(directory), Path(embeddings or directory)
         self.seed = seed
         self.texts: Texts = cached_texts(self.directory, Path(cache) if cache else None)
-        self.vectors: Vectors = open_vectors(self.directory, self.embeddings, self.texts, method)
+        self.vectors: Vectors = open_vectors(self.directory, self.embeddings, self.texts)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # workers see it change
 
     @property

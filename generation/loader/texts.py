@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ..errors import DatasetError
 from ..files import guarded
+from ..manifest import read_manifest
 from ..progress import progress
 
 BATCH_ROWS = 4096  # decoded at once
@@ -82,20 +83,33 @@ def cached_texts(directory: Path, cache: Path | None = None) -> Texts:
         cache: where caches lie; ``$XDG_CACHE_HOME/unicorn-data`` (``~/.cache/unicorn-data``) if None.
 
     Raises:
-        DatasetError: there is no such data set, a file cannot be read, or it holds no row.
-        RunError: the cache cannot be written.
+        DatasetError: there is no such data set, or a file is missing, cut short or cannot be read.
+        RunError: the cache cannot be written, or the manifest cannot be read.
     """
-    paths = sorted(directory.glob("data/train-*.parquet"))
-    if not paths or not (directory / "manifest.json").is_file():
-        raise DatasetError(
-            f"{directory} is no built data set (manifest.json and data/train-*.parquet); make one with "
-            "unicorn_1_2m.py or unicorn_471k_instruction.py"
-        )
+    paths = _parquet_files(directory)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = (cache or home / "unicorn-data") / _key(directory, paths)
     if not folder.is_dir():
         guarded(folder, lambda: _make(folder, paths))
     return Texts(folder)
+
+
+def _parquet_files(directory: Path) -> list[Path]:
+    """The files of ``default``, those that the manifest names, by their sizes."""
+    manifest = read_manifest(directory / "manifest.json") if (directory / "manifest.json").is_file() else {}
+    files = manifest.get("built", {"files": {}})["files"]
+    if not (names := sorted(name for name in files if name.startswith("data/"))):
+        raise DatasetError(
+            f"{directory} is no built data set (it needs a manifest.json that names data/*.parquet); make one with "
+            "unicorn_1_2m.py or unicorn_471k_instruction.py"
+        )
+    for name in names:
+        if not (path := directory / name).is_file() or path.stat().st_size != files[name]["bytes"]:
+            state = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise DatasetError(
+                f"{path} {state}; the manifest has {files[name]['bytes']} bytes; fetch or build it again"
+            )
+    return [directory / name for name in names]
 
 
 def _mapped(path: Path, dtype: type) -> np.ndarray:

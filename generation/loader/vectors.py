@@ -1,9 +1,9 @@
 """The vectors of a data set, mapped from their safetensors shards, and the proof that they belong to its texts.
 
 What is checked when a data set is opened costs no read of the vectors: that each shard is whole and of the size that
-the manifest has; its method, number, dimension and statistics; that it was made from the very text embeddings, and
-they from the very captions, that both manifests name by sha256; and the id of every row. What is left is a file that
-was altered and kept its size: ``verify`` hashes every file and every caption, which reads all of it (3 GB for 1.2M).
+the manifest has; its method, number, dimension and statistics; that both manifests name it by the same sha256, and
+its header the text embeddings that the manifest names; and the id of every row. What is left is a file that was
+altered and kept its size: ``verify`` hashes every shard and every caption, which reads all of it (3 GB for 1.2M).
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..embeddings import caption_hashes
+from ..builders.places import transfer_method
 from ..errors import DatasetError
 from ..manifest import read_manifest
 from ..rundir import RunDir
-from ..tensors import EmbeddingShard, open_shard
+from ..tensors import EmbeddingShard, open_shard, text_hashes
 from .texts import Texts
 
 CHUNK_ROWS = 4096  # of texts, hashed at once
@@ -43,7 +43,7 @@ class Vectors:
         self._bytes = {number: _bytes(shard.embeddings) for number, shard in shards.items()}
 
     def __reduce__(self) -> tuple[Any, tuple[dict[int, Path]]]:
-        return _mapped, ({number: shard.path for number, shard in self.shards.items()},)
+        return _mapped, ({number: Path(shard.path) for number, shard in self.shards.items()},)
 
     def take(self, places: np.ndarray) -> torch.Tensor:
         """The vectors at ``places``, int32 [k, 2] of shard and row: float16 [k, d].
@@ -59,28 +59,26 @@ class Vectors:
         return torch.frombuffer(rows, dtype=torch.float16).view(-1, self.dimension)
 
 
-def open_vectors(directory: Path, embeddings: Path, texts: Texts, method: str | None = None) -> Vectors:
+def open_vectors(directory: Path, embeddings: Path, texts: Texts) -> Vectors:
     """Maps the shards that ``texts`` point into.
 
     Args:
         directory: the data set of the texts.
         embeddings: the data set that the shards lie in: the same one, or the Unicorn-1.2M of the same run.
         texts: of ``directory``.
-        method: of the transfer; needed where there are several.
 
     Raises:
         DatasetError: a shard is missing, was made from other texts or by another transfer, or an id differs.
         EmbeddingError: a file is no whole shard of embeddings.
-        RunError: a manifest cannot be read.
+        RunError: a manifest cannot be read, or names no transfer method.
     """
     run = _vectors_run(embeddings)
-    stage = f"image_embeddings/{_method(embeddings, method)}"
     own = read_manifest(directory / "manifest.json")
+    stage = f"image_embeddings/{transfer_method(own, directory)}"
     shards: dict[int, EmbeddingShard] = {}
     for number in np.unique(texts.places[:, 0]).tolist():
-        shard = _open(run, stage, number)
+        shard = _open(run, own, stage, number)
         first = next(iter(shards.values()), shard)
-        _same_captions(run, own, number, shard, directory)
         for key in _COMMON:
             if shard.facts.get(key) != first.facts.get(key):
                 raise DatasetError(f"{shard.path}: {key} differs from that of {first.path}; build the data set again")
@@ -98,10 +96,10 @@ def verify(embeddings: Path, texts: Texts, vectors: Vectors) -> None:
     """
     run = RunDir(embeddings)
     for shard in vectors.shards.values():
-        run.verified(str(shard.path.relative_to(embeddings).parent), shard.path)
+        run.verified(str(Path(shard.path).relative_to(embeddings).parent), Path(shard.path))
     for first in range(0, len(texts), CHUNK_ROWS):
         rows = np.arange(first, min(first + CHUNK_ROWS, len(texts)))
-        hashes = caption_hashes(texts.take("caption", rows).to_pylist())
+        hashes = text_hashes(texts.take("caption", rows).to_pylist())
         for row, digest, (number, place) in zip(rows.tolist(), hashes, texts.places[rows].tolist(), strict=True):
             if not torch.equal(digest, vectors.shards[number].text_sha256[place]):
                 raise DatasetError(
@@ -119,49 +117,32 @@ def _vectors_run(embeddings: Path) -> RunDir:
     return RunDir(embeddings)  # a built data set keeps the layout of its run
 
 
-def _method(embeddings: Path, method: str | None) -> str:
-    found = sorted(path.name for path in (embeddings / "image_embeddings").iterdir() if path.is_dir())
-    if method is None and len(found) == 1:
-        return found[0]
-    if method not in found:
-        raise DatasetError(f"{embeddings} holds vectors of {found}; method={method!r} names none of them")
-    return str(method)
-
-
-def _open(run: RunDir, stage: str, number: int) -> EmbeddingShard:
+def _open(run: RunDir, own: dict[str, Any], stage: str, number: int) -> EmbeddingShard:
+    """A shard, held against the manifest beside it and against the rows' own."""
     path = run.shard_path(stage, number)
-    record = run.manifest["stages"].get(stage, {"files": {}})["files"].get(str(path.relative_to(run.path)))
-    if record is None or not path.is_file():
+    record, wanted = (_record(manifest, stage, path.name) for manifest in (run.manifest, own))
+    if not record or record["sha256"] != wanted.get("sha256"):
         raise DatasetError(
-            f"{path} is {'not in the manifest' if path.is_file() else 'missing'}, and rows point into it; fetch it, "
-            "or build the data set again"
+            f"{path} is not the shard that the rows were built with (sha256 {record.get('sha256')}, theirs "
+            f"{wanted.get('sha256')}); build both data sets from the same run"
         )
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing, and rows point into it; fetch it, or build the data set again")
     if (size := path.stat().st_size) != record["bytes"]:
         raise DatasetError(f"{path} has {size} bytes; the manifest has {record['bytes']}; fetch or build it again")
     shard = open_shard(path)
     dimension = run.stage("text_embeddings")["fingerprint"]["dimension"]
-    wanted = {"method": stage.split("/")[1], "shard": number, "dimension": dimension}
-    found = {key: shard.facts.get(key) for key in ("method", "shard")} | {"dimension": shard.embeddings.shape[1]}
-    if found != wanted:
-        raise DatasetError(f"{path} holds {found}; its name and the manifest say {wanted}")
+    source = _record(run.manifest, "text_embeddings", path.name).get("sha256")
+    due = {"method": stage.split("/")[1], "shard": number, "source_sha256": source, "dimension": dimension}
+    found = {key: shard.facts.get(key) for key in due} | {"dimension": shard.embeddings.shape[1]}
+    if found != due:
+        raise DatasetError(f"{path} holds {found}; its name and the manifest say {due}; fetch or build it again")
     return shard
 
 
-def _same_captions(run: RunDir, own: dict[str, Any], number: int, shard: EmbeddingShard, directory: Path) -> None:
-    """The chain from the shard to the captions of the data set, by the hashes of files that need not be there."""
-    text_shard, caption_shard = f"text_embeddings/{number:05d}.safetensors", f"captions/{number:05d}.parquet"
-
-    def recorded(manifest: dict[str, Any], name: str) -> str | None:
-        files = manifest["stages"].get(name.split("/")[0], {"files": {}})["files"]
-        return str(files[name]["sha256"]) if name in files else None
-
-    if shard.facts.get("source_sha256") != recorded(run.manifest, text_shard):
-        raise DatasetError(f"{shard.path} was made from other text embeddings than those of {run.path}/manifest.json")
-    if recorded(run.manifest, caption_shard) != recorded(own, caption_shard):
-        raise DatasetError(
-            f"{shard.path} is of other captions than {directory}: their manifests differ in {caption_shard}; build "
-            "both data sets from the same run"
-        )
+def _record(manifest: dict[str, Any], stage: str, name: str) -> dict[str, Any]:
+    files: dict[str, dict[str, Any]] = manifest["stages"].get(stage, {"files": {}})["files"]
+    return files.get(f"{stage}/{name}", {})
 
 
 def _same_ids(texts: Texts, shards: dict[int, EmbeddingShard]) -> None:
