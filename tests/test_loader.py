@@ -132,12 +132,17 @@ def test_a_position_resumes_to_exactly_what_was_left(before: int, after: int, bi
     stream.set_epoch(4)
     whole = batches(loader(stream, before))
     for taken in (0, 1, 5, 9):
+        stream = UnicornStream(big, 2)
+        stream.set_epoch(4)
+        next(iter(stream))
         state = json.loads(json.dumps(stream.state_after(taken)))
         again = UnicornStream(big, 2)
         again.load_state_dict(state)
         again.set_epoch(4)  # as a trainer's loop does
         assert len(again) == len(whole) - taken
         assert batches(loader(again, after)) == whole[taken:]
+        stream.load_state_dict(state)
+        assert stream.state_dict() == state
         twice = UnicornStream(big, 2)
         twice.load_state_dict(again.state_after(2))
         assert batches(loader(twice, after)) == whole[taken + 2 :]

@@ -29,6 +29,11 @@ class UnicornStream(IterableDataset[Batch]):
         self.dataset = dataset
         self.batches = EpochBatches(len(dataset), batch_size, **options)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of."""
+        return self.batches.epoch
+
     def __len__(self) -> int:
         return len(self.batches)
 
