@@ -17,6 +17,7 @@ from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
+from generation.transfer import Fitted
 
 if TYPE_CHECKING:
     from generation.builders.build import BuiltConfig
@@ -105,6 +106,7 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
         "models": sorted({record["fingerprint"]["model"]["id"] for record in generated.values()}),
         "encoder": stages["text_embeddings"]["fingerprint"],
         "method": method,
+        "transfer": Fitted.load(run.path / "transfer" / f"{method}.safetensors").facts,
         "funnel": {name: _funnel(run, name) for name in generated},
         "seeds": sum(record["rows"] for record in stages["seeds"]["files"].values()),
         "sources": _sources(run),
