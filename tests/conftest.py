@@ -97,6 +97,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def built(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both data sets of the finished run, side by side; not to be changed."""
+    from generation.builders.build import build
+    from unicorn_1_2m import Unicorn12M
+    from unicorn_471k_instruction import Unicorn471KInstruction
+
+    folder = tmp_path_factory.mktemp("built")
+    build(Unicorn12M, finished_run, folder / "unicorn-1.2m")
+    build(Unicorn471KInstruction, finished_run, folder / "unicorn-471k-instruction")
+    return folder
+
+
 @pytest.fixture
 def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may damage."""
