@@ -19,7 +19,7 @@ law were chosen by hand, among a few, for C_lambda, O_128 and the participation 
 not fitted.
 
 At 1280 dimensions these hold: gap 0.392, paired cosine 0.291 (0.365 to 0.37 after the gap is added), rho 0.108, mean
-cos(Delta_i, Dbar) 0.33, residual 1.264 and 0.89 of the whole, A_r 28.6, d_eff/d 0.284, first principal component 2.2 %,
+cos(Delta_i, Dbar) 0.33, residual 1.264 and 0.89 of the whole, A_r 28.6, d_eff/d 0.284, first component 2.2 %,
 first ten 9.7 %; and about: C_lambda (of float16 rows) 0.83, O_128 0.44, participation ratio of the images 58. At other
 dimensions, from 64, all up to the residual still hold to about 2 %, but d_eff/d grows (0.30 at 768, 0.32 at 384, 0.38
 at 64) and A_r falls (21, 16, 8), for an axis then is a larger share of the whole. `tests/test_ground_truth.py` states
