@@ -1,6 +1,7 @@
 """Trainer access: files that are missing, damaged or foreign; the cache of the text; noise that is not baked in."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_verify_finds_another_text(copy: Path) -> None:
 # -- the cache of the text ----------------------------------------------------------------------------------------
 
 
-def test_text_is_decoded_once_and_again_when_the_data_set_was_built_again(
+def test_text_is_decoded_once_and_again_when_a_file_was_touched(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     UnicornDataset(copy / BIG, cache=tmp_path / "texts")
@@ -139,8 +140,7 @@ def test_text_is_decoded_once_and_again_when_the_data_set_was_built_again(
     UnicornDataset(copy / BIG, cache=tmp_path / "texts")
     assert not decoded
     path = copy / BIG / "data/train-00000-of-00003.parquet"
-    pq.write_table(pq.read_table(path), path)
-    recorded(path)
+    os.utime(path, ns=(0, 0))  # as an edit would leave it that keeps the size
     with pytest.raises(UnicornError, match="the cache .* is damaged"):  # nothing was decoded into it
         UnicornDataset(copy / BIG, cache=tmp_path / "texts")
     assert len(decoded) == 1
