@@ -74,7 +74,7 @@ def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
 
         embed(run, recipe)
     else:
-        from .transfer import transfer
+        from .transfer.stage import transfer
 
         transfer(run, recipe)
 

@@ -36,7 +36,7 @@ def carry_out(run: RunDir, server: Server, task: BulkTask[Any]) -> None:
         ServerError: the servers cannot be used; what was answered so far is kept.
         Stopped: SIGINT or SIGTERM came; what was answered so far is kept.
     """
-    shards = [shard for shard in run.sealed(task.source) if shard not in run.sealed(task.stage)]
+    shards = run.due(task.stage, task.source)
     if not shards:
         return
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

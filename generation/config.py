@@ -143,9 +143,44 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Transfer:
-    """Stage 3b: how text embeddings become synthetic image embeddings."""
+    """Stage 3b: how text embeddings become synthetic image embeddings (generation/transfer/methods.py)."""
 
-    method: Literal["unicorn", "mean_shift", "none"] = "unicorn"
+    method: Literal[
+        "none",
+        "mean_shift",
+        "unicorn",
+        "anchor",
+        "realign",
+        "c3",
+        "capdec",
+        "close",
+        "lafite",
+        "decap",
+        "experimental_column_space",
+        "experimental_bc_align",
+        "experimental_aniso_init",
+    ] = "unicorn"
+    images: str | None = None  # unpaired: a folder of images, or their vectors as .safetensors or .npy
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0  # anchor: the share of the gap that is crossed
+    centroid_iterations: Annotated[int, Field(ge=0, le=9)] = 0  # realign: how often its last step is repeated
+    noise_ratio: Annotated[float, Field(gt=0)] | None = None  # eta = sigma sqrt(d); None: as in the method's own code
+    bake_noise: bool = False  # True freezes one draw into the rows; else trainers draw anew
+    unit_images: bool = False  # True also normalises real images after the shift, as training vectors are
+    memory_rows: Positive = 65_536  # decap: texts that images are made out of
+    image_basis: str | None = None  # experimental_column_space: the weight of the image tower's projection, a file
+
+
+# Keys of Transfer that are for some methods alone.
+_TRANSFER_KEYS = {
+    "images": ("anchor", "realign", "experimental_bc_align", "experimental_aniso_init"),
+    "strength": ("anchor",),
+    "centroid_iterations": ("realign",),
+    "noise_ratio": ("c3", "capdec", "close", "lafite"),
+    "bake_noise": ("c3", "capdec", "close", "lafite"),
+    "unit_images": ("mean_shift", "unicorn"),
+    "memory_rows": ("decap",),
+    "image_basis": ("experimental_column_space",),
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -204,8 +239,21 @@ def _contradictions(recipe: Recipe) -> list[str]:
     names = [source.name for source in recipe.seeds.captions]
     faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
+    faults += _transfer_faults(recipe.transfer)
     if not recipe.seeds.captions and recipe.seeds.domains is None:
         faults.append("seeds names no source; give seeds.captions, seeds.domains or both")
+    return faults
+
+
+def _transfer_faults(transfer: Transfer) -> list[str]:
+    """Keys that the method does not take, or that it needs and lacks."""
+    faults = []
+    for key, methods in _TRANSFER_KEYS.items():
+        given = getattr(transfer, key) != getattr(Transfer(), key)
+        if given and transfer.method not in methods:
+            faults.append(f"transfer.{key} is for {', '.join(methods)}; method is {transfer.method}")
+        if not given and transfer.method in methods and key in ("images", "image_basis"):
+            faults.append(f"transfer.method {transfer.method} needs transfer.{key}, a file or folder")
     return faults
 
 

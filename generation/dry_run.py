@@ -130,7 +130,7 @@ def _tell_share(run: RunDir, stage: str, fraction: float) -> None:
 def _left(run: RunDir, task: BulkTask[Any]) -> tuple[int, list[Any]]:
     """How many rows have not ended, and those of the first shard that has such."""
     rows, first = 0, list[Any]()
-    for shard in (shard for shard in run.sealed(task.source) if shard not in run.sealed(task.stage)):
+    for shard in run.due(task.stage, task.source):
         path = run.journal_path(task.stage, shard)
         if not path.exists() and first:
             rows += task.count(shard)

@@ -104,7 +104,7 @@ def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Coll
     def wanted(reason: str) -> bool:
         return not reasons or reason in reasons
 
-    pending = set(run.sealed(task.source)) - set(run.sealed(task.stage)) - run.unsealed(task.stage).keys()
+    pending = set(run.due(task.stage, task.source)) - run.unsealed(task.stage).keys()
     if pending:
         raise RunError(f"{run.path}: stage '{task.stage}' has {len(pending)} shards to go; run it to its end first")
     for shard in run.sealed(task.stage):

@@ -19,7 +19,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,11 +28,11 @@ import pyarrow.parquet as pq
 from . import __version__
 from .errors import RunError
 from .files import file_sha256, guarded, seal, seal_table
+from .manifest import FORMAT, changes, now, read_manifest
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
 _SUFFIX = {"text_embeddings": ".safetensors", "image_embeddings": ".safetensors"}  # all others are Parquet
 
 
@@ -53,10 +52,10 @@ class RunDir:
         self._verified: set[str] = set()
         manifest = path / "manifest.json"
         if manifest.exists():
-            self.manifest = _read_manifest(manifest)
+            self.manifest = read_manifest(manifest)
         elif create:
             guarded(path, lambda: path.mkdir(parents=True, exist_ok=True))
-            self.manifest = {"format": FORMAT, "code_version": __version__, "created": _now(), "stages": {}}
+            self.manifest = {"format": FORMAT, "code_version": __version__, "created": now(), "stages": {}}
         else:
             raise RunError(f"{path} is no run directory (it has no manifest.json); make one with: generation run")
 
@@ -75,7 +74,7 @@ class RunDir:
             raise RunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
         try:
             if (manifest := self.path / "manifest.json").exists():
-                self.manifest = _read_manifest(manifest)  # another process may have written since it was read
+                self.manifest = read_manifest(manifest)  # another process may have written since it was read
             yield
         finally:
             os.close(descriptor)
@@ -97,12 +96,12 @@ class RunDir:
             RunError: the stage was begun with another fingerprint; all changes are named.
         """
         wanted = json.loads(json.dumps(fingerprint))
-        record = self.manifest["stages"].setdefault(stage, {"fingerprint": wanted, "begun": _now(), "files": {}})
+        record = self.manifest["stages"].setdefault(stage, {"fingerprint": wanted, "begun": now(), "files": {}})
         pinned = {key: value for key, value in record["fingerprint"].items() if key in record.get("pinned", ())}
         wanted = pinned | wanted
-        if changes := _changes(record["fingerprint"], wanted):
+        if moved := changes(record["fingerprint"], wanted):
             if changed == "refuse":
-                self._refuse(stage, changes)
+                self._refuse(stage, moved)
             if changed == "discard":
                 record["files"] = {}
             record["fingerprint"] = wanted
@@ -128,7 +127,7 @@ class RunDir:
             RunError: the stage was pinned to something else before.
         """
         fingerprint = self.stage(stage)["fingerprint"]
-        self._refuse(stage, _changes({key: fingerprint.get(key, value) for key, value in facts.items()}, facts))
+        self._refuse(stage, changes({key: fingerprint.get(key, value) for key, value in facts.items()}, facts))
         pinned = sorted({*self.stage(stage).get("pinned", ()), *facts})
         self.note(stage, fingerprint=fingerprint | facts, pinned=pinned)
 
@@ -168,6 +167,10 @@ class RunDir:
         """The numbers of the sealed shards of a stage, ascending; empty for a stage not begun."""
         files = self.manifest["stages"].get(stage, {"files": {}})["files"]
         return sorted(int(Path(name).stem) for name in files if Path(name).parent == Path(stage))
+
+    def due(self, stage: str, source: str) -> list[int]:
+        """The shards of ``source`` that are sealed and have no sealed counterpart in ``stage``, ascending."""
+        return sorted(set(self.sealed(source)) - set(self.sealed(stage)))
 
     def record(self, stage: str, shard: int) -> dict[str, Any]:
         """The manifest's record of a sealed shard: rows, bytes, sha256 and the stage's counts."""
@@ -228,6 +231,10 @@ class RunDir:
 
         self._record(stage, {path: seal(path, write) | counts})
 
+    def sealed_elsewhere(self, stage: str, path: Path, facts: Mapping[str, Any]) -> None:
+        """Records a file that another thread or process has sealed (``files.seal``)."""
+        self._record(stage, {path: dict(facts)})
+
     def table(self, stage: str, shard: int) -> pa.Table:
         """The rows of a sealed shard, whose hash is checked once a process."""
         path = self.verified(stage, self.shard_path(stage, shard))
@@ -257,10 +264,10 @@ class RunDir:
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n"
         seal(self.path / "manifest.json", lambda target: target.write_text(text, encoding="utf-8"))
 
-    def _refuse(self, stage: str, changes: list[str]) -> None:
-        if changes:
+    def _refuse(self, stage: str, moved: list[str]) -> None:
+        if moved:
             raise RunError(
-                f"{self.path}: stage '{stage}' was begun with other settings: {'; '.join(changes)}. "
+                f"{self.path}: stage '{stage}' was begun with other settings: {'; '.join(moved)}. "
                 "Restore them, or choose another --run-dir"
             )
 
@@ -271,30 +278,3 @@ class RunDir:
             files[name] = record
             self._verified.add(name)
         self.save()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] == FORMAT:
-            manifest["stages"].items()
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read as a manifest: {error!r}") from error
-    raise RunError(f"{path} has format {manifest['format']}; this version of the code reads format {FORMAT}")
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two fingerprints, in words: ``captions.min_words: 51 -> 60``."""
-    changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += _changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return changes
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

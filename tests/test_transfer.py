@@ -1,14 +1,14 @@
-"""The transfer against references written from the formulas, and its statistics against any order of rows."""
+"""The transfer stage over whole runs: against the formulas, against damage, and against kills."""
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,130 +16,186 @@ from generation.config import load_recipe
 from generation.errors import EmbeddingError, RunError
 from generation.files import file_sha256
 from generation.rundir import RunDir
-from generation.transfer import CHUNK_ROWS, apply, chunks, transfer
+from generation.transfer import Fitted
+from generation.transfer.methods import VERSION
+from generation.transfer.noise import normal
+from generation.transfer.stage import transfer
 from tests.conftest import manifest, write_recipe
 
-METHODS = ("none", "mean_shift", "unicorn")
+
+def rerun(run: Path, **section: Any) -> None:
+    section = section or {"method": "mean_shift"}
+    transfer(RunDir(run), load_recipe(write_recipe(run.parent, transfer=section)))
 
 
-def unit_rows(rows: int, dimension: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    raw = torch.randn(rows, dimension, generator=generator) + 0.3
-    return torch.nn.functional.normalize(raw, dim=1).half()
+def shards(run: Path, folder: str) -> list[dict[str, torch.Tensor]]:
+    return [load_file(path) for path in sorted((run / folder).iterdir())]
 
 
-def reference(method: str, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The formulas of the paper in float64."""
-    rows = rows.astype(np.float64)
-    if method == "none":
-        return rows
-    shifted = rows - mean
-    return shifted if method == "mean_shift" else shifted / np.sqrt((shifted**2).sum(1, keepdims=True))
+def facts(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["unicorn"])
+        return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["none", "mean_shift", "unicorn", "c3"])
 def test_a_run_agrees_with_the_formula_in_float64(method: str, run_copy: Path) -> None:
-    recipe = load_recipe(write_recipe(run_copy.parent, transfer={"method": method}))
-    transfer(RunDir(run_copy), recipe)
-    texts = [load_file(path) for path in sorted((run_copy / "text_embeddings").iterdir())]
-    everything = torch.cat([text["embeddings"] for text in texts]).numpy()
-    mean = everything.astype(np.float64).mean(0)
+    rerun(run_copy, method=method)
+    texts, made = shards(run_copy, "text_embeddings"), shards(run_copy, f"image_embeddings/{method}")
+    everything = torch.cat([text["embeddings"] for text in texts]).double().numpy()
     statistics = load_file(run_copy / "transfer" / f"{method}.safetensors")
-    np.testing.assert_allclose(statistics["mean_text"].numpy(), mean, atol=1e-15)
-    for text, path in zip(texts, sorted((run_copy / "image_embeddings" / method).iterdir()), strict=True):
-        made = load_file(path)
-        assert made["embeddings"].dtype == torch.float16
-        wanted = reference(method, text["embeddings"].numpy(), mean)
-        np.testing.assert_allclose(made["embeddings"].numpy().astype(np.float64), wanted, atol=6e-4)
-        assert torch.equal(made["ids"], text["ids"])
-        assert torch.equal(made["text_sha256"], text["text_sha256"])
+    assert np.array_equal(statistics["mean_text"].numpy(), everything.sum(0) / len(everything))
+    wanted = everything if method == "none" else everything - everything.mean(0)
+    if method in ("unicorn", "c3"):
+        wanted = wanted / np.sqrt((wanted**2).sum(1, keepdims=True))
+    found = torch.cat([shard["embeddings"] for shard in made])
+    assert found.dtype == torch.float16
+    np.testing.assert_allclose(found.double(), wanted, atol=3e-4)
+    for text, shard in zip(texts, made, strict=True):
+        assert torch.equal(shard["ids"], text["ids"])
+        assert torch.equal(shard["text_sha256"], text["text_sha256"])
+
+
+def test_a_shard_says_where_it_came_from_and_what_was_done(finished_run: Path) -> None:
+    stages = manifest(finished_run)["stages"]
+    told = facts(finished_run / "image_embeddings" / "unicorn" / "00001.safetensors")
+    assert (told["method"], told["version"], told["shard"]) == ("unicorn", VERSION, 1)
+    assert told["statistics_sha256"] == file_sha256(finished_run / "transfer" / "unicorn.safetensors")
+    assert told["source_sha256"] == file_sha256(finished_run / "text_embeddings" / "00001.safetensors")
+    assert told["encoder"] == stages["text_embeddings"]["fingerprint"]
 
 
 def test_the_statistics_say_what_to_do_with_real_images(finished_run: Path) -> None:
-    with safe_open(finished_run / "transfer" / "unicorn.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["unicorn"])
-    assert facts["text_ops"] == ["l2norm", "sub:mean_text", "l2norm"]
-    assert facts["image_ops"] == ["l2norm", "sub:USER_IMAGE_MEAN"]
-    assert facts["rows"] == 18
-    assert facts["encoder"]["joint_with_images"] is False
+    told = facts(finished_run / "transfer" / "unicorn.safetensors")
+    assert told["text_ops"] == ["l2norm", "sub:mean_text", "l2norm"]
+    assert told["image_ops"] == ["l2norm", "sub:USER_IMAGE_MEAN"]
+    assert (told["image_mean"], told["rows"], told["noise"]) == ("user", 18, None)
+    assert told["encoder"]["joint_with_images"] is False
+    sources = {f"{shard:05d}": f"text_embeddings/{shard:05d}.safetensors" for shard in range(3)}
+    assert list(told["inputs"].values()) == [file_sha256(finished_run / name) for name in sources.values()]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 300), st.integers(1, 24), st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_the_sum_of_stored_rows_is_the_same_to_the_bit_in_any_order_and_sharding(
-    rows: int, dimension: int, seed: int, cut: int
+def test_a_users_new_text_is_treated_as_the_runs(finished_run: Path) -> None:
+    fitted = Fitted.load(finished_run / "transfer" / "unicorn.safetensors")
+    text = shards(finished_run, "text_embeddings")[0]["embeddings"]
+    made = shards(finished_run, "image_embeddings/unicorn")[0]["embeddings"]
+    np.testing.assert_allclose(fitted.to_text(text), made.float(), atol=4e-4)
+    with pytest.raises(EmbeddingError, match=r"00000\.parquet holds no transfer's statistics"):
+        Fitted.load(finished_run / "captions" / "00000.parquet")
+
+
+def test_noise_is_baked_only_when_asked_for_and_then_by_the_id(
+    run_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embeddings = unit_rows(rows, dimension, seed)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    whole = embeddings.sum(0, dtype=torch.float64)
-    parts = sum((part.sum(0, dtype=torch.float64) for part in embeddings[order].split(cut)), torch.zeros(dimension))
-    assert torch.equal(whole, parts.double())
+    rerun(run_copy, method="c3")
+    assert "leaves a cosine of 0.33" in caplog.text
+    rerun(run_copy, method="capdec", noise_ratio=0.5, bake_noise=True)
+    told = facts(run_copy / "transfer" / "capdec.safetensors")["noise"]
+    assert (told["eta"], told["baked"], told["seed"]) == (0.5, True, 0)
+    text, made = (shards(run_copy, f)[2] for f in ("text_embeddings", "image_embeddings/capdec"))
+    numbers = torch.tensor([int(bytes(row.tolist())) for row in text["ids"]])
+    noisy = text["embeddings"].float() + 0.5 * normal(numbers, 384, seed=0) / 384**0.5
+    wanted = torch.nn.functional.normalize(noisy, dim=1)
+    np.testing.assert_allclose(made["embeddings"].float(), wanted, atol=3e-4)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 200), st.integers(2, 24), st.integers(0, 2**32 - 1))
-def test_unicorn_gives_unit_rows_and_mean_shift_keeps_differences(rows: int, dimension: int, seed: int) -> None:
-    embeddings = unit_rows(rows, dimension, seed)
-    mean = embeddings.double().mean(0)
-    if float((embeddings.double() - mean).norm(dim=1).min()) < 1e-3:
-        return
-    assert (apply("unicorn", embeddings, mean).norm(dim=1) - 1).abs().max() < 1e-5
-    shifted = apply("mean_shift", embeddings, mean)
-    torch.testing.assert_close(shifted[0] - shifted[1], embeddings[0].float() - embeddings[1].float())
-    assert shifted.double().mean(0).abs().max() < 1e-6
+def test_another_setting_makes_all_shards_again_and_the_same_setting_none(run_copy: Path) -> None:
+    rerun(run_copy, method="capdec", noise_ratio=0.5, bake_noise=True)
+    path = run_copy / "image_embeddings" / "capdec" / "00000.safetensors"
+    first, made = path.read_bytes(), path.stat().st_mtime_ns
+    rerun(run_copy, method="capdec", noise_ratio=0.5, bake_noise=True)
+    assert path.stat().st_mtime_ns == made
+    rerun(run_copy, method="capdec", noise_ratio=0.6, bake_noise=True)
+    assert path.read_bytes() != first
 
 
-def test_rows_that_all_equal_the_mean_are_refused() -> None:
-    rows = unit_rows(1, 8, 0).repeat(5, 1)
-    with pytest.raises(EmbeddingError, match="row 0 equals the mean"):
-        apply("unicorn", rows, rows.double().mean(0))
+# -- damage ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 3.0])
-@pytest.mark.parametrize("row", [0, 5, CHUNK_ROWS + 3])
-def test_a_bad_row_is_named_with_its_file(value: float, row: int, tmp_path: Path) -> None:
-    embeddings = unit_rows(CHUNK_ROWS + 10, 8, 1)
-    embeddings[row] = value
-    save_file({"embeddings": embeddings}, tmp_path / "bad.safetensors")
-    with pytest.raises(EmbeddingError, match=rf"bad\.safetensors, row {row}:"):
-        list(chunks(tmp_path / "bad.safetensors"))
+def source(run: Path, shard: int) -> Path:
+    return run / "text_embeddings" / f"{shard:05d}.safetensors"
 
 
-def rerun(run: Path) -> None:
-    transfer(RunDir(run), load_recipe(write_recipe(run.parent, transfer={"method": "mean_shift"})))
-
-
-def test_a_flipped_bit_in_a_source_shard_is_refused_by_name(run_copy: Path) -> None:
-    path = run_copy / "text_embeddings" / "00001.safetensors"
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"00001\.safetensors was changed"):
-        rerun(run_copy)
 
 
-def test_a_torn_source_shard_is_refused_by_name(run_copy: Path) -> None:
-    path = run_copy / "text_embeddings" / "00002.safetensors"
+def tear(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"00002\.safetensors was changed"):
+
+
+@pytest.mark.parametrize(("damage", "said"), [(flip, "was changed"), (tear, "was changed"), (Path.unlink, "is gone")])
+def test_a_damaged_source_is_refused_by_name_rather_than_moving_the_mean(
+    damage: Callable[[Path], object], said: str, run_copy: Path
+) -> None:
+    damage(source(run_copy, 1))
+    with pytest.raises(RunError, match=rf"00001\.safetensors {said}"):
         rerun(run_copy)
+    assert not (run_copy / "transfer" / "mean_shift.safetensors").exists()
 
 
-def test_a_missing_source_shard_is_refused_rather_than_moving_the_mean(run_copy: Path) -> None:
-    (run_copy / "text_embeddings" / "00001.safetensors").unlink()
-    with pytest.raises(RunError, match=r"00001\.safetensors is gone"):
+def resealed(run: Path, shard: int, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Rewrites a source shard and the manifest's record of it, as a file of another making would stand there."""
+    tensors, told = load_file(source(run, shard)), facts(source(run, shard))
+    change(tensors, told)
+    save_file(tensors, source(run, shard), {"unicorn": json.dumps(told)})
+    data = manifest(run)
+    record = data["stages"]["text_embeddings"]["files"][f"text_embeddings/{shard:05d}.safetensors"]
+    record["sha256"] = file_sha256(source(run, shard))
+    (run / "manifest.json").write_text(json.dumps(data))
+
+
+def _other_captions(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    told["captions_sha256"] = "0" * 64
+
+
+def _other_encoder(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    told["encoder"]["model"] = "another"
+
+
+def _other_dimension(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    tensors["embeddings"] = tensors["embeddings"][:, :100].contiguous()
+
+
+def _twice(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    tensors["ids"][3] = tensors["ids"][1]
+
+
+def _nan(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    tensors["embeddings"][2, 0] = float("nan")
+
+
+def _zero(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+    tensors["embeddings"][2] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_other_captions, r"00001\.safetensors was made from other captions"),
+        (_other_encoder, r"00001\.safetensors was made by another encoder"),
+        (_other_dimension, r"00001\.safetensors: 100 dimensions; the first has 384"),
+        (_twice, r"00001\.safetensors, row 3: the id 0000100001 is there for the second time"),
+        (_nan, r"00001\.safetensors, row 2: the embedding is no finite vector"),
+        (_zero, r"00001\.safetensors, row 2: the embedding is no finite vector"),
+    ],
+)
+def test_a_foreign_or_faulty_source_is_refused_by_name_and_row(change: Any, said: str, run_copy: Path) -> None:
+    resealed(run_copy, 1, change)
+    with pytest.raises((RunError, EmbeddingError), match=said):
         rerun(run_copy)
+    assert not (run_copy / "transfer" / "mean_shift.safetensors").exists()
 
 
-def test_a_shard_made_from_other_captions_is_refused(run_copy: Path) -> None:
-    path = run_copy / "text_embeddings" / "00000.safetensors"
-    content = path.read_bytes()
-    length = struct.unpack("<Q", content[:8])[0]
-    known = manifest(run_copy)["stages"]["captions"]["files"]["captions/00000.parquet"]["sha256"].encode()
-    assert known in content[: 8 + length]
-    path.write_bytes(content.replace(known, b"0" * 64))
+def test_a_header_that_lies_about_its_length_is_refused(run_copy: Path) -> None:
+    path = source(run_copy, 0)
+    content = bytearray(path.read_bytes())
+    content[:8] = struct.pack("<Q", 2**40)
+    path.write_bytes(content)
     data = manifest(run_copy)
     data["stages"]["text_embeddings"]["files"]["text_embeddings/00000.safetensors"]["sha256"] = file_sha256(path)
     (run_copy / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(RunError, match="made from other captions"):
+    with pytest.raises(EmbeddingError, match=r"00000\.safetensors is no whole shard"):
         rerun(run_copy)
