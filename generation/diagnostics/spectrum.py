@@ -38,10 +38,10 @@ def condition_number(spectrum: torch.Tensor) -> float:
 
 def power_law(spectrum: torch.Tensor, first: int = 10) -> float:
     """alpha of lambda_j ~ j^-alpha: least squares on both logarithms, ranks ``first`` to half of them (the papers
-    print no range)."""
-    ranks = torch.arange(first, len(spectrum) // 2 + 1, dtype=torch.float64)
-    if len(ranks) < 2:
+    print no range); nan for too few."""
+    if len(spectrum) // 2 <= first:
         return math.nan
+    ranks = torch.arange(first, len(spectrum) // 2 + 1, dtype=torch.float64)
     x, y = ranks.log(), _log(spectrum)[first - 1 : len(spectrum) // 2]
     x, y = x - x.mean(), y - y.mean()
     return float(-(x @ y) / (x @ x))

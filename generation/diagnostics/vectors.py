@@ -137,6 +137,11 @@ class _opened:
     def __enter__(self) -> "_opened":
         from safetensors import SafetensorError
 
+        if self._path.is_dir():
+            raise EmbeddingError(
+                f"{self._path} is a folder; give the embeddings of its images, made by the run's encoder, as a "
+                ".safetensors or .npy file"
+            )
         try:
             self._read, self.shape = self._npy() if self._path.suffix == ".npy" else self._safetensors()
         except (OSError, ValueError, SafetensorError) as error:
