@@ -1,6 +1,7 @@
 """The command ``diagnose`` to its end: on a run without and with images, on the ground truth, and on bad input."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from generation.diagnostics.command import diagnose
 from generation.errors import EmbeddingError, RunError
+from generation.transfer.rows import one_thread_an_operation
 from tests.conftest import generation, manifest
 
 DIMENSION = 384
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on cores that others use take many times as long."""
+    with one_thread_an_operation():
+        yield
 
 
 def unit_rows(rows: int, dimension: int, seed: int) -> torch.Tensor:
@@ -64,7 +73,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_a_run_whose_encoder_knows_no_images_has_no_gap_and_the_report_says_why(run_copy: Path) -> None:
-    done = generation("diagnose", "--run-dir", run_copy)
+    done = generation("diagnose", "--run-dir", run_copy, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     folder = run_copy / "report" / "diagnostics"
     assert str(folder / "diagnostics.md") in done.stdout.splitlines()
@@ -128,7 +137,7 @@ def test_a_joint_run_without_images_says_which_files_would_help(joint_run: Path)
 
 
 def test_the_ground_truth_gives_a_table_of_every_method(tmp_path: Path) -> None:
-    done = generation("diagnose", "--ground-truth", 64, "--rows", 1000, "--output", tmp_path)
+    done = generation("diagnose", "--ground-truth", 64, "--rows", 1000, "--output", tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     rows = {(row["method"], row["image"]): row for row in report(tmp_path)["comparison"]}
     assert {"none", "mean_shift", "unicorn", "anchor", "realign", "capdec", "decap"} <= {name for name, _ in rows}
