@@ -14,21 +14,18 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders import (
-    BuiltConfig,
-    RunBuilder,
-    class_label,
-    main,
-    pair_conversations,
-    source_label,
-    transfer_method,
-)
+from generation.builders.build import BuiltConfig
+from generation.builders.builder import UnicornBuilder, source_label
+from generation.builders.columns import class_label, pair_conversations
+from generation.builders.command import main
+from generation.builders.places import transfer_method
 from generation.rundir import RunDir
 
 
-class Unicorn12M(RunBuilder):
+class Unicorn12M(UnicornBuilder):
     """One row a caption."""
 
+    NAME = "unicorn-1.2m"
     TITLE = "Unicorn-1.2M"
     DESCRIPTION = "Dense captions with synthetic image embeddings, made out of text alone."
 
@@ -50,7 +47,7 @@ class Unicorn12M(RunBuilder):
                 "caption": table["caption"],
                 "conversations": pair_conversations(table["instruction"], table["caption"]),
                 "seed": table["seed"],
-                "source": class_label(table["source"], source_label(run)),
+                "source": class_label(table["source"], source_label(run.manifest)),
                 "prompt": table["prompt"],
                 "model": table["model"],
                 "embedding_shard": pa.array([shard] * len(table), pa.int32()),
@@ -61,7 +58,7 @@ class Unicorn12M(RunBuilder):
     @staticmethod
     def companions(run: RunDir) -> list[Path]:
         """The safetensors shards for trainers, and the statistics that real images must be treated with."""
-        method = transfer_method(run)
+        method = transfer_method(run.manifest, run.path)
         stage = f"image_embeddings/{method}"
         shards = run.finished(stage, "captions")
         paths = [run.path / "transfer" / f"{method}.safetensors", *(run.shard_path(stage, shard) for shard in shards)]

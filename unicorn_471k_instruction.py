@@ -13,16 +13,20 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders import BuiltConfig, RunBuilder, class_label, main, source_label
+from generation.builders.build import BuiltConfig
+from generation.builders.builder import UnicornBuilder, source_label
+from generation.builders.columns import class_label
+from generation.builders.command import main
 from generation.config import TASKS
 from generation.rundir import RunDir
 
 _TASK = datasets.ClassLabel(names=list(TASKS))
 
 
-class Unicorn471KInstruction(RunBuilder):
+class Unicorn471KInstruction(UnicornBuilder):
     """One row a conversation."""
 
+    NAME = "unicorn-471k-instruction"
     TITLE = "Unicorn-471K-Instruction"
     DESCRIPTION = "Multi-turn visual instructions with synthetic image embeddings, made out of text alone."
 
@@ -46,7 +50,7 @@ class Unicorn471KInstruction(RunBuilder):
                 "caption": captions["caption"],
                 "conversations": table["conversations"],
                 "task": class_label(table["task"], _TASK),
-                "source": class_label(captions["source"], source_label(run)),
+                "source": class_label(captions["source"], source_label(run.manifest)),
                 "prompt": table["prompt"],
                 "model": table["model"],
                 "embedding_shard": table["caption_shard"],

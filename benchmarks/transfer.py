@@ -69,13 +69,13 @@ def ours(source: Path, target: Path, sealed: bool) -> dict[str, float]:
             fitted = fit_rows(Transfer(method="unicorn"), texts, None)
 
             def one(shard: int) -> None:
-                s = opened[shard]
+                s, path = opened[shard], target / paths[shard].name
                 shape = (len(s.embeddings), DIMENSION)
 
                 def write(path: Path) -> None:
                     write_shard(path, transferred(s, fitted), shape, s.companions, {})
 
-                seal(target / s.path.name, write) if sealed else write(target / s.path.name)
+                seal(path, write) if sealed else write(path)
 
             with one_thread_an_operation():
                 list(pool.map(one, range(len(opened))))

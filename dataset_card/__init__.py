@@ -12,13 +12,14 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
 from generation import __version__
+from generation.builders.builder import FOLDERS
 from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
 
 if TYPE_CHECKING:
-    from generation.builders import BuiltConfig
+    from generation.builders.build import BuiltConfig
 
 TEMPLATES = Path(__file__).parent
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
@@ -77,7 +78,7 @@ def _header(title: str, facts: dict[str, Any], built: "list[BuiltConfig]") -> Da
         {
             "config_name": config.name,
             "version": str(config.info.version),
-            "data_files": [{"split": "train", "path": f"{config.files[0].split('/')[0]}/train-*.parquet"}],
+            "data_files": [{"split": "train", "path": f"{FOLDERS[config.name]}/train-*.parquet"}],
             **({"default": True} if config.name == "default" else {}),
         }
         for config in built

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace) -> None:
     """Runs one stage, or all of them."""
-    from .config import load_recipe
+    from .recipe import load_recipe
     from .rundir import RunDir
 
     recipe = load_recipe(options.config, _server_overrides(options))
@@ -101,9 +101,10 @@ def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
 
 
 def _retry(options: argparse.Namespace) -> None:
-    from .config import Server, validate
+    from .config import Server
     from .retry import STAGES, retry
     from .rundir import RunDir
+    from .validation import validate
 
     server = validate(Server, _server_overrides(options), "the server options")
     names = ("temperature", "top_p", "max_tokens")
@@ -136,9 +137,10 @@ def _show(options: argparse.Namespace) -> None:
 def _duplicates(options: argparse.Namespace) -> None:
     import json
 
-    from .config import Decontaminate, Duplicates, validate
+    from .config import Decontaminate, Duplicates
     from .duplicates_report import report_duplicates, table
     from .rundir import RunDir
+    from .validation import validate
 
     near = validate(Duplicates, {"near_threshold": options.near_threshold, "ngram": options.ngram}, "options")
     benchmark = Decontaminate(file=options.benchmarks, column=options.column) if options.benchmarks else None

@@ -24,6 +24,10 @@ class EmbeddingError(UnicornError):
     """Vectors that cannot be used: not finite, of zero length, or of the wrong dimension."""
 
 
+class PublishError(UnicornError):
+    """A built data set that the Hub does not take."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 

@@ -3,6 +3,7 @@
 Reading maps the file into memory; writing streams the rows, so that neither takes memory that grows with a shard.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 
 from .errors import EmbeddingError
 
 ID_BYTES, HASH_BYTES = 10, 32
+_TENSORS = ("embeddings", "ids", "text_sha256")
 _ALIGNMENT = 64  # bytes; where the first tensor begins
 _NAMES = {torch.float16: "F16", torch.uint8: "U8"}  # safetensors' own
 
@@ -25,14 +28,14 @@ class EmbeddingShard:
     """An open shard; its tensors are views of the mapped file.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL.
         embeddings: float16 [n, d].
         ids: uint8 [n, 10], ASCII digits.
         text_sha256: uint8 [n, 32].
         facts: the metadata.
     """
 
-    path: Path
+    path: Path | str
     embeddings: torch.Tensor
     ids: torch.Tensor
     text_sha256: torch.Tensor
@@ -64,19 +67,45 @@ def open_shard(path: Path) -> EmbeddingShard:
     """
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("embeddings", "ids", "text_sha256")}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
             facts = json.loads((file.metadata() or {}).get("unicorn", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise EmbeddingError(f"{path} is no whole shard of embeddings: {error}; make it again") from error
-    embeddings = tensors["embeddings"]
+    return _checked(EmbeddingShard(path=path, facts=facts, **tensors))
+
+
+def parse_shard(name: str, content: bytes) -> EmbeddingShard:
+    """A shard whose bytes have come over the network; as ``open_shard``, without its facts."""
+    try:
+        found = load(content)
+        tensors = {tensor: found[tensor] for tensor in _TENSORS}
+    except (SafetensorError, KeyError) as error:
+        raise EmbeddingError(f"{name} is no whole shard of embeddings: {error!r}") from error
+    return _checked(EmbeddingShard(path=name, facts={}, **tensors))
+
+
+def text_hashes(texts: Iterable[str]) -> torch.Tensor:
+    """The sha256 of each text's UTF-8 bytes, uint8 [n, 32]."""
+    return byte_rows(b"".join(hashlib.sha256(text.encode()).digest() for text in texts), HASH_BYTES)
+
+
+def byte_rows(content: bytes, width: int) -> torch.Tensor:
+    """Bytes as uint8 [n, width]."""
+    if not content:
+        return torch.zeros(0, width, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, width)
+
+
+def _checked(shard: EmbeddingShard) -> EmbeddingShard:
+    embeddings = shard.embeddings
     wanted = {"ids": [len(embeddings), ID_BYTES], "text_sha256": [len(embeddings), HASH_BYTES]}
-    found = {name: list(tensors[name].shape) for name in wanted}
+    found = {name: list(tensor.shape) for name, tensor in shard.companions.items()}
     if embeddings.dtype != torch.float16 or embeddings.ndim != 2 or found != wanted:
         raise EmbeddingError(
-            f"{path}: embeddings {embeddings.dtype} {list(embeddings.shape)} with {found}; wanted float16 [n, d] "
-            f"with {wanted}"
+            f"{shard.path}: embeddings {embeddings.dtype} {list(embeddings.shape)} with {found}; wanted float16 "
+            f"[n, d] with {wanted}"
         )
-    return EmbeddingShard(path=path, facts=facts, **tensors)
+    return shard
 
 
 def write_shard(

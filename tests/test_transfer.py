@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from generation.config import load_recipe
-from generation.errors import EmbeddingError, RunError
+from generation.errors import EmbeddingError, RecipeError, RunError
 from generation.files import file_sha256
+from generation.recipe import load_recipe
 from generation.rundir import RunDir
 from generation.transfer import Fitted
 from generation.transfer.methods import VERSION
@@ -199,3 +199,58 @@ def test_a_header_that_lies_about_its_length_is_refused(run_copy: Path) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(EmbeddingError, match=r"00000\.safetensors is no whole shard"):
         rerun(run_copy)
+
+
+# -- images ------------------------------------------------------------------------------------------------------
+
+
+def image_file(folder: Path, rows: int = 400, dimension: int = 384) -> Path:
+    raw = torch.randn(rows, dimension, generator=torch.Generator().manual_seed(8)) + 0.4
+    save_file({"embeddings": (raw * 2).half()}, folder / "images.safetensors")
+    return folder / "images.safetensors"
+
+
+def test_realign_moves_the_cloud_onto_unpaired_images(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = image_file(run_copy.parent)
+    rerun(run_copy, method="realign", images=str(path), centroid_iterations=3)
+    raw = load_file(path)["embeddings"].double()
+    mean = (raw / raw.norm(dim=1, keepdim=True)).mean(0)
+    made = torch.cat([shard["embeddings"] for shard in shards(run_copy, "image_embeddings/realign")]).double()
+    assert (made.mean(0) - mean).norm() < 2e-3
+    told = facts(run_copy / "transfer" / "realign.safetensors")
+    assert (told["image_mean"], told["images"]["rows"], told["image_ops"]) == ("included", 400, ["l2norm"])
+    assert "the mean of 400 images is known to 0.0" in caplog.text
+    recorded = manifest(run_copy)["stages"]["image_embeddings/realign"]["fingerprint"]["images"]
+    assert recorded == {"name": "images.safetensors", "sha256": file_sha256(path)}
+
+
+def test_other_images_make_all_shards_again(run_copy: Path) -> None:
+    path = run_copy / "image_embeddings" / "anchor" / "00000.safetensors"
+    rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent)))
+    first = path.read_bytes()
+    rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent, rows=300)))
+    assert path.read_bytes() != first
+
+
+def test_images_that_cannot_be_used_are_refused_by_name(run_copy: Path) -> None:
+    with pytest.raises(EmbeddingError, match=r"images\.safetensors: its embeddings have 8 dimensions"):
+        rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent, dimension=8)))
+    (run_copy.parent / "pictures").mkdir()
+    with pytest.raises(EmbeddingError, match="pictures holds no picture"):
+        rerun(run_copy, method="anchor", images="pictures")
+    with pytest.raises(RecipeError, match="transfer.method anchor needs transfer.images"):
+        rerun(run_copy, method="anchor")
+    with pytest.raises(RecipeError, match="transfer.images is for anchor, .*; method is unicorn"):
+        rerun(run_copy, method="unicorn", images="pictures")
+
+
+def test_column_space_takes_the_weight_of_a_projection(run_copy: Path) -> None:
+    weight = torch.randn(384, 20, generator=torch.Generator().manual_seed(1))
+    save_file({"visual_projection.weight": weight}, run_copy.parent / "head.safetensors")
+    rerun(run_copy, method="experimental_column_space", image_basis="head.safetensors")
+    made = shards(run_copy, "image_embeddings/experimental_column_space")[0]["embeddings"].double()
+    solved = torch.linalg.lstsq(weight.double(), made.T).solution
+    np.testing.assert_allclose(weight.double() @ solved, made.T, atol=1e-3)
+    with pytest.raises(EmbeddingError, match="spans all 384 dimensions"):
+        save_file({"w": torch.eye(384)}, run_copy.parent / "head.safetensors")
+        rerun(run_copy, method="experimental_column_space", image_basis="head.safetensors")

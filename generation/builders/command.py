@@ -1,0 +1,69 @@
+"""The command line of both builder scripts."""
+
+import argparse
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import UnicornError
+from .build import build
+from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
+
+
+def main(builder_class: type[UnicornBuilder]) -> int:
+    """Builds, and publishes or fills the cache where asked; returns the exit status."""
+    options = _parser(builder_class).parse_args()
+    try:
+        build(builder_class, options.run_dir, options.output, options.version)
+        print(f"{options.output}: version {options.version}, built from {options.run_dir}")
+        if options.fill_cache:
+            _fill_cache(builder_class, options.output, options.fill_cache)
+        if options.push_to_hub:
+            from .publish import publish
+
+            tag = publish(options.output, options.push_to_hub, options.private)
+            print(f'load_dataset("{options.push_to_hub}", revision="{tag}") reads it from the Hub')
+    except UnicornError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser(builder_class: type[UnicornBuilder]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=builder_class.DESCRIPTION)
+    parser.add_argument("--run-dir", type=Path, required=True, help="a finished run")
+    parser.add_argument("--output", type=Path, required=True, help="the directory; an older build is replaced")
+    parser.add_argument(
+        "--version",
+        type=_version,
+        default=FIRST_VERSION,
+        help=f"of the data set ({FIRST_VERSION}); never bumped by itself",
+    )
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload it and tag it v<version>; needs $HF_TOKEN")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    parser.add_argument(
+        "--fill-cache",
+        nargs="?",
+        const="default",
+        choices=tuple(FOLDERS),
+        metavar="CONFIG",
+        help=f'put a config into the cache of datasets: load_dataset("{builder_class.NAME}") then works from anywhere',
+    )
+    return parser
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no semantic version such as 1.0.0")
+    return text
+
+
+def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
+    """Prepares a config under the data set's bare name, from the built directory. The directory is part of the class's
+    own configs here: given as an option, it would become part of their names in the cache."""
+    folder = str(output.resolve())
+    configs = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
+    cached = type(builder_class.__name__, (builder_class,), {"BUILDER_CONFIGS": configs})
+    cached(config_name=config, dataset_name=builder_class.NAME, hash="built").download_and_prepare()
+    print(f'load_dataset("{builder_class.NAME}", "{config}") now works from any directory')
