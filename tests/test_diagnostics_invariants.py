@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from generation.ground_truth import GroundTruth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from generation.diagnostics.neighbours import neighbour_overlap, recall_at_1
 from generation.diagnostics.pairs import paired_gap
 from generation.diagnostics.spectrum import anisotropy, eigenvalues, energy
 from generation.diagnostics.vectors import in_memory
+from generation.ground_truth import GroundTruth
 from generation.transfer import fit
 from generation.transfer.rows import one_thread_an_operation
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..config import read_yaml
+from ..validation import read_yaml
 
 
 @dataclass(frozen=True)

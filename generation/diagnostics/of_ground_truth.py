@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config import Transfer, validate
+from ..config import Transfer
 from ..ground_truth import GroundTruth
 from ..progress import progress
 from ..transfer import METHODS, Fitted
@@ -18,6 +18,7 @@ from ..transfer.fitting import fit_rows
 from ..transfer.methods import needs_images
 from ..transfer.noise import add_noise
 from ..transfer.rows import Part, Rows
+from ..validation import validate
 from .cloud import survey
 from .inference import image_name, takes_image_mean, treated
 from .metrics import cloud_figures, gap_figures, mixing_figures, paired_figures, transfer_figures, unpaired_figures
