@@ -43,8 +43,8 @@ _SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-_POINTS = 400  # of a cloud in a picture; more hide each other
-_DPI = 110
+_POINTS = 300  # of a cloud in a picture; more hide each other
+_DPI = 100
 
 
 def save(figure: "Figure", path: Path) -> dict[str, Any]:

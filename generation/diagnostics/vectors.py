@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..errors import EmbeddingError
+from ..images import read_rows
 from ..records import draw
 
 CHUNK_ROWS = 4096
@@ -73,17 +73,15 @@ def from_files(name: str, paths: Sequence[Path], norm: str) -> Vectors:
     for path, shape in zip(paths, shapes, strict=True):
         if shape[1] != dimension:
             raise EmbeddingError(f"{path} has rows of {shape[1]} dimensions, but {paths[0]} of {dimension}")
-    if not (rows := sum(shape[0] for shape in shapes)):
-        raise EmbeddingError(f"{paths[0]} holds no row; nothing can be measured")
 
     def chunks() -> Iterator[torch.Tensor]:
         for path in paths:
             first = 0
-            for chunk in _chunks(path):
+            for chunk in read_rows(path):
                 yield _checked(chunk.float(), path, first, norm)
                 first += len(chunk)
 
-    return Vectors(name, rows, dimension, chunks)
+    return Vectors(name, sum(shape[0] for shape in shapes), dimension, chunks)
 
 
 def same_dimension(one: Vectors, other: Vectors) -> None:
@@ -117,59 +115,12 @@ def _checked(rows: torch.Tensor, path: Path, first: int, norm: str) -> torch.Ten
 
 
 def _shape(path: Path) -> tuple[int, int]:
-    with _opened(path) as matrix:
-        rows, dimension = matrix.shape
-    return rows, dimension
-
-
-def _chunks(path: Path) -> Iterator[torch.Tensor]:
-    with _opened(path) as matrix:
-        for first in range(0, matrix.shape[0], CHUNK_ROWS):
-            yield matrix.read(first, first + CHUNK_ROWS)
-
-
-class _opened:
-    """A file's matrix, read by rows: ``shape`` and ``read(first, end)``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> "_opened":
-        from safetensors import SafetensorError
-
-        if self._path.is_dir():
-            raise EmbeddingError(
-                f"{self._path} is a folder; give the embeddings of its images, made by the run's encoder, as a "
-                ".safetensors or .npy file"
-            )
-        try:
-            self._read, self.shape = self._npy() if self._path.suffix == ".npy" else self._safetensors()
-        except (OSError, ValueError, SafetensorError) as error:
-            raise EmbeddingError(f"{self._path} cannot be read as embeddings: {error}") from error
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        del self._read
-
-    def read(self, first: int, end: int) -> torch.Tensor:
-        return self._read(first, end)
-
-    def _npy(self) -> tuple[Callable[[int, int], torch.Tensor], tuple[int, int]]:
-        import numpy as np
-
-        matrix = np.load(self._path, mmap_mode="r", allow_pickle=False)
-        if matrix.ndim != 2 or matrix.dtype.kind != "f":
-            raise ValueError(f"it holds {matrix.dtype} {list(matrix.shape)}; wanted floats [rows, dimension]")
-        return lambda first, end: torch.from_numpy(np.array(matrix[first:end])), matrix.shape
-
-    def _safetensors(self) -> tuple[Callable[[int, int], torch.Tensor], tuple[int, int]]:
-        from safetensors import safe_open
-
-        file: Any = safe_open(self._path, "pt")
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        names = [name for name, shape in shapes.items() if len(shape) == 2]
-        if "embeddings" not in names and len(names) != 1:
-            raise ValueError(f"it has no tensor 'embeddings' [rows, dimension], but {shapes}")
-        matrix = file.get_slice("embeddings" if "embeddings" in names else names[0])
-        rows, dimension = matrix.get_shape()
-        return lambda first, end: matrix[first:end], (rows, dimension)
+    if path.is_dir():
+        raise EmbeddingError(
+            f"{path} is a folder; give the embeddings of its images, made by the run's encoder, as a .safetensors or "
+            ".npy file"
+        )
+    shapes = [chunk.shape for chunk in read_rows(path)]
+    if not shapes:
+        raise EmbeddingError(f"{path} holds no row; nothing can be measured")
+    return sum(shape[0] for shape in shapes), shapes[0][1]
