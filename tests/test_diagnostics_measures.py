@@ -10,7 +10,7 @@ import torch
 from generation.diagnostics import clusters, cosines, neighbours, spectrum
 from generation.diagnostics.cloud import survey
 from generation.diagnostics.pairs import paired_gap
-from generation.diagnostics.vectors import in_memory, sampled_rows
+from generation.diagnostics.vectors import from_files, in_memory, sampled_rows
 
 Array = np.ndarray
 
@@ -55,6 +55,15 @@ def test_one_pass_gives_moments_norms_duplicates_and_a_sample() -> None:
     np.testing.assert_allclose(cloud.norms, (lengths.min(), lengths.mean(), lengths.max()))
     assert (cloud.rows, cloud.distinct) == (5307, 5300)
     assert torch.equal(cloud.sample, everything[sampled_rows(5307, 50, 3)])
+
+
+def test_a_shard_whose_rows_were_all_rejected_is_passed_over(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{shard}.npy" for shard in range(3)]
+    for path, part in zip(paths, (U[:0], U[:100], U[100:]), strict=True):
+        np.save(path, part.numpy())
+    vectors = from_files("texts", paths, "unit")
+    assert (vectors.rows, vectors.dimension) == (300, 24)
+    assert torch.equal(torch.cat(list(vectors.chunks())), U)
 
 
 def test_a_mean_far_from_the_origin_loses_no_digits() -> None:

@@ -68,11 +68,13 @@ def from_files(name: str, paths: Sequence[Path], norm: str) -> Vectors:
         EmbeddingError: a file is missing or holds no such matrix, there is no row, or dimensions differ; and, once
             chunks are asked for, a row is not finite or its norm not allowed. Names the file and the row.
     """
-    shapes = [_shape(path) for path in paths]
-    dimension = shapes[0][1]
-    for path, shape in zip(paths, shapes, strict=True):
+    shapes = {path: shape for path in paths if (shape := _shape(path))[0]}
+    if not shapes:
+        raise EmbeddingError(f"{paths[0]} holds no row; nothing can be measured")
+    known, (_, dimension) = next(iter(shapes.items()))
+    for path, shape in shapes.items():
         if shape[1] != dimension:
-            raise EmbeddingError(f"{path} has rows of {shape[1]} dimensions, but {paths[0]} of {dimension}")
+            raise EmbeddingError(f"{path} has rows of {shape[1]} dimensions, but {known} of {dimension}")
 
     def chunks() -> Iterator[torch.Tensor]:
         for path in paths:
@@ -81,7 +83,7 @@ def from_files(name: str, paths: Sequence[Path], norm: str) -> Vectors:
                 yield _checked(chunk.float(), path, first, norm)
                 first += len(chunk)
 
-    return Vectors(name, sum(shape[0] for shape in shapes), dimension, chunks)
+    return Vectors(name, sum(shape[0] for shape in shapes.values()), dimension, chunks)
 
 
 def same_dimension(one: Vectors, other: Vectors) -> None:
@@ -121,6 +123,4 @@ def _shape(path: Path) -> tuple[int, int]:
             ".npy file"
         )
     shapes = [chunk.shape for chunk in read_rows(path)]
-    if not shapes:
-        raise EmbeddingError(f"{path} holds no row; nothing can be measured")
-    return sum(shape[0] for shape in shapes), shapes[0][1]
+    return sum(shape[0] for shape in shapes), shapes[0][1] if shapes else 0
