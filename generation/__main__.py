@@ -148,7 +148,15 @@ def _duplicates(options: argparse.Namespace) -> None:
     print(json.dumps(report) if options.json else table(report))
 
 
-_COMMANDS = {"duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
+def _diagnose(options: argparse.Namespace) -> None:
+    from .diagnostics.command import diagnose
+
+    pairs = tuple(options.pairs) if options.pairs else None
+    for path in diagnose(options.run_dir or options.ground_truth, options.images, pairs, options.rows, options.output):
+        print(path)
+
+
+_COMMANDS = {"diagnose": _diagnose, "duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:
