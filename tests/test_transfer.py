@@ -1,7 +1,11 @@
 """The transfer stage over whole runs: against the formulas, against damage, and against kills."""
 
 import json
+import shutil
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from generation.transfer import Fitted
 from generation.transfer.methods import VERSION
 from generation.transfer.noise import normal
 from generation.transfer.stage import transfer
-from tests.conftest import manifest, write_recipe
+from tests.conftest import ROOT, manifest, write_recipe
 
 
 def rerun(run: Path, **section: Any) -> None:
@@ -254,3 +258,40 @@ def test_column_space_takes_the_weight_of_a_projection(run_copy: Path) -> None:
     with pytest.raises(EmbeddingError, match="spans all 384 dimensions"):
         save_file({"w": torch.eye(384)}, run_copy.parent / "head.safetensors")
         rerun(run_copy, method="experimental_column_space", image_basis="head.safetensors")
+
+
+# -- kills -------------------------------------------------------------------------------------------------------
+
+KILLED_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from generation.recipe import load_recipe
+from generation.rundir import RunDir
+from generation.transfer.stage import transfer
+left, rename = int(sys.argv[1]), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*paths)
+os.replace = replace
+transfer(RunDir(Path(sys.argv[2])), load_recipe(Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3, 4, 7], ids=["begin", "statistics", "recorded", "shard", "last"])
+def test_kill_9_in_every_phase_is_made_good_by_the_same_command(rename: int, run_copy: Path) -> None:
+    image = image_file(run_copy.parent)
+    recipe = write_recipe(run_copy.parent, transfer={"method": "realign", "images": str(image)})
+    script = [sys.executable, "-c", KILLED_AT_A_RENAME, str(rename), str(run_copy), str(recipe)]
+    assert subprocess.run(script, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    rerun(run_copy, method="realign", images=str(image))
+    shutil.copytree(run_copy, run_copy.parent / "whole")
+    data = manifest(run_copy.parent / "whole")
+    del data["stages"]["image_embeddings/realign"]
+    (run_copy.parent / "whole" / "manifest.json").write_text(json.dumps(data))
+    rerun(run_copy.parent / "whole", method="realign", images=str(image))
+    for name in ("image_embeddings/realign/00000.safetensors", "transfer/realign.safetensors"):
+        assert (run_copy / name).read_bytes() == (run_copy.parent / "whole" / name).read_bytes()
+    assert not list(run_copy.rglob(".*.tmp"))
