@@ -3,9 +3,9 @@
     python -m benchmarks.transfer [--shards 6 --rows 200000 --rounds 5 --folder DIR]
 
 Each of ours is a fresh process; its start-up (imports) is left out. ``ours`` is both passes of `unicorn` over all
-shards: validation, exact float64 sums, float16 out into new files. ``sealed`` is the same as the stage does it, with
+shards: validation, exact sums, float16 out into new files. ``sealed`` is the same as the stage does it, with
 the sha256 of every source and every result, and fsync. The turns alternate; the page cache is warm; medians count, and
-the best of each is printed beside them. Anonymous memory (what a mapped file is not) is sampled every 5 ms.
+the best of each is printed beside them. Anonymous memory (what a mapped file is not) is sampled in a run of its own.
 
 The original's way is timed on one shard and scaled: a pickled list of {"id", "caption", "embed"} is loaded, a running
 float32 sum and a subtraction go row by row, and a pickle is written. Needs 3 times the data on disk (10 GB), less with
@@ -56,31 +56,36 @@ def make_shards(folder: Path, shards: int, rows: int) -> None:
         write_shard(folder / f"{shard:05d}.safetensors", chunks, (rows, DIMENSION), companions, {})
 
 
-def ours(source: Path, target: Path, sealed: bool) -> dict[str, float]:
-    """Both passes; seconds and peak anonymous memory in MB."""
+def ours(source: Path, target: Path, sealed: bool) -> float:
+    """Both passes; seconds."""
     paths = sorted(source.iterdir())
-    with Memory() as memory:
-        start = time.perf_counter()
-        with ThreadPoolExecutor(cores()) as pool:
-            if sealed:
-                list(pool.map(file_sha256, paths))
-            opened = [open_shard(path) for path in paths]
-            texts = Rows([shard_part(shard) for shard in opened], cores())
-            fitted = fit_rows(Transfer(method="unicorn"), texts, None)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(cores()) as pool:
+        if sealed:
+            list(pool.map(file_sha256, paths))
+        opened = [open_shard(path) for path in paths]
+        texts = Rows([shard_part(shard) for shard in opened], cores())
+        fitted = fit_rows(Transfer(method="unicorn"), texts, None)
 
-            def one(shard: int) -> None:
-                s, path = opened[shard], target / paths[shard].name
-                shape = (len(s.embeddings), DIMENSION)
+        def one(shard: int) -> None:
+            s, path = opened[shard], target / paths[shard].name
+            shape = (len(s.embeddings), DIMENSION)
 
-                def write(path: Path) -> None:
-                    write_shard(path, transferred(s, fitted), shape, s.companions, {})
+            def write(path: Path) -> None:
+                write_shard(path, transferred(s, fitted), shape, s.companions, {})
 
-                seal(path, write) if sealed else write(path)
+            seal(path, write) if sealed else write(path)
 
-            with one_thread_an_operation():
-                list(pool.map(one, range(len(opened))))
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_anon_mb": memory.peak}
+        with one_thread_an_operation():
+            list(pool.map(one, range(len(opened))))
+    return time.perf_counter() - start
+
+
+def memory(source: Path, target: Path) -> float:
+    """Peak anonymous memory of both passes, in MB."""
+    with Memory() as sampled:
+        ours(source, target, sealed=False)
+    return sampled.peak
 
 
 def original(rows: int, folder: Path) -> float:
@@ -125,11 +130,9 @@ class Memory:
             self.peak = max(self.peak, int(line.split()[1]) / 1000)
 
 
-def _child(what: str, *arguments: object) -> dict[str, float]:
+def _child(what: str, *arguments: object) -> float:
     command = [sys.executable, "-m", "benchmarks.transfer", "--child", what, *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _copy(source: Path, target: Path) -> float:
@@ -139,21 +142,14 @@ def _copy(source: Path, target: Path) -> float:
 
 
 def _rounds(source: Path, target: Path, rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {"cp": [], "ours": [], "sealed": [], "anon": []}
+    seconds: dict[str, list[float]] = {"cp": [], "ours": [], "sealed": []}
     for number in range(rounds):
-        for way in ("cp", "ours", "sealed"):
+        for way, values in seconds.items():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             subprocess.run(["sync"], check=True)  # what was written before does not weigh on this turn
-            if way == "cp":
-                seconds[way].append(_copy(source, target))
-            else:
-                found = _child(way, source, target)
-                seconds[way].append(found["seconds"])
-                seconds["anon"].append(found["peak_anon_mb"])
-        print(
-            f"round {number + 1}:", *(f"{way} {values[-1]:.2f} s" for way, values in seconds.items() if way != "anon")
-        )
+            values.append(_copy(source, target) if way == "cp" else _child(way, source, target))
+        print(f"round {number + 1}:", *(f"{way} {values[-1]:.2f} s" for way, values in seconds.items()))
     return seconds
 
 
@@ -168,9 +164,12 @@ def main() -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        what, *rest = options.child
-        found = ours(Path(rest[0]), Path(rest[1]), what == "sealed") if what != "original" else None
-        print(json.dumps(found or {"seconds": original(int(rest[0]), Path(rest[1]))}))
+        what, first, folder = options.child
+        if what == "original":
+            print(original(int(first), Path(folder)))
+        else:
+            source, target = Path(first), Path(folder)
+            print(memory(source, target) if what == "memory" else ours(source, target, what == "sealed"))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / "source"
@@ -178,7 +177,8 @@ def main() -> None:
         make_shards(source, options.shards, options.rows)
         _copy(source, Path(folder))  # warms the page cache
         seconds = _rounds(source, Path(folder) / "target", options.rounds)
-        loop = _child("original", options.original_rows, folder)["seconds"] / options.original_rows
+        peak = _child("memory", source, Path(folder) / "target")
+        loop = _child("original", options.original_rows, folder) / options.original_rows
     rows = options.shards * options.rows
     median = {way: statistics.median(values) for way, values in seconds.items()}
     best = {way: min(values) for way, values in seconds.items()}
@@ -192,7 +192,7 @@ def main() -> None:
                 "ratio_to_cp_best": round(best["cp"] / best["ours"], 3),
                 "ratio_to_cp_sealed": round(median["cp"] / median["sealed"], 3),
                 "ratio_to_original": round(loop * rows / median["ours"], 1),
-                "peak_anon_mb": round(max(seconds["anon"])),
+                "peak_anon_mb": round(peak),
                 "rows": rows,
             }
         )

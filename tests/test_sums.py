@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from generation.errors import EmbeddingError
 from generation.transfer.rows import Part, Rows, pieces
-from generation.transfer.sums import CHUNK_ROWS, Buffers, Sums, add_exactly
+from generation.transfer.sums import CHUNK_ROWS, UNITS, Buffers, Sums, add_exactly
 
 
 def unit_rows(rows: int, dimension: int, seed: int) -> torch.Tensor:
@@ -24,7 +24,7 @@ def exact(rows: torch.Tensor) -> list[Fraction]:
 
 
 def total(rows: torch.Tensor) -> torch.Tensor:
-    return Rows([Part("rows", lambda: [rows])]).sums().total
+    return Rows([Part("rows", lambda: [rows])]).sums().total.double() / UNITS
 
 
 @settings(max_examples=40, deadline=None)
@@ -35,12 +35,20 @@ def test_the_sum_of_stored_rows_has_no_rounding(rows: int, dimension: int, seed:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=200))
-def test_any_float16_between_minus_one_and_one_is_summed_exactly(values: list[float]) -> None:
+@given(st.lists(st.floats(-4, 4, width=16, exclude_max=True), min_size=1, max_size=CHUNK_ROWS))
+def test_any_float16_below_4_is_summed_exactly(values: list[float]) -> None:
     column = torch.tensor(values, dtype=torch.float16).unsqueeze(1)
-    found = torch.zeros(1, dtype=torch.float64)
+    found = torch.zeros(1, dtype=torch.int64)
     add_exactly(found, column.float(), Buffers(1), on_grid=True)
-    assert Fraction(found.item()) == exact(column)[0]
+    assert Fraction(found.item(), 2**24) == exact(column)[0]
+
+
+@pytest.mark.parametrize("value", [3.998, -4.0])
+def test_the_largest_elements_do_not_overflow(value: float) -> None:
+    rows = torch.full((CHUNK_ROWS, 2), value, dtype=torch.float16)
+    found = torch.zeros(2, dtype=torch.int64)
+    add_exactly(found, rows.float(), Buffers(2), on_grid=True)
+    assert found.tolist() == [round(float(rows[0, 0]) * 2**24) * CHUNK_ROWS] * 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -84,7 +92,7 @@ def test_sums_made_elsewhere_add_up_to_the_sum_of_all() -> None:
     with pytest.raises(EmbeddingError, match="source 0 is in both sums"):
         both + first
     with pytest.raises(EmbeddingError, match="8 and of 3 dimensions"):
-        both + Sums(torch.zeros(3, dtype=torch.float64), 1, {})
+        both + Sums(torch.zeros(3, dtype=torch.int64), 1, {})
 
 
 @pytest.mark.parametrize(

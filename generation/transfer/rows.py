@@ -90,10 +90,10 @@ class Rows:
         """
 
         def add_up(part: Part) -> Sums:
-            total, count = torch.zeros(0, dtype=torch.float64), 0
+            total, count = torch.zeros(0, dtype=torch.int64), 0
             for rows, on_grid, buffers in part.transformed(ops, tensors or {}):
                 if not count:
-                    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+                    total = torch.zeros(rows.shape[1], dtype=torch.int64)
                 count += len(rows)
                 add_exactly(total, rows, buffers, on_grid)
             return Sums(total, count, part.sources)

@@ -1,8 +1,9 @@
-"""Exact sums of rows.
+"""Exact sums of rows, as integers.
 
-A stored float16 row holds multiples of 2^-24, so a float64 sum of up to 2^29 of them has no rounding at all: the mean
-is the same to the bit in any order of rows, shards, threads or machines. Other rows (float32, or stored ones that were
-transformed) are first rounded to that grid, by at most 2^-25 an element, so that their sums are exact as well.
+A float16 of magnitude below 2^11 is a multiple of 2^-24, so a stored row is summed in units of 2^-24 without any
+rounding: the mean is the same to the bit in any order of rows, shards, threads or machines. Other rows (float32, or
+stored ones that were transformed) are first rounded to that grid, by at most 2^-25 an element, and then summed as
+exactly.
 """
 
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ import torch
 from ..errors import EmbeddingError
 
 CHUNK_ROWS = 512  # small buffers, used again and again, are what makes this as fast as the disk
-MOST_ROWS = 2**29  # whose sum is exact
-# Adding and subtracting 1.5 * 2^(23 - k) in float32 rounds to multiples of 2^-k.
-_COARSE, _FINE = 1.5 * 2.0**11, 1.5 * 2.0**-1
+MOST_ROWS = 2**29  # whose sum a float64 holds exactly, for the division
+UNITS = 2.0**24  # in 1
+_GROUP = 32  # rows of elements below 4 whose sum an int32 holds
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Sums:
     """The sum of some rows. Sums of other rows, made elsewhere, add up to the sum of all.
 
     Attributes:
-        total: float64 [d].
+        total: int64 [d], in units of 2^-24.
         rows: how many.
         sources: what they came from, such as ``{"0": sha256 of shard 0}``; never the same twice.
     """
@@ -58,7 +59,7 @@ class Sums:
             raise EmbeddingError(f"the sum is not of the shards asked for: {names} missing, foreign or changed")
         if not 0 < self.rows <= MOST_ROWS:
             raise EmbeddingError(f"a mean of {self.rows} rows; it takes 1 to {MOST_ROWS}")
-        return self.total / self.rows
+        return self.total.double() / UNITS / self.rows
 
 
 class Buffers:
@@ -66,24 +67,23 @@ class Buffers:
 
     def __init__(self, dimension: int) -> None:
         self.rows = torch.empty(CHUNK_ROWS, dimension)
-        self.high = torch.empty(CHUNK_ROWS, dimension)
+        self.units = torch.empty(CHUNK_ROWS, dimension, dtype=torch.int32)
         self.half = torch.empty(CHUNK_ROWS, dimension, dtype=torch.float16)
-        self.columns = torch.empty(dimension)
 
 
 def add_exactly(total: torch.Tensor, rows: torch.Tensor, buffers: Buffers, on_grid: bool) -> None:
-    """Adds the rows to ``total`` (float64 [d]) without rounding, through float32 sums that are themselves exact: of
-    the parts on a grid of 2^-12, at most 2^24 of its steps, and of the rests on one of 2^-24.
+    """Adds rows to a sum.
 
     Args:
-        total: changed in place.
-        rows: float32 [at most CHUNK_ROWS, d], no element above 2; destroyed.
+        total: int64 [d], in units of 2^-24; changed in place.
+        rows: float32 [at most CHUNK_ROWS, d], no element above 4; destroyed.
         buffers: of this thread.
         on_grid: the rows are multiples of 2^-24 already.
     """
-    high = torch.add(rows, _COARSE, out=buffers.high[: len(rows)]).sub_(_COARSE)
-    rows.sub_(high)
+    rows.mul_(UNITS)
     if not on_grid:
-        rows.add_(_FINE).sub_(_FINE)
-    for part in (high, rows):
-        total.add_(torch.sum(part, 0, out=buffers.columns))
+        rows.round_()
+    units = buffers.units[: len(rows)].copy_(rows)
+    whole = len(rows) - len(rows) % _GROUP
+    for part in (units[:whole].view(-1, _GROUP, rows.shape[1]), units[whole:].unsqueeze(0)):
+        total.add_(part.sum(1, dtype=torch.int32).sum(0))
