@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
-DIVERSITY_SAMPLE = 20_000  # captions whose tokens are counted for the card
+DIVERSITY_SAMPLE = 10_000  # captions whose tokens are counted for the card
 _OPEN_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0"}
 
 
