@@ -18,8 +18,8 @@ from generation.builders import (
     BuiltConfig,
     RunBuilder,
     class_label,
+    conversations_of,
     main,
-    pair_conversations,
     source_label,
     transfer_method,
 )
@@ -48,7 +48,7 @@ class Unicorn12M(RunBuilder):
             {
                 "id": table["id"],
                 "caption": table["caption"],
-                "conversations": pair_conversations(table["instruction"], table["caption"]),
+                "conversations": conversations_of(table),
                 "seed": table["seed"],
                 "source": class_label(table["source"], source_label(run)),
                 "prompt": table["prompt"],

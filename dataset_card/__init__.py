@@ -67,7 +67,7 @@ def _header(title: str, facts: dict[str, Any], built: "list[BuiltConfig]") -> Da
         task_categories=["image-text-to-text"],
         annotations_creators=["machine-generated"],
         language_creators=["machine-generated"],
-        source_datasets=["original"],
+        source_datasets=["Yu2020/Unicorn" if facts["imported"] else "original"],
         tags=["synthetic", "text-only", "vision-language", "arxiv:2503.22655"],
     )
     if not single:
@@ -91,6 +91,7 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
     generated = {
         name: record for name, record in stages.items() if name == "captions" or name.startswith("instructions/")
     }
+    written_here = {name: record for name, record in generated.items() if not run.imported(name)}
     if not built[0].files:
         raise RunError(f"{run.path}: no row was accepted, so there is no data set to build; see {run.path}/rejected")
     method = next(name.split("/")[1] for name in stages if name.startswith("image_embeddings/"))
@@ -107,7 +108,9 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
         "funnel": {name: _funnel(run, name) for name in generated},
         "seeds": sum(record["rows"] for record in stages["seeds"]["files"].values()),
         "sources": _sources(run),
-        "prompts": [_prompt(recorded) for recorded in _recorded_prompts(generated.values())],
+        "prompts": [_prompt(recorded) for recorded in _recorded_prompts(written_here.values())],
+        "imported": _imported(run),
+        "written_here": list(written_here),
         "statistics": {name: record["statistics"] for name, record in generated.items() if name != "captions"},
         "diversity": measure(
             caption
@@ -125,11 +128,20 @@ def _funnel(run: RunDir, stage: str) -> dict[str, Any]:
     for shard in shards:
         for reason, count in shard["rejected_by_reason"].items():
             reasons[reason] = reasons.get(reason, 0) + count
+    funnel = {"rows": sum(shard["rows"] for shard in shards), "rejected": reasons, "imported": run.imported(stage)}
+    if not funnel["imported"]:
+        funnel["completion_tokens"] = sum(shard["completion_tokens"] for shard in shards)
+    return funnel
+
+
+def _imported(run: RunDir) -> dict[str, Any] | None:
+    """The original's files that the captions were imported from, and what was found in them; None if they were not."""
+    if not (files := run.imported("captions")):
+        return None
     return {
-        "rows": sum(shard["rows"] for shard in shards),
-        "rejected": reasons,
-        "prompt_tokens": sum(shard["prompt_tokens"] for shard in shards),
-        "completion_tokens": sum(shard["completion_tokens"] for shard in shards),
+        "files": files,
+        "report": run.stage("import")["report"],
+        "defects": run.stage("import")["fingerprint"]["defects"],
     }
 
 

@@ -96,6 +96,7 @@ class RunBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             "caption": text,
             "conversations": [{"from": text, "value": text}],
             **self.own_features(),
+            **({"original_id": text} if run.imported("captions") else {}),
             "source": source_label(run),
             "prompt": text,
             "model": text,
@@ -124,6 +125,9 @@ class RunBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         """
         run = self.open_run()
         table = self.text_table(run, stage, shard)
+        if run.imported("captions"):
+            ids = run.table("captions", shard)["original_id"].take(table["embedding_row"])
+            table = table.append_column("original_id", ids)
         if self.config.name == WITH_EMBEDDINGS:
             table = table.append_column("image_embedding", _embeddings(run, shard, table))
         schema = self.info.features.arrow_schema
@@ -162,6 +166,16 @@ def pair_conversations(human: pa.ChunkedArray, gpt: pa.ChunkedArray) -> pa.Array
     speakers = pa.array(["human", "gpt"]).take(pa.array(np.tile([0, 1], rows)))
     turns = pa.StructArray.from_arrays([speakers, values], ["from", "value"])
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
+
+
+def conversations_of(table: pa.Table) -> pa.Array:
+    """The conversations of a caption shard: instruction and caption, or what an imported row has in their stead."""
+    pairs = pair_conversations(table["instruction"], table["caption"])
+    if "conversations" not in table.column_names or table["conversations"].null_count == len(table):
+        return pairs
+    kept = table["conversations"].combine_chunks()
+    instead = kept.is_valid().to_numpy(zero_copy_only=False)
+    return pa.concat_arrays([pairs, kept]).take(pa.array(np.arange(len(table)) + len(table) * instead))
 
 
 def _embeddings(run: RunDir, shard: int, table: pa.Table) -> pa.Array:
