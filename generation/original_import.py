@@ -28,7 +28,7 @@ from .rundir import RunDir
 
 STAGE = "import"
 SOURCE = "unicorn_original"
-LICENSE = "not stated to the import; see the release, Yu2020/Unicorn"
+LICENSE = "not given; see the release, Yu2020/Unicorn"
 
 
 def import_original(

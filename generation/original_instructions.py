@@ -62,6 +62,7 @@ def import_instructions(
             if row.turns and task != "multiple_choice":
                 words[int(answer_words(turn_items(row.turns)) // _BAR_WORDS)] += 1
             bar.update()
+    spools.flush()
     _seal(run, spools, homeless)
     found = {}
     for stage in map(stage_of, TASKS):

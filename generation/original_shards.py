@@ -18,7 +18,7 @@ from .sealing import ArrowRows
 
 MODEL = "Qwen2.5-72B-Instruct (as its authors say)"
 _EXAMPLES = 5  # of each defect
-_WAITING_BYTES = 64_000_000
+WAITING_BYTES = 64_000_000
 
 Report = dict[str, Any]
 
@@ -82,20 +82,15 @@ class Spools:
         self._lines[stage, shard].append(line)
         self._begun.add((stage, shard))
         self._bytes += len(line)
-        if self._bytes > _WAITING_BYTES:
-            self._flush()
+        if self._bytes > WAITING_BYTES:
+            self.flush()
 
     def shards(self, stage: str) -> list[int]:
         """The shards of a stage that have rows here."""
         return sorted(shard for name, shard in self._begun if name == stage)
 
     def take(self, stage: str, shard: int) -> list[Row]:
-        """The rows of a shard in the order in which they came.
-
-        Raises:
-            RunError: the files cannot be written.
-        """
-        self._flush()
+        """The rows of a shard in the order in which they came, once they are flushed."""
         path = self.run.journal_path(stage, shard)
         return [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
 
@@ -106,7 +101,12 @@ class Spools:
         with suppress(OSError):
             path.parent.rmdir()  # of a stage that has rejected rows alone
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what waits.
+
+        Raises:
+            RunError: the files cannot be written.
+        """
         for (stage, shard), lines in self._lines.items():
             path = self.run.journal_path(stage, shard)
 

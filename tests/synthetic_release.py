@@ -39,7 +39,10 @@ def choice_row(number: int) -> Row:
         [
             ("human", f"<image>\nWhat has been left at the edge of the path?\n{options}"),
             ("gpt", "A"),
-            ("human", "Where does the soft light fall from?\nA: above\nB: the right side\nC: behind\nD: the left side"),
+            (
+                "human",
+                "Where does the soft light fall from?\nA: above\nB: the right side\nC: behind\nD: the left side",
+            ),
             ("gpt", "D"),
         ],
     )

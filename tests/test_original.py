@@ -174,7 +174,9 @@ def test_each_defect_of_an_instruction_row_has_its_code(code: str) -> None:
 def test_an_odd_id_that_is_known_and_a_second_conversation_of_a_task_are_defects() -> None:
     index = CaptionIndex()
     index.add("7", caption_of(1), 0, 0)
-    assert instruction_defect(read_row("f", 0, open_row(1) | {"id": 7}), "question_answering", index, False) == "id_odd"
+    assert (
+        instruction_defect(read_row("f", 0, open_row(1) | {"id": 7}), "question_answering", index, False) == "id_odd"
+    )
     row = read_row("f", 0, open_row(1))
     assert instruction_defect(row, "question_answering", index_of(1), True) == "id_duplicate"
 
