@@ -2,8 +2,8 @@
 
     python -m benchmarks.original [--rows 1200000]
 
-Rows are of our own making, in the release's layout and of its size: captions of 132 words, and conversations of seven
-questions about 39 % of them, half with options. Each way is a fresh process; the rate counts its CPU time, which other
+Rows are of our own making, in the release's layout and of its size: captions of some 140 words, and conversations of
+seven questions about 39 % of them, half with options. Each way is a fresh process; the rate counts its CPU time, which other
 processes move less than the clock; peak memory is that of its resident set (Linux). The import reads everything twice,
 joins, checks and seals; json.load only reads. Ends with one line of JSON.
 """
@@ -27,14 +27,27 @@ from generation.rundir import RunDir
 KINDS = ["boat", "dog", "tree", "house", "lamp", "chair", "tower", "basket"]
 THINGS = [f"{size} {kind}" for size, kind in product(("small", "tall"), KINDS)]
 COLOURS = ["red", "brown", "green", "white", "black", "yellow", "grey", "blue"]
+VERBS = ["stands", "leans", "rests", "is seen", "waits", "can be found", "rises", "is left", "shines"]
 PLACES = ["beside the wall", "near the water", "under the roof", "behind the fence", "at the left edge"]
+ENDS = [
+    "and casts a soft shadow",
+    "with dew on its surface",
+    "where the grass grows high",
+    "in the light of the evening",
+    "among leaves that have fallen",
+    "while thin clouds drift above",
+    "close to a narrow path",
+    "before a row of old stones",
+    "like something much loved",
+    "though nobody comes near it",
+]
 
 
 def caption(generator: random.Random) -> str:
-    """Eleven sentences of twelve words."""
+    """Ten sentences of some twelve words."""
     return " ".join(
-        f"A {generator.choice(COLOURS)} {thing} stands {generator.choice(PLACES)} and casts a soft shadow."
-        for thing in generator.sample(THINGS, 11)
+        f"A {generator.choice(COLOURS)} {thing} {generator.choice(VERBS)} {generator.choice(PLACES)} {end}."
+        for thing, end in zip(generator.sample(THINGS, 10), generator.sample(ENDS, 10), strict=True)
     )
 
 
@@ -113,10 +126,8 @@ def main() -> None:
         rows = write(folder / "pretrain.json", captions(options.rows))
         rows += write(folder / "instructions.json", instructions(options.rows))
         size = sum(path.stat().st_size for path in folder.iterdir())
-        print(
-            f"{rows} rows, {size / 1e9:.2f} GB\n\n| way | rows/s of CPU | CPU s | clock s | peak MB |\n|---|---|---|---|---|",
-            flush=True,
-        )
+        print(f"{rows} rows, {size / 1e9:.2f} GB\n")
+        print("| way | rows/s of CPU | CPU s | clock s | peak MB |\n|---|---|---|---|---|", flush=True)
         for way in ("json.load", "import"):
             command = [sys.executable, "-m", "benchmarks.original", "--one", way, name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
