@@ -3,9 +3,9 @@
     python -m benchmarks.original [--rows 1200000]
 
 Rows are of our own making, in the release's layout and of its size: captions of some 140 words, and conversations of
-seven questions about 39 % of them, half with options. Each way is a fresh process; the rate counts its CPU time, which other
-processes move less than the clock; peak memory is that of its resident set (Linux). The import reads everything twice,
-joins, checks and seals; json.load only reads. Ends with one line of JSON.
+seven questions about 39 % of them, half with options. Each way is a fresh process; the rate counts its CPU time, which
+other processes move less than the clock; peak memory is that of its resident set (Linux). The import reads everything
+twice, joins, checks and seals; json.load only reads. Ends with one line of JSON.
 """
 
 import argparse
