@@ -18,6 +18,7 @@ from generation.config import TASKS, Duplicates, Server, load_recipe
 from generation.duplicates_report import report_duplicates
 from generation.embeddings import embed
 from generation.errors import OriginalError, RunError
+from generation.instructions import make_instructions
 from generation.original_import import import_original
 from generation.original_report import table
 from generation.original_shards import MODEL
@@ -26,7 +27,8 @@ from generation.rundir import RunDir
 from generation.seeds import make_seeds
 from generation.show import show
 from generation.transfer import transfer
-from tests.conftest import ROOT, command, generation, manifest, rows
+from tests.conftest import ROOT, command, generation, manifest, rows, write_recipe
+from tests.fake_tgi import FakeTGI
 from tests.synthetic_release import (
     caption_of,
     caption_row,
@@ -264,3 +266,17 @@ def test_the_other_commands_know_an_imported_run(tmp_path: Path, capsys: pytest.
         retry(run, Server())
     with pytest.raises(RunError, match="stage 'seeds' was begun with other settings: .*imported"):
         make_seeds(run, load_recipe(DEMO))
+
+
+def test_conversations_are_generated_about_imported_captions(tmp_path: Path, fake: FakeTGI) -> None:
+    run = RunDir(imported(tmp_path, write_release(tmp_path, 20)[:1])[0])
+    recipe = load_recipe(write_recipe(tmp_path), {"endpoints": [fake.url]})
+    for stage in (make_instructions, embed, transfer):
+        stage(run, recipe)
+    build(Unicorn471KInstruction, run.path, tmp_path / "made")
+    card = DatasetCard.load(tmp_path / "made" / "README.md").text
+    for claim in ("**The captions are the original's.**", "tokens written", "multiple_choice_small", "are shuffled"):
+        assert claim in card
+    data = datasets.load_dataset(str(tmp_path / "made"), split="train", cache_dir=str(tmp_path / "cache"))
+    captions = {row["original_id"]: row["caption"] for row in rows(run.path, "captions")}
+    assert all(captions[row["original_id"]] == row["caption"] for row in data)
