@@ -62,6 +62,7 @@ BROKEN = {
     "utf-16 without a mark": ("[1]".encode("utf-16-le"), r"byte 0: the file is UTF-16"),
     "not utf-8": (b'[{"id": "1"}, {"id": "\xff"}]', r"row 1, byte 22: not UTF-8"),
     "a surrogate's bytes": (b'[1, "\xed\xa0\x80"]', r"row 1, byte 5: not UTF-8"),
+    "not utf-8, over two chunks": (b'["ab\xe2\x82x"]', r"row 0, byte 4: not UTF-8"),
     "half a pair": (b'["\\udc00"]', r"row 0: an escape such as \\udc00 without its pair"),
     "no comma": (b'[{"id": "1"} {"id": "2"}]', r"row 1: no JSON \(parse error: after array element"),
     "nan": (b"[1, NaN]", r"row 1: no JSON \(lexical error"),
