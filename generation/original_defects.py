@@ -18,7 +18,7 @@ _OPTION = re.compile(r"\(?([A-Z])[:.)]\s*(.*)")
 
 
 class CaptionIndex:
-    """Where the captions lie that were taken in, by the original's id: some 200 bytes a caption."""
+    """Where the captions lie that were taken in, by the original's id."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
