@@ -14,9 +14,9 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders.build import BuiltConfig
+from generation.builders.build import Built
 from generation.builders.builder import UnicornBuilder, source_label
-from generation.builders.columns import class_label, pair_conversations
+from generation.builders.columns import class_label, conversations_of
 from generation.builders.command import main
 from generation.builders.places import transfer_method
 from generation.rundir import RunDir
@@ -45,7 +45,7 @@ class Unicorn12M(UnicornBuilder):
             {
                 "id": table["id"],
                 "caption": table["caption"],
-                "conversations": pair_conversations(table["instruction"], table["caption"]),
+                "conversations": conversations_of(table),
                 "seed": table["seed"],
                 "source": class_label(table["source"], source_label(run.manifest)),
                 "prompt": table["prompt"],
@@ -65,7 +65,7 @@ class Unicorn12M(UnicornBuilder):
         return [run.verified(stage, path) for path in paths]
 
     @classmethod
-    def card(cls, run: RunDir, built: list[BuiltConfig]) -> str:
+    def card(cls, run: RunDir, built: Built) -> str:
         """See ``dataset_card/unicorn_1_2m.md``."""
         return render_card("unicorn_1_2m.md", cls.TITLE, run, built)
 

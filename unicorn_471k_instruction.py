@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
-from generation.builders.build import BuiltConfig
+from generation.builders.build import Built
 from generation.builders.builder import UnicornBuilder, source_label
 from generation.builders.columns import class_label
 from generation.builders.command import main
@@ -59,7 +59,7 @@ class Unicorn471KInstruction(UnicornBuilder):
         )
 
     @classmethod
-    def card(cls, run: RunDir, built: list[BuiltConfig]) -> str:
+    def card(cls, run: RunDir, built: Built) -> str:
         """See ``dataset_card/unicorn_471k_instruction.md``."""
         return render_card("unicorn_471k_instruction.md", cls.TITLE, run, built)
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
@@ -21,22 +19,21 @@ from generation.rundir import RunDir
 from generation.transfer import Fitted
 
 if TYPE_CHECKING:
-    from generation.builders.build import BuiltConfig
+    from generation.builders.build import Built
 
 TEMPLATES = Path(__file__).parent
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
-DIVERSITY_SAMPLE = 10_000  # captions whose tokens are counted for the card
 _OPEN_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0"}
 
 
-def render_card(template: str, title: str, run: RunDir, built: "list[BuiltConfig]") -> str:
+def render_card(template: str, title: str, run: RunDir, built: "Built") -> str:
     """The README of a built data set, its YAML header included.
 
     Args:
         template: a file of this folder.
         title: the data set's name.
         run: the run it was built from.
-        built: what was written, config by config.
+        built: what was written.
 
     Raises:
         RunError: the run lacks a fact that the card needs.
@@ -60,7 +57,7 @@ def render_card(template: str, title: str, run: RunDir, built: "list[BuiltConfig
     return f"---\n{header.to_yaml()}\n---\n\n{text}"
 
 
-def _header(title: str, facts: dict[str, Any], built: "list[BuiltConfig]") -> DatasetCardData:
+def _header(title: str, facts: dict[str, Any], built: "Built") -> DatasetCardData:
     licenses = {source["license"].lower() for source in facts["sources"].values()}
     single = len(licenses) == 1 and licenses <= _OPEN_LICENSES and facts["demonstration"]
     header = DatasetCardData(
@@ -71,7 +68,7 @@ def _header(title: str, facts: dict[str, Any], built: "list[BuiltConfig]") -> Da
         task_categories=["image-text-to-text"],
         annotations_creators=["machine-generated"],
         language_creators=["machine-generated"],
-        source_datasets=["original"],
+        source_datasets=["Yu2020/Unicorn" if facts["imported"] else "original"],
         tags=["synthetic", "text-only", "vision-language", "arxiv:2503.22655"],
     )
     if not single:
@@ -84,26 +81,25 @@ def _header(title: str, facts: dict[str, Any], built: "list[BuiltConfig]") -> Da
             "data_files": [{"split": "train", "path": f"{FOLDERS[config.name]}/train-*.parquet"}],
             **({"default": True} if config.name == "default" else {}),
         }
-        for config in built
+        for config in built.configs
     ]
-    DatasetInfosDict({config.name: config.info for config in built}).to_dataset_card_data(header)
+    DatasetInfosDict({config.name: config.info for config in built.configs}).to_dataset_card_data(header)
     return header
 
 
-def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
+def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
     stages = run.manifest["stages"]
     generated = {
         name: record for name, record in stages.items() if name == "captions" or name.startswith("instructions/")
     }
-    if not built[0].files:
-        raise RunError(f"{run.path}: no row was accepted, so there is no data set to build; see {run.path}/rejected")
+    written_here = {name: record for name, record in generated.items() if not run.imported(name)}
     method = next(name.split("/")[1] for name in stages if name.startswith("image_embeddings/"))
     return {
         "code_version": __version__,
         "run": run.manifest,
-        "rows": built[0].info.splits["train"].num_examples,
-        "configs": built,
-        "example": built[0].example,
+        "rows": built.configs[0].info.splits["train"].num_examples,
+        "configs": built.configs,
+        "example": built.example,
         "demonstration": any(record["demonstration"] for record in generated.values()),
         "models": sorted({record["fingerprint"]["model"]["id"] for record in generated.values()}),
         "encoder": stages["text_embeddings"]["fingerprint"],
@@ -111,10 +107,12 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
         "transfer": Fitted.load(run.path / "transfer" / f"{method}.safetensors").facts,
         "funnel": {name: _funnel(run, name) for name in generated},
         "seeds": sum(record["rows"] for record in stages["seeds"]["files"].values()),
-        "sources": _sources(run),
-        "prompts": [_prompt(recorded) for recorded in _recorded_prompts(generated.values())],
+        "sources": {name: {**stages["seeds"]["sources"][name], "rows": rows} for name, rows in built.sources.items()},
+        "prompts": [_prompt(recorded) for recorded in _recorded_prompts(written_here.values())],
+        "imported": _imported(run),
+        "written_here": list(written_here),
         "statistics": {name: record["statistics"] for name, record in generated.items() if name != "captions"},
-        "diversity": _diversity(run),
+        "diversity": measure(built.sample) | built.words,
         "truncated": sum(record["truncated"] for record in stages["text_embeddings"]["files"].values()),
     }
 
@@ -126,37 +124,21 @@ def _funnel(run: RunDir, stage: str) -> dict[str, Any]:
     for shard in shards:
         for reason, count in shard["rejected_by_reason"].items():
             reasons[reason] = reasons.get(reason, 0) + count
+    funnel = {"rows": sum(shard["rows"] for shard in shards), "rejected": reasons, "imported": run.imported(stage)}
+    if not funnel["imported"]:
+        funnel["completion_tokens"] = sum(shard["completion_tokens"] for shard in shards)
+    return funnel
+
+
+def _imported(run: RunDir) -> dict[str, Any] | None:
+    """The original's files that the captions were imported from, and what was found in them; None if they were not."""
+    if not (files := run.imported("captions")):
+        return None
     return {
-        "rows": sum(shard["rows"] for shard in shards),
-        "rejected": reasons,
-        "prompt_tokens": sum(shard["prompt_tokens"] for shard in shards),
-        "completion_tokens": sum(shard["completion_tokens"] for shard in shards),
+        "files": files,
+        "report": run.stage("import")["report"],
+        "defects": run.stage("import")["fingerprint"]["defects"],
     }
-
-
-def _diversity(run: RunDir) -> dict[str, float]:
-    """Lengths of all captions, and the variety of tokens in captions spread evenly over the run."""
-    step = -(-sum(run.record("captions", shard)["rows"] for shard in run.sealed("captions")) // DIVERSITY_SAMPLE)
-    sample: list[str] = []
-    lengths = []
-    for shard in run.sealed("captions"):
-        captions = run.table("captions", shard)["caption"]
-        sample += captions.take(pa.array(range(0, len(captions), step))).to_pylist()
-        lengths.append(pc.list_value_length(pc.utf8_split_whitespace(captions)))
-    words = pa.chunked_array([chunk for column in lengths for chunk in column.chunks], pa.int32())
-    extremes = pc.min_max(words).as_py()
-    exact = {"mean_words": pc.mean(words).as_py(), "min_words": extremes["min"], "max_words": extremes["max"]}
-    return measure(sample) | exact
-
-
-def _sources(run: RunDir) -> dict[str, dict[str, Any]]:
-    """Licence and captions of every seed source."""
-    counts: dict[str, int] = {}
-    for shard in run.sealed("captions"):
-        for entry in pc.value_counts(run.table("captions", shard)["source"]).to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    sources = run.stage("seeds")["sources"]
-    return {name: {**sources[name], "captions": counts.get(name, 0)} for name in sorted(sources)}
 
 
 def _recorded_prompts(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:

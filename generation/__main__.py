@@ -156,7 +156,25 @@ def _diagnose(options: argparse.Namespace) -> None:
         print(path)
 
 
-_COMMANDS = {"diagnose": _diagnose, "duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
+def _import_original(options: argparse.Namespace) -> None:
+    from .original_import import LICENSE, import_original
+    from .original_report import table
+    from .rundir import RunDir
+
+    run = RunDir(options.run_dir, create=True)
+    with run.lock():
+        license = options.license or LICENSE
+        print(table(import_original(run, options.paths, options.defects, options.shard_rows, license)))
+
+
+_COMMANDS = {
+    "diagnose": _diagnose,
+    "duplicates": _duplicates,
+    "import-original": _import_original,
+    "retry": _retry,
+    "serve": _serve,
+    "show": _show,
+}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print one record as it passed through every stage")
     show.add_argument("--run-dir", type=Path, required=True)
     show.add_argument("--id", help="of the record; the default is the first that has a conversation")
+    _add_import(commands.add_parser("import-original", help="make a run of the original's released JSON files"))
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     return top
@@ -95,6 +96,22 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slot-tokens", type=int, default=2048, help="context of one slot")
     command.add_argument("--threads", type=int, help="the default is one a core")
     command.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="the pre-training file and, if wanted, the instruction files of Yu2020/Unicorn",
+    )
+    command.add_argument("--run-dir", type=Path, required=True, help="where the run lies; made if need be")
+    command.add_argument(
+        "--defects", choices=("drop", "keep"), default="drop", help="reject rows with a defect (drop), or keep them"
+    )
+    command.add_argument("--shard-rows", type=int, default=10_000, help="pre-training rows in a shard (10000)")
+    command.add_argument("--license", metavar="TEXT", help="of the release, for the card")
 
 
 def _add_duplicates(command: argparse.ArgumentParser) -> None:

@@ -76,9 +76,11 @@ def stage_texts(run: RunDir, stage: str) -> Iterator[tuple[str, str]]:
     """Id and text of every sealed row of ``seeds`` or ``captions``, in run order, one shard in memory at a time.
 
     Raises:
-        RunError: the stage has no sealed shard, or a shard was changed.
+        RunError: the stage has no sealed shard, or a shard was changed; or the run was imported and has no seeds.
     """
     run.stage(stage)
+    if stage == "seeds" and run.imported(stage):
+        raise RunError(f"{run.path} was imported from the original's release, which holds no seeds; name captions")
     if not (shards := run.sealed(stage)):
         raise RunError(f"{run.path}: stage '{stage}' has no sealed shard yet; run it first")
     for shard in shards:

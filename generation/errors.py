@@ -16,6 +16,10 @@ class SeedError(UnicornError):
     """A file of seeds or of benchmark questions that cannot be read, or that yields nothing."""
 
 
+class OriginalError(UnicornError):
+    """A released file of the original that cannot be read as what it should be."""
+
+
 class RunError(UnicornError):
     """A run directory that is locked, incomplete, damaged, or was made with other settings."""
 

@@ -54,6 +54,13 @@ INSTRUCTION_SCHEMA = pa.schema(
     ]
 )
 
+# What rows taken from the original's files have besides. Their prompts, seeds and tokens are not known: null.
+_ORIGINAL_ID = pa.field("original_id", pa.string())  # null where the row has none
+IMPORTED_CAPTION_SCHEMA = CAPTION_SCHEMA.append(_ORIGINAL_ID).append(
+    pa.field("conversations", CONVERSATION)  # only where it is not [instruction, caption]
+)
+IMPORTED_INSTRUCTION_SCHEMA = INSTRUCTION_SCHEMA.append(_ORIGINAL_ID)
+
 JUDGEMENT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # of the conversation, a point, and the turn
@@ -73,6 +80,8 @@ REJECTED_SCHEMA = pa.schema(
         *_PROVENANCE,
     ]
 )
+
+IMPORTED_REJECTED_SCHEMA = REJECTED_SCHEMA.append(_ORIGINAL_ID)
 
 
 def row_id(shard: int, row: int) -> str:

@@ -47,11 +47,14 @@ def retry(
         asked with; they are also noted in the manifest, as ``retried``.
 
     Raises:
-        RunError: a stage has not been run to its end, or has no rejected rows of these reasons.
+        RunError: a stage has not been run to its end, was imported, or has no rejected rows of these reasons.
         RecipeError: there is no such prompt, or a sampling value is out of its range.
         ServerError: the servers cannot be used; what was answered so far is kept.
     """
     begun = [stage for stage in stages if stage in run.manifest["stages"]]
+    if begun and all(map(run.imported, begun)):
+        raise RunError(f"{run.path}: {', '.join(begun)} were imported, so no server can be asked for their rows again")
+    begun = [stage for stage in begun if not run.imported(stage)]
     tasks = [_with_sampling(stage_task(run, stage, prompt), sampling) for stage in begun]
     accounts = [account for task in tasks if (account := _retry_stage(run, server, task, reasons))]
     if not accounts:

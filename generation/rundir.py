@@ -120,6 +120,11 @@ class RunDir:
             raise RunError(f"{self.path}: stage '{stage}' has not been run; run it first") from None
         return record
 
+    def imported(self, stage: str) -> dict[str, Any] | None:
+        """By file name, the original's files that a stage was imported from; None for a stage that was made here."""
+        files: dict[str, Any] | None = self.manifest["stages"].get(stage, {}).get("fingerprint", {}).get("imported")
+        return files
+
     def pin(self, stage: str, **facts: Any) -> None:
         """Adds to a stage's fingerprint what becomes known only once it runs, such as the served model.
 
@@ -202,10 +207,12 @@ class RunDir:
         """The sha256 of every sealed shard of a stage, by its number: what is made from them depends on these."""
         return {str(shard): self.record(stage, shard)["sha256"] for shard in self.sealed(stage)}
 
-    def seal_tables(self, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, **counts: Any) -> None:
-        """Writes a shard's rows and, if there are any, its rejected rows; then records both at once."""
+    def seal_tables(
+        self, stage: str, shard: int, table: pa.Table | None, rejected: pa.Table | None, **counts: Any
+    ) -> None:
+        """Writes a shard's rows, if the stage has any, and its rejected rows, if there are any; then records both."""
         path, other = self.shard_path(stage, shard), self.rejected_path(stage, shard)
-        sealed = {path: seal_table(path, table) | counts}
+        sealed = {path: seal_table(path, table) | counts} if table is not None else {}
         if rejected is not None and len(rejected):
             sealed[other] = seal_table(other, rejected)
         self.stage(stage).get("unsealed", {}).pop(str(shard), None)

@@ -31,7 +31,7 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
     spent = run.unsealed(task.stage).get(shard, {})
     requests, retries = spent.get("requests", 0), Counter(spent.get("retries", {}))
     tokens = Counter(prompt_tokens=0, completion_tokens=0)
-    accepted, rejected, reasons = _Rows(task.columns), _Rows(REJECTED_SCHEMA), Counter[str]()
+    accepted, rejected, reasons = ArrowRows(task.columns), ArrowRows(REJECTED_SCHEMA), Counter[str]()
     ordered = sorted(items, key=lambda item: journal.places.get(item.id, MAX_SHARD_ROWS))
     for record in journal.records(item.id for item in ordered):
         row = record["row"]
@@ -142,7 +142,7 @@ def seal_again(run: RunDir, task: BulkTask[Any], shards: Iterable[int]) -> None:
         seal_shard(run, task, shard, task.load(shard), journal)
 
 
-class _Rows:
+class ArrowRows:
     """Rows on their way into an Arrow table, as JSON: Arrow's own reader is faster than its conversion of Python
     objects, which also imports pandas (60 MB)."""
 
@@ -150,11 +150,13 @@ class _Rows:
         self._schema, self._lines, self._tables = schema, list[bytes](), list[pa.Table]()
 
     def add(self, row: Row) -> None:
+        """Adds a row; columns that it lacks are null."""
         self._lines.append(orjson.dumps(row))
         if len(self._lines) == SEAL_ROWS:
             self._convert()
 
     def table(self) -> pa.Table:
+        """All rows so far."""
         if self._lines:
             self._convert()
         return pa.concat_tables(self._tables or [pa.Table.from_batches([], self._schema)])

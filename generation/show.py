@@ -28,9 +28,11 @@ def show(run: RunDir, row: str | None = None) -> None:
     if not seed:
         raise RunError(f"{run.path}: seed shard {shard} has no record with id {row}")
     print(f"\nrecord {row}")
-    _print("seed", f"{seed[0]['seed']}  (from {seed[0]['source']})")
+    _print("seed", f"{seed[0]['seed'] or 'not in the release'}  (from {seed[0]['source']})")
     for caption in _find(run, "captions", shard, row):
-        _print("caption", f"{caption['caption']}  ({caption['model']}, prompt {caption['prompt']})")
+        if run.imported("captions"):
+            _print("id in the original", caption["original_id"] or "none")
+        _print("caption", f"{caption['caption']}  ({caption['model']}, prompt {caption['prompt'] or 'unknown'})")
     for task in TASKS:
         for instruction in _find(run, f"instructions/{task}", shard, row):
             _print(task.replace("_", " "))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RunError
@@ -23,6 +25,7 @@ TEXT_ROW_GROUP = 20_000
 # Columns with few values, and columns that a reader filters by. For vectors either costs more time than all the rest.
 REPEATING = ("conversations.list.element.from", "task", "source", "prompt", "model", "embedding_shard")
 SEARCHED = ("id", "task", "source", "embedding_shard", "embedding_row")
+SAMPLE = 10_000  # captions that the card looks at more closely
 WRITERS = 2  # files written at once; more would only hold more rows in memory
 
 
@@ -33,7 +36,17 @@ class BuiltConfig:
     name: str
     info: datasets.DatasetInfo
     files: dict[str, dict[str, Any]]  # name in the data set's directory -> rows, bytes, sha256
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written, and what the card tells of it."""
+
+    configs: list[BuiltConfig]
     example: dict[str, Any]  # the first row, names in place of labels, without its embedding
+    sources: dict[str, int]  # rows by the source of their seed
+    words: dict[str, float]  # white-space separated words of a caption: mean, min, max
+    sample: list[str]  # captions spread evenly over the rows
 
 
 def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, version: str = FIRST_VERSION) -> None:
@@ -59,12 +72,12 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        built = [_write_config(builder_class, name, run_dir, new, version) for name in FOLDERS]
+        built = _write_parts(builder_class, run, new, version)
         for path in builder_class.companions(run):
             target = new / path.relative_to(run.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        files = {name: facts for config in built for name, facts in config.files.items()}
+        files = {name: facts for config in built.configs for name, facts in config.files.items()}
         manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (new / "README.md").write_text(builder_class.card(run, built), encoding="utf-8")
@@ -77,28 +90,76 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_config(
-    builder_class: type[UnicornBuilder], name: str, run_dir: Path, output: Path, version: str
-) -> BuiltConfig:
+def _write_parts(builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str) -> Built:
     cache = output / ".cache"
-    builder = builder_class(config_name=name, run_dir=str(run_dir), version=version, hash="run", cache_dir=str(cache))
-    parts = builder.run_parts()
-    names = [f"{FOLDERS[name]}/train-{number:05d}-of-{len(parts):05d}.parquet" for number in range(len(parts))]
-    (output / FOLDERS[name]).mkdir()
+    builders = [
+        builder_class(config_name=name, run_dir=str(run.path), version=version, hash="run", cache_dir=str(cache))
+        for name in FOLDERS
+    ]
+    parts = builders[0].run_parts()
+    rows = sum(run.record(stage, int(shard))["rows"] for stage, shard in (part.rsplit(":", 1) for part in parts))
+    step = -(-rows // SAMPLE) or 1
+    for folder in FOLDERS.values():
+        (output / folder).mkdir()
 
-    def write(number: int) -> tuple[dict[str, Any], int, dict[str, Any]]:
-        table = builder.table(parts[number])
-        facts = _write(table, output / names[number], name)
-        return facts, table.nbytes, _example(table, builder.info.features) if not number else {}
+    def write(number: int) -> _Part:
+        text = builders[0].text(run, parts[number])
+        files, sizes = {}, []
+        for builder in builders:
+            table = builder.finished(run, parts[number], text)
+            name = f"{FOLDERS[builder.config.name]}/train-{number:05d}-of-{len(parts):05d}.parquet"
+            files[name] = _write(table, output / name, builder.config.name)
+            sizes.append(table.nbytes)
+        return _Part(files, sizes, *_summary(text, step), _example(text, builders[0].info.features, number))
 
-    written = []
-    with ThreadPoolExecutor(WRITERS) as pool, progress(f"build {name}", len(parts), 0, "shard") as bar:
-        for made in pool.map(write, range(len(parts))):
-            written.append(made)
-            bar.update(1)
-    files = {name: facts for name, (facts, _, _) in zip(names, written, strict=True)}
+    made: list[_Part] = []
+    with ThreadPoolExecutor(WRITERS) as pool, progress("build", rows, 0, "row") as bar:
+        for part in pool.map(write, range(len(parts))):
+            made.append(part)
+            bar.update(sum(part.sources.values()))
     shutil.rmtree(cache, ignore_errors=True)
-    return BuiltConfig(name, _info(builder, files, sum(size for _, size, _ in written)), files, written[0][2])
+    return _built(builders, made)
+
+
+@dataclass(frozen=True)
+class _Part:
+    files: dict[str, dict[str, Any]]
+    sizes: list[int]  # bytes in memory, config by config
+    sources: Counter[int]
+    words: tuple[int, int, int]  # sum, min, max
+    sample: list[str]
+    example: dict[str, Any]
+
+
+def _built(builders: list[UnicornBuilder], parts: list[_Part]) -> Built:
+    if not parts:
+        raise RunError("no row was accepted, so there is no data set to build; see the run's folder `rejected`")
+    configs = []
+    for place, builder in enumerate(builders):
+        folder = FOLDERS[builder.config.name]
+        files = {name: facts for part in parts for name, facts in part.files.items() if name.startswith(f"{folder}/")}
+        configs.append(
+            BuiltConfig(builder.config.name, _info(builder, files, sum(part.sizes[place] for part in parts)), files)
+        )
+    label = builders[0].info.features["source"]
+    counts = sum((part.sources for part in parts), Counter[int]())
+    sums, lows, tops = zip(*(part.words for part in parts), strict=True)
+    return Built(
+        configs,
+        parts[0].example,
+        {name: counts[number] for number, name in enumerate(label.names)},
+        {"mean_words": sum(sums) / counts.total(), "min_words": min(lows), "max_words": max(tops)},
+        [caption for part in parts for caption in part.sample],
+    )
+
+
+def _summary(text: pa.Table, step: int) -> tuple[Counter[int], tuple[int, int, int], list[str]]:
+    """Sources, words and some captions of a part."""
+    sources = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(text["source"]).to_pylist()})
+    words = pc.list_value_length(pc.utf8_split_whitespace(text["caption"]))
+    extremes = pc.min_max(words).as_py()
+    sample = text["caption"].take(pa.array(range(0, len(text), step))).to_pylist()
+    return sources, (pc.sum(words).as_py(), extremes["min"], extremes["max"]), sample
 
 
 def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
@@ -127,8 +188,10 @@ def _info(builder: UnicornBuilder, files: dict[str, dict[str, Any]], size: int) 
     return info
 
 
-def _example(table: pa.Table, features: datasets.Features) -> dict[str, Any]:
-    row: dict[str, Any] = table.slice(0, 1).to_pylist()[0]
-    row.pop("image_embedding", None)
+def _example(text: pa.Table, features: datasets.Features, number: int) -> dict[str, Any]:
+    """The first row of the first part, as people read it."""
+    if number:
+        return {}
+    row: dict[str, Any] = text.slice(0, 1).to_pylist()[0]
     labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-    return row | {name: label.int2str(row[name]) for name, label in labels.items()}
+    return {name: row[name] for name in features} | {name: label.int2str(row[name]) for name, label in labels.items()}

@@ -12,8 +12,9 @@ from datasets.builder import Key
 
 from ..errors import RunError
 from ..rundir import RunDir
+from ..tensors import open_shard
 from .columns import vector_column
-from .places import Place
+from .places import Place, transfer_method
 
 WITH_EMBEDDINGS = "with_embeddings"
 FOLDERS = {"default": "data", WITH_EMBEDDINGS: WITH_EMBEDDINGS}  # of a built directory's Parquet files
@@ -94,6 +95,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             "caption": text,
             "conversations": [{"from": text, "value": text}],
             **self.own_features(),
+            **({"original_id": text} if manifest["stages"]["captions"]["fingerprint"].get("imported") else {}),
             "source": source_label(manifest),
             "prompt": text,
             "model": text,
@@ -130,12 +132,24 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             RunError: a shard is missing or changed, or an embedding belongs to another text.
         """
         run = self.open_run()
+        return self.finished(run, part, self.text(run, part))
+
+    def text(self, run: RunDir, part: str) -> pa.Table:
+        """The text of one part, which all configs share."""
         stage, shard = part.rsplit(":", 1)
         table = self.text_table(run, stage, int(shard))
+        if run.imported("captions"):
+            ids = run.table("captions", int(shard))["original_id"].take(table["embedding_row"])
+            table = table.append_column("original_id", ids)
+        return table
+
+    def finished(self, run: RunDir, part: str, text: pa.Table) -> pa.Table:
+        """The text with all that this config adds to it, in the builder's schema."""
         if self.config.name == WITH_EMBEDDINGS:
-            vectors = Place(str(run.path)).vectors(int(shard), run.manifest)
-            table = table.append_column("image_embedding", vector_column(vectors, table))
-        return self._cast(table)
+            stage = f"image_embeddings/{transfer_method(run.manifest, run.path)}"
+            vectors = open_shard(run.verified(stage, run.shard_path(stage, int(part.rsplit(":", 1)[1]))))
+            text = text.append_column("image_embedding", vector_column(vectors, text))
+        return self._cast(text)
 
     def _built_tables(self, name: str) -> Iterator[pa.Table]:
         text = Place(self.config.data_dir)

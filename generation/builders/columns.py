@@ -23,6 +23,16 @@ def pair_conversations(human: pa.ChunkedArray, gpt: pa.ChunkedArray) -> pa.Array
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
 
 
+def conversations_of(table: pa.Table) -> pa.Array:
+    """The conversations of a caption shard: instruction and caption, or what an imported row has in their stead."""
+    pairs = pair_conversations(table["instruction"], table["caption"])
+    if "conversations" not in table.column_names or table["conversations"].null_count == len(table):
+        return pairs
+    kept = table["conversations"].combine_chunks()
+    instead = kept.is_valid().to_numpy(zero_copy_only=False)
+    return pa.concat_arrays([pairs, kept]).take(pa.array(np.arange(len(table)) + len(table) * instead))
+
+
 def vector_column(shard: EmbeddingShard, table: pa.Table) -> pa.Array:
     """The rows' embeddings as ``fixed_size_list<halffloat>[d]``, joined by row number and proven by the text's hash;
     where the rows are those of the shard in order, a view of the mapped file.
