@@ -146,7 +146,14 @@ def _duplicates(options: argparse.Namespace) -> None:
     print(json.dumps(report) if options.json else table(report))
 
 
-_COMMANDS = {"duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
+def _export(options: argparse.Namespace) -> None:
+    from .exports import export
+
+    rows = export(options.dataset, options.format, options.output, options.embeddings)
+    print(f"{options.output}: {rows} rows of {options.dataset}")
+
+
+_COMMANDS = {"duplicates": _duplicates, "export": _export, "retry": _retry, "serve": _serve, "show": _show}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:

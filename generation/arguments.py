@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--run-dir", type=Path, required=True)
     show.add_argument("--id", help="of the record; the default is the first that has a conversation")
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
+    _add_export(commands.add_parser("export", help="write a built data set in another format"))
     return top
 
 
@@ -106,3 +107,19 @@ def _add_duplicates(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--column", default="text", metavar="NAME", help="where FILE holds them; the default is text")
     command.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dataset", metavar="DATASET", help="a built directory, or hf://datasets/USER/NAME@REVISION")
+    command.add_argument("--format", choices=("llava", "messages", "webdataset", "original"), required=True)
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="what to make: a file (llava; messages: .jsonl or .parquet) or a directory (webdataset, original)",
+    )
+    command.add_argument(
+        "--embeddings",
+        metavar="DIR",
+        help="the built Unicorn-1.2M to take vectors from; the default is DATASET's config with_embeddings",
+    )

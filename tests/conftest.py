@@ -39,6 +39,7 @@ def recipe_data(
     return data | sections
 
 
+SCRIPTS = {"unicorn-1.2m": "unicorn_1_2m.py", "unicorn-471k-instruction": "unicorn_471k_instruction.py"}
 TASK_NAMES = ("multiple_choice", "question_answering", "complex_reasoning")
 
 
@@ -64,6 +65,14 @@ def generation(*arguments: object, **environment: str) -> subprocess.CompletedPr
         text=True,
         timeout=280,
         check=False,
+    )
+
+
+def build(name: str, run: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """Runs one of the builder scripts (a key of ``SCRIPTS``) to its end."""
+    options = ["--run-dir", str(run), "--output", str(output)]
+    return subprocess.run(
+        [sys.executable, SCRIPTS[name], *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -95,6 +104,16 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def built(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both data sets of the finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in SCRIPTS:
+        done = build(name, finished_run, folder / name)
+        assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture
