@@ -70,7 +70,7 @@ def ours(run_dir: Path, url: str, in_flight: int, checked: bool) -> float:
     """Makes the captions of a run directory that holds seeds. Returns the seconds of the stage."""
     from generation.bulk import carry_out
     from generation.captions import caption_task, make_captions
-    from generation.config import load_recipe
+    from generation.recipe import load_recipe
     from generation.rundir import RunDir
 
     run = RunDir(run_dir)

@@ -59,7 +59,7 @@ def make_shards(folder: Path, shards: int, rows: int) -> None:
 def ours(source: Path, target: Path, sealed: bool) -> dict[str, float]:
     """Both passes; seconds and peak anonymous memory in MB."""
     paths = sorted(source.iterdir())
-    with _Memory() as memory:
+    with Memory() as memory:
         start = time.perf_counter()
         with ThreadPoolExecutor(cores()) as pool:
             if sealed:
@@ -106,10 +106,10 @@ def original(rows: int, folder: Path) -> float:
     return seconds
 
 
-class _Memory:
+class Memory:
     """The peak of this process's anonymous memory while it is entered, in MB."""
 
-    def __enter__(self) -> "_Memory":
+    def __enter__(self) -> "Memory":
         self.peak, self._over = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()

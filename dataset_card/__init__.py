@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
@@ -17,12 +18,14 @@ from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
+from generation.transfer import Fitted
 
 if TYPE_CHECKING:
     from generation.builders.build import BuiltConfig
 
 TEMPLATES = Path(__file__).parent
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
+DIVERSITY_SAMPLE = 20_000  # captions whose tokens are counted for the card
 _OPEN_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0"}
 
 
@@ -105,16 +108,13 @@ def _facts(run: RunDir, built: "list[BuiltConfig]") -> dict[str, Any]:
         "models": sorted({record["fingerprint"]["model"]["id"] for record in generated.values()}),
         "encoder": stages["text_embeddings"]["fingerprint"],
         "method": method,
+        "transfer": Fitted.load(run.path / "transfer" / f"{method}.safetensors").facts,
         "funnel": {name: _funnel(run, name) for name in generated},
         "seeds": sum(record["rows"] for record in stages["seeds"]["files"].values()),
         "sources": _sources(run),
         "prompts": [_prompt(recorded) for recorded in _recorded_prompts(generated.values())],
         "statistics": {name: record["statistics"] for name, record in generated.items() if name != "captions"},
-        "diversity": measure(
-            caption
-            for shard in run.sealed("captions")
-            for caption in run.table("captions", shard)["caption"].to_pylist()
-        ),
+        "diversity": _diversity(run),
         "truncated": sum(record["truncated"] for record in stages["text_embeddings"]["files"].values()),
     }
 
@@ -132,6 +132,21 @@ def _funnel(run: RunDir, stage: str) -> dict[str, Any]:
         "prompt_tokens": sum(shard["prompt_tokens"] for shard in shards),
         "completion_tokens": sum(shard["completion_tokens"] for shard in shards),
     }
+
+
+def _diversity(run: RunDir) -> dict[str, float]:
+    """Lengths of all captions, and the variety of tokens in captions spread evenly over the run."""
+    step = -(-sum(run.record("captions", shard)["rows"] for shard in run.sealed("captions")) // DIVERSITY_SAMPLE)
+    sample: list[str] = []
+    lengths = []
+    for shard in run.sealed("captions"):
+        captions = run.table("captions", shard)["caption"]
+        sample += captions.take(pa.array(range(0, len(captions), step))).to_pylist()
+        lengths.append(pc.list_value_length(pc.utf8_split_whitespace(captions)))
+    words = pa.chunked_array([chunk for column in lengths for chunk in column.chunks], pa.int32())
+    extremes = pc.min_max(words).as_py()
+    exact = {"mean_words": pc.mean(words).as_py(), "min_words": extremes["min"], "max_words": extremes["max"]}
+    return measure(sample) | exact
 
 
 def _sources(run: RunDir) -> dict[str, dict[str, Any]]:

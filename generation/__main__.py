@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace) -> None:
     """Runs one stage, or all of them."""
-    from .config import load_recipe
+    from .recipe import load_recipe
     from .rundir import RunDir
 
     recipe = load_recipe(options.config, _server_overrides(options))
@@ -101,9 +101,10 @@ def _dry_run(options: argparse.Namespace, recipe: Any) -> None:
 
 
 def _retry(options: argparse.Namespace) -> None:
-    from .config import Server, validate
+    from .config import Server
     from .retry import STAGES, retry
     from .rundir import RunDir
+    from .validation import validate
 
     server = validate(Server, _server_overrides(options), "the server options")
     names = ("temperature", "top_p", "max_tokens")
@@ -136,14 +137,23 @@ def _show(options: argparse.Namespace) -> None:
 def _duplicates(options: argparse.Namespace) -> None:
     import json
 
-    from .config import Decontaminate, Duplicates, validate
+    from .config import Decontaminate, Duplicates
     from .duplicates_report import report_duplicates, table
     from .rundir import RunDir
+    from .validation import validate
 
     near = validate(Duplicates, {"near_threshold": options.near_threshold, "ngram": options.ngram}, "options")
     benchmark = Decontaminate(file=options.benchmarks, column=options.column) if options.benchmarks else None
     report = report_duplicates(RunDir(options.run_dir), options.stage, near, benchmark)
     print(json.dumps(report) if options.json else table(report))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    from .diagnostics.command import diagnose
+
+    pairs = tuple(options.pairs) if options.pairs else None
+    for path in diagnose(options.run_dir or options.ground_truth, options.images, pairs, options.rows, options.output):
+        print(path)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -153,7 +163,14 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{options.output}: {rows} rows of {options.dataset}")
 
 
-_COMMANDS = {"duplicates": _duplicates, "export": _export, "retry": _retry, "serve": _serve, "show": _show}
+_COMMANDS = {
+    "diagnose": _diagnose,
+    "duplicates": _duplicates,
+    "export": _export,
+    "retry": _retry,
+    "serve": _serve,
+    "show": _show,
+}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--run-dir", type=Path, required=True)
     show.add_argument("--id", help="of the record; the default is the first that has a conversation")
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
+    _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     _add_export(commands.add_parser("export", help="write a built data set in another format"))
     return top
 
@@ -107,6 +108,35 @@ def _add_duplicates(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--column", default="text", metavar="NAME", help="where FILE holds them; the default is text")
     command.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+
+
+def _add_diagnose(command: argparse.ArgumentParser) -> None:
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run-dir", type=Path, metavar="RUN", help="the run directory")
+    source.add_argument(
+        "--ground-truth",
+        type=int,
+        nargs="?",
+        const=1280,
+        metavar="D",
+        help="in place of a run: every method on made-up pairs of D dimensions (1280), without weights",
+    )
+    command.add_argument(
+        "--images", type=Path, metavar="PATH", help="unpaired images' embeddings of the run's encoder, as a file"
+    )
+    command.add_argument(
+        "--pairs",
+        type=Path,
+        nargs=2,
+        metavar=("TEXT", "IMAGE"),
+        help="embeddings of texts and of their images, row for row: .safetensors or .npy",
+    )
+    command.add_argument(
+        "--rows", type=int, default=10_000, help="sampled for what grows with their square; or made up (10000)"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="the default is RUN/report/diagnostics, or runs/ground_truth"
+    )
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

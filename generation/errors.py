@@ -24,6 +24,10 @@ class EmbeddingError(UnicornError):
     """Vectors that cannot be used: not finite, of zero length, or of the wrong dimension."""
 
 
+class DatasetError(UnicornError):
+    """A built data set that cannot be read, or whose rows and vectors do not belong together."""
+
+
 class PublishError(UnicornError):
     """A built data set that the Hub does not take."""
 

@@ -15,8 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 LOOK_S = 1.0  # between two looks at the rates
 
 
-def progress(stage: str, total: int, done: int, unit: str) -> "tqdm[Never]":
-    """A bar that counts ``unit`` from ``done`` (made by an earlier run) to ``total``, on stderr."""
+def progress(stage: str, total: int, done: int, unit: str, delay_s: float = 0.0) -> "tqdm[Never]":
+    """A bar that counts ``unit`` from ``done`` (made by an earlier run) to ``total``, on stderr; not before
+    ``delay_s``."""
     interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds
     return tqdm(
         desc=f"{stage:<28}",
@@ -25,6 +26,7 @@ def progress(stage: str, total: int, done: int, unit: str) -> "tqdm[Never]":
         unit=unit,
         mininterval=interval,
         maxinterval=interval,
+        delay=delay_s,
         ncols=120,
     )
 

@@ -13,12 +13,13 @@ from typing import Any
 from .ask import BulkTask
 from .bulk import carry_out
 from .captions import caption_task
-from .config import TASKS, Captions, InstructionTask, Server, settings, validate
+from .config import TASKS, Captions, InstructionTask, Server, settings
 from .errors import RunError
 from .instructions import conversation_task, stage_of
 from .rundir import RunDir
 from .sealing import note_balance, open_again
 from .tgi.protocol import Question
+from .validation import validate
 
 STAGES = ("captions", *map(stage_of, TASKS))
 

@@ -15,13 +15,14 @@ import pyarrow as pa
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .config import STRICT, CaptionFile, Domains, Recipe, Seeds, read_yaml, settings, validate
+from .config import STRICT, CaptionFile, Domains, Recipe, Seeds, settings
 from .errors import RecipeError, SeedError
 from .files import file_sha256, seal
 from .progress import progress
 from .records import MAX_SHARDS, SEED_SCHEMA, draw, row_id
 from .rundir import RunDir
 from .texts import read_texts
+from .validation import read_yaml, validate
 
 if TYPE_CHECKING:
     from .contamination import Benchmark

@@ -39,7 +39,6 @@ def recipe_data(
     return data | sections
 
 
-SCRIPTS = {"unicorn-1.2m": "unicorn_1_2m.py", "unicorn-471k-instruction": "unicorn_471k_instruction.py"}
 TASK_NAMES = ("multiple_choice", "question_answering", "complex_reasoning")
 
 
@@ -65,14 +64,6 @@ def generation(*arguments: object, **environment: str) -> subprocess.CompletedPr
         text=True,
         timeout=280,
         check=False,
-    )
-
-
-def build(name: str, run: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    """Runs one of the builder scripts (a key of ``SCRIPTS``) to its end."""
-    options = ["--run-dir", str(run), "--output", str(output)]
-    return subprocess.run(
-        [sys.executable, SCRIPTS[name], *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -108,11 +99,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both data sets of the finished run; not to be changed."""
+    """Both data sets of the finished run, side by side; not to be changed."""
+    from generation.builders.build import build
+    from unicorn_1_2m import Unicorn12M
+    from unicorn_471k_instruction import Unicorn471KInstruction
+
     folder = tmp_path_factory.mktemp("built")
-    for name in SCRIPTS:
-        done = build(name, finished_run, folder / name)
-        assert done.returncode == 0, done.stderr
+    build(Unicorn12M, finished_run, folder / "unicorn-1.2m")
+    build(Unicorn471KInstruction, finished_run, folder / "unicorn-471k-instruction")
     return folder
 
 

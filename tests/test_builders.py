@@ -16,9 +16,27 @@ from huggingface_hub import DatasetCard
 from safetensors.numpy import load_file
 
 from generation.prompts import load_prompt
-from tests.conftest import SCRIPTS, TASK_NAMES, build, manifest, rows
+from tests.conftest import ROOT, TASK_NAMES, manifest, rows
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
+
+SCRIPTS = {"unicorn-1.2m": "unicorn_1_2m.py", "unicorn-471k-instruction": "unicorn_471k_instruction.py"}
+
+
+def build(name: str, run: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--run-dir", str(run), "--output", str(output)]
+    return subprocess.run(
+        [sys.executable, SCRIPTS[name], *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def built(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    for name in SCRIPTS:
+        done = build(name, finished_run, folder / name)
+        assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from generation.config import CONFIGS, TASKS, Recipe, instruction_tasks, load_recipe, settings
+from generation.config import CONFIGS, TASKS, Recipe, instruction_tasks, settings
 from generation.errors import RecipeError
 from generation.prompts import load_prompt
+from generation.recipe import load_recipe
 
 BUNDLED = sorted(CONFIGS.glob("*.yaml"))
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "aiohttp", "pydantic", "yaml")

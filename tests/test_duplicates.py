@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from generation import duplicates
-from generation.config import TASKS, Decontaminate, Duplicates, load_recipe
+from generation.config import TASKS, Decontaminate, Duplicates
 from generation.contamination import Benchmark, find_contaminated, read_benchmark
 from generation.duplicates import Finding, banding, duplicate_ids, find_duplicates
 from generation.errors import RecipeError, RunError, SeedError
 from generation.ngrams import ngrams, normalised
+from generation.recipe import load_recipe
 from generation.records import SEED_SCHEMA, row_id
 from generation.rundir import RunDir
 from generation.seeds import make_seeds

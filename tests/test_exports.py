@@ -18,15 +18,14 @@ from hypothesis import strategies as st
 from generation import exports
 from generation.errors import ExportError, RunError
 from generation.exports import export, fragments
-from tests.conftest import SCRIPTS, TASK_NAMES, generation, rows
+from tests.conftest import TASK_NAMES, generation, rows
 
 Row = dict[str, Any]
 FORMATS = {"llava": "out.json", "messages": "out.jsonl", "webdataset": "out", "original": "out"}
 VECTORS = ("webdataset", "original")
-CAPTIONS = "unicorn-1.2m"
-INSTRUCTIONS = "unicorn-471k-instruction"
+SETS = CAPTIONS, INSTRUCTIONS = "unicorn-1.2m", "unicorn-471k-instruction"
 
-each_set = pytest.mark.parametrize("name", SCRIPTS)
+each_set = pytest.mark.parametrize("name", SETS)
 
 
 class DataUnpickler(pickle.Unpickler):

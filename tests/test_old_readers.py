@@ -19,8 +19,9 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.conftest import SCRIPTS, rows
+from tests.conftest import rows
 
+SETS = "unicorn-1.2m", "unicorn-471k-instruction"
 FOLDERS = ("data", "with_embeddings")
 OLD = (  # the versions that a project of May 2025 has pinned
     "datasets==3.6.0",
@@ -53,7 +54,7 @@ def by_polars(folder: Path) -> Columns:
     return frame.to_dict(as_series=False)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("read", [by_duckdb, by_pandas, by_polars])
 def test_rows_and_vectors_are_read_as_they_were_stored(
@@ -72,7 +73,7 @@ def test_rows_and_vectors_are_read_as_they_were_stored(
 
 
 def test_duckdb_joins_both_sets_by_the_place_of_their_vectors(built: Path) -> None:
-    one, other = (f"'{built / name}/with_embeddings/*.parquet'" for name in SCRIPTS)
+    one, other = (f"'{built / name}/with_embeddings/*.parquet'" for name in SETS)
     [(equal,)] = duckdb.sql(
         f"SELECT count(*) FROM {one} c JOIN {other} i USING (embedding_shard, embedding_row) "
         "WHERE c.id = i.id AND c.caption = i.caption AND c.image_embedding = i.image_embedding"
@@ -111,7 +112,7 @@ def test_datasets_3_6_loads_and_streams_all_configs(built: Path, tmp_path: Path)
     subprocess.run([*pip, *OLD], check=True)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [python, "-c", READ_WITH_DATASETS, *SCRIPTS],
+        [python, "-c", READ_WITH_DATASETS, *SETS],
         cwd=built,
         env=environment,
         capture_output=True,

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from generation.config import CONFIGS, TASKS, load_recipe
+from generation.config import CONFIGS, TASKS
 from generation.errors import RecipeError, RunError, SeedError
+from generation.recipe import load_recipe
 from generation.records import row_id
 from generation.rundir import RunDir
 from generation.seeds import make_seeds, read_domain

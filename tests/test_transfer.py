@@ -1,7 +1,11 @@
 """The transfer stage over whole runs: against the formulas, against damage, and against kills."""
 
 import json
+import shutil
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +16,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from generation.config import load_recipe
-from generation.errors import EmbeddingError, RunError
+from generation.errors import EmbeddingError, RecipeError, RunError
 from generation.files import file_sha256
+from generation.recipe import load_recipe
 from generation.rundir import RunDir
 from generation.transfer import Fitted
 from generation.transfer.methods import VERSION
 from generation.transfer.noise import normal
 from generation.transfer.stage import transfer
-from tests.conftest import manifest, write_recipe
+from tests.conftest import ROOT, manifest, write_recipe
 
 
 def rerun(run: Path, **section: Any) -> None:
@@ -199,3 +203,95 @@ def test_a_header_that_lies_about_its_length_is_refused(run_copy: Path) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(EmbeddingError, match=r"00000\.safetensors is no whole shard"):
         rerun(run_copy)
+
+
+# -- images ------------------------------------------------------------------------------------------------------
+
+
+def image_file(folder: Path, rows: int = 400, dimension: int = 384) -> Path:
+    raw = torch.randn(rows, dimension, generator=torch.Generator().manual_seed(8)) + 0.4
+    save_file({"embeddings": (raw * 2).half()}, folder / "images.safetensors")
+    return folder / "images.safetensors"
+
+
+def test_realign_moves_the_cloud_onto_unpaired_images(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = image_file(run_copy.parent)
+    rerun(run_copy, method="realign", images=str(path), centroid_iterations=3)
+    raw = load_file(path)["embeddings"].double()
+    mean = (raw / raw.norm(dim=1, keepdim=True)).mean(0)
+    made = torch.cat([shard["embeddings"] for shard in shards(run_copy, "image_embeddings/realign")]).double()
+    assert (made.mean(0) - mean).norm() < 2e-3
+    told = facts(run_copy / "transfer" / "realign.safetensors")
+    assert (told["image_mean"], told["images"]["rows"], told["image_ops"]) == ("included", 400, ["l2norm"])
+    assert "the mean of 400 images is known to 0.0" in caplog.text
+    recorded = manifest(run_copy)["stages"]["image_embeddings/realign"]["fingerprint"]["images"]
+    assert recorded == {"name": "images.safetensors", "sha256": file_sha256(path)}
+
+
+def test_other_images_make_all_shards_again(run_copy: Path) -> None:
+    path = run_copy / "image_embeddings" / "anchor" / "00000.safetensors"
+    rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent)))
+    first = path.read_bytes()
+    rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent, rows=300)))
+    assert path.read_bytes() != first
+
+
+def test_images_that_cannot_be_used_are_refused_by_name(run_copy: Path) -> None:
+    with pytest.raises(EmbeddingError, match=r"images\.safetensors: its embeddings have 8 dimensions"):
+        rerun(run_copy, method="anchor", images=str(image_file(run_copy.parent, dimension=8)))
+    (run_copy.parent / "pictures").mkdir()
+    with pytest.raises(EmbeddingError, match="pictures holds no picture"):
+        rerun(run_copy, method="anchor", images="pictures")
+    with pytest.raises(RecipeError, match="transfer.method anchor needs transfer.images"):
+        rerun(run_copy, method="anchor")
+    with pytest.raises(RecipeError, match="transfer.images is for anchor, .*; method is unicorn"):
+        rerun(run_copy, method="unicorn", images="pictures")
+
+
+def test_column_space_takes_the_weight_of_a_projection(run_copy: Path) -> None:
+    weight = torch.randn(384, 20, generator=torch.Generator().manual_seed(1))
+    save_file({"visual_projection.weight": weight}, run_copy.parent / "head.safetensors")
+    rerun(run_copy, method="experimental_column_space", image_basis="head.safetensors")
+    made = shards(run_copy, "image_embeddings/experimental_column_space")[0]["embeddings"].double()
+    solved = torch.linalg.lstsq(weight.double(), made.T).solution
+    np.testing.assert_allclose(weight.double() @ solved, made.T, atol=1e-3)
+    with pytest.raises(EmbeddingError, match="spans all 384 dimensions"):
+        save_file({"w": torch.eye(384)}, run_copy.parent / "head.safetensors")
+        rerun(run_copy, method="experimental_column_space", image_basis="head.safetensors")
+
+
+# -- kills -------------------------------------------------------------------------------------------------------
+
+KILLED_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from generation.recipe import load_recipe
+from generation.rundir import RunDir
+from generation.transfer.stage import transfer
+left, rename = int(sys.argv[1]), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*paths)
+os.replace = replace
+transfer(RunDir(Path(sys.argv[2])), load_recipe(Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3, 4, 7], ids=["begin", "statistics", "recorded", "shard", "last"])
+def test_kill_9_in_every_phase_is_made_good_by_the_same_command(rename: int, run_copy: Path) -> None:
+    image = image_file(run_copy.parent)
+    recipe = write_recipe(run_copy.parent, transfer={"method": "realign", "images": str(image)})
+    script = [sys.executable, "-c", KILLED_AT_A_RENAME, str(rename), str(run_copy), str(recipe)]
+    assert subprocess.run(script, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    rerun(run_copy, method="realign", images=str(image))
+    shutil.copytree(run_copy, run_copy.parent / "whole")
+    data = manifest(run_copy.parent / "whole")
+    del data["stages"]["image_embeddings/realign"]
+    (run_copy.parent / "whole" / "manifest.json").write_text(json.dumps(data))
+    rerun(run_copy.parent / "whole", method="realign", images=str(image))
+    for name in ("image_embeddings/realign/00000.safetensors", "transfer/realign.safetensors"):
+        assert (run_copy / name).read_bytes() == (run_copy.parent / "whole" / name).read_bytes()
+    assert not list(run_copy.rglob(".*.tmp"))

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UnicornError
@@ -17,7 +18,7 @@ def main(builder_class: type[UnicornBuilder]) -> int:
         build(builder_class, options.run_dir, options.output, options.version)
         print(f"{options.output}: version {options.version}, built from {options.run_dir}")
         if options.fill_cache:
-            _fill_cache(builder_class, options.output)
+            _fill_cache(builder_class, options.output, options.fill_cache)
         if options.push_to_hub:
             from .publish import publish
 
@@ -43,8 +44,11 @@ def _parser(builder_class: type[UnicornBuilder]) -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
     parser.add_argument(
         "--fill-cache",
-        action="store_true",
-        help=f'put it into the cache of datasets, so that load_dataset("{builder_class.NAME}") works from anywhere',
+        nargs="?",
+        const="default",
+        choices=tuple(FOLDERS),
+        metavar="CONFIG",
+        help=f'put a config into the cache of datasets: load_dataset("{builder_class.NAME}") then works from anywhere',
     )
     return parser
 
@@ -55,11 +59,11 @@ def _version(text: str) -> str:
     return text
 
 
-def _fill_cache(builder_class: type[UnicornBuilder], output: Path) -> None:
-    """Prepares every config under the data set's bare name, from the built directory."""
-    for name in FOLDERS:
-        builder = builder_class(
-            config_name=name, data_dir=str(output.resolve()), dataset_name=builder_class.NAME, hash="built"
-        )
-        builder.download_and_prepare()
-    print(f'load_dataset("{builder_class.NAME}") now works from any directory')
+def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
+    """Prepares a config under the data set's bare name, from the built directory. The directory is part of the class's
+    own configs here: given as an option, it would become part of their names in the cache."""
+    folder = str(output.resolve())
+    configs = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
+    cached = type(builder_class.__name__, (builder_class,), {"BUILDER_CONFIGS": configs})
+    cached(config_name=config, dataset_name=builder_class.NAME, hash="built").download_and_prepare()
+    print(f'load_dataset("{builder_class.NAME}", "{config}") now works from any directory')

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from httpx2 import HTTPError  # what huggingface_hub raises; HfHubHTTPError is one
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import PublishError
 
@@ -33,7 +33,8 @@ def publish(directory: Path, repo_id: str, private: bool = False) -> str:
         hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         if tag in {ref.name for ref in hub.list_repo_refs(repo_id, repo_type="dataset").tags}:
             raise PublishError(
-                f"{repo_id} already has a tag {tag}, and a tag is never moved: build with a higher --version"
+                f"{repo_id} already has a tag {tag}, and a tag is never moved: build with a higher --version. (If an "
+                "earlier call of this command made the tag, the data set is published.)"
             )
         commit = hub.upload_folder(
             repo_id=repo_id,
@@ -43,6 +44,9 @@ def publish(directory: Path, repo_id: str, private: bool = False) -> str:
             delete_patterns="*",
         )
         hub.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset")
-    except HfHubHTTPError as error:
-        raise PublishError(f"the Hub refused {repo_id}: {error}; give the same command again to go on") from error
+    except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError: a file that did not go through
+        raise PublishError(
+            f"{repo_id} could not be published: {error} ({error.__cause__ or 'no further cause'}). Nothing is tagged; "
+            "the same command goes on where it was"
+        ) from error
     return tag

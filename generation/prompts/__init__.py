@@ -18,9 +18,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..config import STRICT, read_yaml, validate
+from ..config import STRICT
 from ..errors import RecipeError
 from ..records import draw
+from ..validation import read_yaml, validate
 
 PROMPTS = Path(__file__).parent
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}

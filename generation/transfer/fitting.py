@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..config import Transfer, validate
+from ..config import Transfer
 from ..errors import EmbeddingError
+from ..validation import validate
 from . import experimental
 from .fitted import Fitted
 from .methods import USER_IMAGE_MEAN, VERSION, needs_images, noise_ratio, operations

@@ -16,7 +16,8 @@ from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, write_shard
 from .fitted import Fitted, used_tensors
 from .fitting import baked_noise, fit_rows
-from .methods import VERSION, needs_images, text_passes
+from .given import Images, image_basis, unpaired_images
+from .methods import VERSION, text_passes
 from .ops import apply_ops
 from .rows import Part, Rows, cores, one_thread_an_operation
 from .sums import CHUNK_ROWS, Buffers
@@ -42,9 +43,10 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     stage = f"image_embeddings/{asked.method}"
     shards = run.finished(SOURCE, "captions")
     inputs = run.hashes(SOURCE)
-    images = _images(run, recipe)
-    basis = _basis(recipe) if asked.image_basis else None
-    run.begin(stage, _fingerprint(recipe, inputs, images, basis), changed="discard")
+    dimension = run.stage(SOURCE)["fingerprint"]["dimension"]
+    images = unpaired_images(run, recipe, recipe.directory / asked.images) if asked.images else None
+    basis = image_basis(recipe.directory / asked.image_basis, dimension) if asked.image_basis else None
+    run.begin(stage, _fingerprint(recipe, inputs, images), changed="discard")
     due = run.due(stage, SOURCE)
     if not due:
         return
@@ -53,7 +55,7 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     total = text_passes(asked) * sum(rows.values()) + sum(rows[shard] for shard in due)
     with progress(stage, total, 0, "row") as bar:
         texts = Rows([shard_part(opened[s], {str(s): inputs[str(s)]}) for s in shards], cores(), bar.update)
-        pictures = images and Rows([Part(str(images.path), images.chunks)])
+        pictures = Rows([Part(str(images.path), images.chunks)]) if images else None
         fitted = fit_rows(asked, texts, pictures, basis, recipe.random_seed)
         fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
         _warn(fitted.facts)
@@ -140,29 +142,18 @@ def shard_part(shard: EmbeddingShard, sources: dict[str, str] | None = None) -> 
     return Part(str(shard.path), lambda: [shard.embeddings], sources)
 
 
-def _fingerprint(recipe: Recipe, inputs: dict[str, str], images: Any, basis: torch.Tensor | None) -> dict[str, Any]:
+def _fingerprint(recipe: Recipe, inputs: dict[str, str], images: Images | None) -> dict[str, Any]:
     """All that moves the output; files by their content, not their names."""
     asked = recipe.transfer
     facts = {key: value for key, value in settings(asked).items() if key not in ("images", "image_basis")}
     facts |= {"version": VERSION, "inputs": inputs}
     if images:
         facts["images"] = images.provenance
-    if basis is not None:
-        facts["image_basis"] = file_sha256(recipe.directory / str(asked.image_basis))
+    if asked.image_basis:
+        facts["image_basis"] = file_sha256(recipe.directory / asked.image_basis)
     if asked.bake_noise or asked.method in ("decap", "experimental_aniso_init"):
         facts["random_seed"] = recipe.random_seed
     return facts
-
-
-def _images(run: RunDir, recipe: Recipe) -> Any:
-    if not needs_images(recipe.transfer.method):
-        return None
-    raise NotImplementedError
-
-
-def _basis(recipe: Recipe) -> torch.Tensor:
-    """Orthonormal columns that span those of the image tower's projection, float64 [d, r]."""
-    raise NotImplementedError
 
 
 def _warn(facts: dict[str, Any]) -> None:
