@@ -105,6 +105,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 @pytest.mark.network
+@pytest.mark.timeout(600)  # pip downloads 100 MB
 def test_datasets_3_6_loads_and_streams_all_configs(built: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
