@@ -167,9 +167,17 @@ def _import_original(options: argparse.Namespace) -> None:
         print(table(import_original(run, options.paths, options.defects, options.shard_rows, license)))
 
 
+def _export(options: argparse.Namespace) -> None:
+    from .exports import export
+
+    rows = export(options.dataset, options.format, options.output, options.embeddings)
+    print(f"{options.output}: {rows} rows of {options.dataset}")
+
+
 _COMMANDS = {
     "diagnose": _diagnose,
     "duplicates": _duplicates,
+    "export": _export,
     "import-original": _import_original,
     "retry": _retry,
     "serve": _serve,

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import-original", help="make a run of the original's released JSON files"))
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
+    _add_export(commands.add_parser("export", help="write a built data set in another format"))
     return top
 
 
@@ -152,4 +153,20 @@ def _add_diagnose(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="the default is RUN/report/diagnostics, or runs/ground_truth"
+    )
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dataset", metavar="DATASET", help="a built directory, or hf://datasets/USER/NAME@REVISION")
+    command.add_argument("--format", choices=("llava", "messages", "webdataset", "original"), required=True)
+    command.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="what to make: a file (llava; messages: .jsonl or .parquet) or a directory (webdataset, original)",
+    )
+    command.add_argument(
+        "--embeddings",
+        metavar="DIR",
+        help="the built Unicorn-1.2M to take vectors from; the default is DATASET's config with_embeddings",
     )

@@ -36,6 +36,10 @@ class PublishError(UnicornError):
     """A built data set that the Hub does not take."""
 
 
+class ExportError(UnicornError):
+    """An export that cannot be made as it was asked for."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 
