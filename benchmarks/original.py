@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from generation.original_import import import_original
+from generation.original.importing import import_original
 from generation.rundir import RunDir
 
 KINDS = ["boat", "dog", "tree", "house", "lamp", "chair", "tower", "basket"]

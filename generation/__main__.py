@@ -157,8 +157,8 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 
 def _import_original(options: argparse.Namespace) -> None:
-    from .original_import import LICENSE, import_original
-    from .original_report import table
+    from .original.importing import LICENSE, import_original
+    from .original.report import table
     from .rundir import RunDir
 
     run = RunDir(options.run_dir, create=True)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generation import original
 from generation.errors import OriginalError
-from generation.original import read_row, read_values, survey
-from generation.original_defects import CaptionIndex, caption_defect, instruction_defect, task_of, turn_items
+from generation.original import reader as original
+from generation.original.defects import CaptionIndex, caption_defect, instruction_defect, task_of, turn_items
+from generation.original.reader import read_row, read_values, survey
 from tests.synthetic_release import caption_of, caption_row, choice_row, open_row, original_id, reasoning_row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

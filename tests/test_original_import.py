@@ -12,21 +12,22 @@ import datasets
 import pytest
 from huggingface_hub import DatasetCard
 
-from generation import original_shards
-from generation.builders import build
-from generation.config import TASKS, Duplicates, Server, load_recipe
+from generation.builders.build import build
+from generation.config import TASKS, Duplicates, Server
 from generation.duplicates_report import report_duplicates
 from generation.embeddings import embed
 from generation.errors import OriginalError, RunError
 from generation.instructions import make_instructions
-from generation.original_import import import_original
-from generation.original_report import table
-from generation.original_shards import MODEL
+from generation.original import shards as original_shards
+from generation.original.importing import import_original
+from generation.original.report import table
+from generation.original.shards import MODEL
+from generation.recipe import load_recipe
 from generation.retry import retry
 from generation.rundir import RunDir
 from generation.seeds import make_seeds
 from generation.show import show
-from generation.transfer import transfer
+from generation.transfer.stage import transfer
 from tests.conftest import ROOT, command, generation, manifest, rows, write_recipe
 from tests.fake_tgi import FakeTGI
 from tests.synthetic_release import (
@@ -186,7 +187,7 @@ def test_an_import_that_is_killed_anywhere_ends_as_one_that_was_not(tmp_path: Pa
 
 def test_nothing_half_made_is_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_release(tmp_path, 20)
-    monkeypatch.setattr("generation.original_import._captions", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("generation.original.importing._captions", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         imported(tmp_path, paths)
     with pytest.raises(RunError, match="'captions' has 0 of 3 shards"):

@@ -8,8 +8,8 @@ import re
 from array import array
 from itertools import pairwise
 
-from .checks import LETTERS, Item
-from .original import ReleasedRow, Turn
+from ..checks import LETTERS, Item
+from .reader import ReleasedRow, Turn
 
 IMAGE = "<image>"
 LONG_ANSWER_WORDS = 20.0  # see ``task_of``

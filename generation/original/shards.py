@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from .ask import Row
-from .files import guarded
-from .original import ReleasedFile, ReleasedRow, read_rows
-from .records import IMPORTED_REJECTED_SCHEMA
-from .rundir import RunDir
-from .sealing import ArrowRows
+from ..ask import Row
+from ..files import guarded
+from ..records import IMPORTED_REJECTED_SCHEMA
+from ..rundir import RunDir
+from ..sealing import ArrowRows
+from .reader import ReleasedFile, ReleasedRow, read_rows
 
 MODEL = "Qwen2.5-72B-Instruct (as its authors say)"
 _EXAMPLES = 5  # of each defect

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import ijson
 
-from .errors import OriginalError
+from ..errors import OriginalError
 
 CHUNK_BYTES = 1 << 20
 _PEEKED = 1000  # rows by which a file's kind is told

@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from . import checks
-from .ask import Row
-from .errors import OriginalError, RunError
-from .original import ReleasedFile, ReleasedRow, survey
-from .original_defects import CaptionIndex, caption_defect
-from .original_instructions import import_instructions
-from .original_shards import Report, Tally, begin_stage, close_stage, count_of, rows_of, seal_rows
-from .progress import progress
-from .records import IMPORTED_CAPTION_SCHEMA, MAX_SHARD_ROWS, MAX_SHARDS, SEED_SCHEMA, row_id
-from .rundir import RunDir
+from .. import checks
+from ..ask import Row
+from ..errors import OriginalError, RunError
+from ..progress import progress
+from ..records import IMPORTED_CAPTION_SCHEMA, MAX_SHARD_ROWS, MAX_SHARDS, SEED_SCHEMA, row_id
+from ..rundir import RunDir
+from .defects import CaptionIndex, caption_defect
+from .instructions import import_instructions
+from .reader import ReleasedFile, ReleasedRow, survey
+from .shards import Report, Tally, begin_stage, close_stage, count_of, rows_of, seal_rows
 
 STAGE = "import"
 SOURCE = "unicorn_original"

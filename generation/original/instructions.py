@@ -10,16 +10,16 @@ from typing import Any
 
 import orjson
 
-from . import checks
-from .ask import Row
-from .config import TASKS
-from .instructions import stage_of
-from .original import ReleasedFile, ReleasedRow
-from .original_defects import CaptionIndex, answer_words, instruction_defect, task_of, turn_items
-from .original_shards import Report, Spools, Tally, begin_stage, close_stage, count_of, rows_of, seal_rows
-from .progress import progress
-from .records import IMPORTED_INSTRUCTION_SCHEMA, MAX_SHARD_ROWS
-from .rundir import RunDir
+from .. import checks
+from ..ask import Row
+from ..config import TASKS
+from ..instructions import stage_of
+from ..progress import progress
+from ..records import IMPORTED_INSTRUCTION_SCHEMA, MAX_SHARD_ROWS
+from ..rundir import RunDir
+from .defects import CaptionIndex, answer_words, instruction_defect, task_of, turn_items
+from .reader import ReleasedFile, ReleasedRow
+from .shards import Report, Spools, Tally, begin_stage, close_stage, count_of, rows_of, seal_rows
 
 _BAR_WORDS = 5  # width of a bar of the histogram
 

@@ -1,6 +1,6 @@
 """What an import found, for a person to read."""
 
-from .original_shards import Report
+from .shards import Report
 
 
 def table(report: Report) -> str:
