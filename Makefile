@@ -18,7 +18,7 @@ demo: .venv/ready ## set up, then run every stage on the embedded model and buil
 	@printf '  >>> load_dataset("unicorn-471k-instruction", split="train")[0]["conversations"]\n\n'
 
 test: .venv/ready-to-test ## set up, then run the tests (no GPU, no Hub)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/ready-to-test ## style and types
 	$(BIN)/ruff check .

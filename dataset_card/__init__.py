@@ -2,6 +2,7 @@
 hand, and a fact that is missing fails the build."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
 from generation.transfer import Fitted
+
+from .pictures import draw
 
 if TYPE_CHECKING:
     from generation.builders.build import Built
@@ -93,13 +96,14 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
         name: record for name, record in stages.items() if name == "captions" or name.startswith("instructions/")
     }
     written_here = {name: record for name, record in generated.items() if not run.imported(name)}
+    statistics = {name: record["statistics"] for name, record in generated.items() if name != "captions"}
     method = next(name.split("/")[1] for name in stages if name.startswith("image_embeddings/"))
     return {
         "code_version": __version__,
         "run": run.manifest,
         "rows": built.configs[0].info.splits["train"].num_examples,
         "configs": built.configs,
-        "example": built.example,
+        "examples": built.examples,
         "demonstration": any(record["demonstration"] for record in generated.values()),
         "models": sorted({record["fingerprint"]["model"]["id"] for record in generated.values()}),
         "encoder": stages["text_embeddings"]["fingerprint"],
@@ -111,10 +115,29 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
         "prompts": [_prompt(recorded) for recorded in _recorded_prompts(written_here.values())],
         "imported": _imported(run),
         "written_here": list(written_here),
-        "statistics": {name: record["statistics"] for name, record in generated.items() if name != "captions"},
-        "diversity": measure(built.sample) | built.words,
+        "statistics": statistics,
+        "diversity": measure(built.sample) | _words(built.lengths),
+        "pictures": _pictures(built, statistics),
         "truncated": sum(record["truncated"] for record in stages["text_embeddings"]["files"].values()),
     }
+
+
+def _words(lengths: list[int]) -> dict[str, float]:
+    """Mean, least and most words of a caption, out of captions by length."""
+    used = [words for words, captions in enumerate(lengths) if captions]
+    mean = sum(words * captions for words, captions in enumerate(lengths)) / sum(lengths)
+    return {"mean_words": mean, "min_words": used[0], "max_words": used[-1]}
+
+
+def _pictures(built: "Built", statistics: dict[str, Any]) -> dict[str, str]:
+    """Lengths; and of conversations the letters and the kinds of questions, all tasks together."""
+    if not any("task" in example for example in built.examples):
+        return draw(built.directory, built.lengths, {}, {})
+    letters, kinds = Counter[str](), Counter[str]()
+    for figures in statistics.values():
+        letters.update(figures["letters"])
+        kinds.update(figures["question_kinds"])
+    return draw(built.directory, built.lengths, dict(sorted(letters.items())), dict(kinds.most_common(10)))
 
 
 def _funnel(run: RunDir, stage: str) -> dict[str, Any]:

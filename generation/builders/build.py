@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -43,9 +44,10 @@ class Built:
     """What was written, and what the card tells of it."""
 
     configs: list[BuiltConfig]
-    example: dict[str, Any]  # the first row, names in place of labels, without its embedding
+    directory: Path
+    examples: list[dict[str, Any]]  # a row of each task, names in place of labels, without its embedding
     sources: dict[str, int]  # rows by the source of their seed
-    words: dict[str, float]  # white-space separated words of a caption: mean, min, max
+    lengths: list[int]  # captions by their white-space separated words, from 0 on
     sample: list[str]  # captions spread evenly over the rows
 
 
@@ -110,7 +112,9 @@ def _write_parts(builder_class: type[UnicornBuilder], run: RunDir, output: Path,
             name = f"{FOLDERS[builder.config.name]}/train-{number:05d}-of-{len(parts):05d}.parquet"
             files[name] = _write(table, output / name, builder.config.name)
             sizes.append(table.nbytes)
-        return _Part(files, sizes, *_summary(text, step), _example(text, builders[0].info.features, number))
+        new_task = not number or parts[number - 1].rsplit(":", 1)[0] != parts[number].rsplit(":", 1)[0]
+        examples = [_example(text, builders[0].info.features)] if new_task else []
+        return _Part(files, sizes, *_summary(text, step), examples)
 
     made: list[_Part] = []
     with ThreadPoolExecutor(WRITERS) as pool, progress("build", rows, 0, "row") as bar:
@@ -118,7 +122,7 @@ def _write_parts(builder_class: type[UnicornBuilder], run: RunDir, output: Path,
             made.append(part)
             bar.update(sum(part.sources.values()))
     shutil.rmtree(cache, ignore_errors=True)
-    return _built(builders, made)
+    return _built(output, builders, made)
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,12 @@ class _Part:
     files: dict[str, dict[str, Any]]
     sizes: list[int]  # bytes in memory, config by config
     sources: Counter[int]
-    words: tuple[int, int, int]  # sum, min, max
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
     sample: list[str]
-    example: dict[str, Any]
+    examples: list[dict[str, Any]]
 
 
-def _built(builders: list[UnicornBuilder], parts: list[_Part]) -> Built:
+def _built(output: Path, builders: list[UnicornBuilder], parts: list[_Part]) -> Built:
     if not parts:
         raise RunError("no row was accepted, so there is no data set to build; see the run's folder `rejected`")
     configs = []
@@ -143,23 +147,25 @@ def _built(builders: list[UnicornBuilder], parts: list[_Part]) -> Built:
         )
     label = builders[0].info.features["source"]
     counts = sum((part.sources for part in parts), Counter[int]())
-    sums, lows, tops = zip(*(part.words for part in parts), strict=True)
+    lengths = np.zeros(max(len(part.lengths) for part in parts), np.int64)
+    for part in parts:
+        lengths[: len(part.lengths)] += part.lengths
     return Built(
         configs,
-        parts[0].example,
+        output,
+        [example for part in parts for example in part.examples],
         {name: counts[number] for number, name in enumerate(label.names)},
-        {"mean_words": sum(sums) / counts.total(), "min_words": min(lows), "max_words": max(tops)},
+        lengths.tolist(),
         [caption for part in parts for caption in part.sample],
     )
 
 
-def _summary(text: pa.Table, step: int) -> tuple[Counter[int], tuple[int, int, int], list[str]]:
-    """Sources, words and some captions of a part."""
+def _summary(text: pa.Table, step: int) -> tuple[Counter[int], np.ndarray[Any, np.dtype[np.int64]], list[str]]:
+    """Sources, lengths and some captions of a part."""
     sources = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(text["source"]).to_pylist()})
     words = pc.list_value_length(pc.utf8_split_whitespace(text["caption"]))
-    extremes = pc.min_max(words).as_py()
     sample = text["caption"].take(pa.array(range(0, len(text), step))).to_pylist()
-    return sources, (pc.sum(words).as_py(), extremes["min"], extremes["max"]), sample
+    return sources, np.bincount(words.to_numpy()), sample
 
 
 def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
@@ -188,10 +194,8 @@ def _info(builder: UnicornBuilder, files: dict[str, dict[str, Any]], size: int) 
     return info
 
 
-def _example(text: pa.Table, features: datasets.Features, number: int) -> dict[str, Any]:
-    """The first row of the first part, as people read it."""
-    if number:
-        return {}
+def _example(text: pa.Table, features: datasets.Features) -> dict[str, Any]:
+    """The first row, as people read it."""
     row: dict[str, Any] = text.slice(0, 1).to_pylist()[0]
     labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     return {name: row[name] for name in features} | {name: label.int2str(row[name]) for name, label in labels.items()}
