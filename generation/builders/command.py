@@ -2,11 +2,11 @@
 
 import argparse
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import UnicornError
+from ..arguments import add_log_json
+from ..events import run_command
 from .build import build
 from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
 
@@ -14,20 +14,20 @@ from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
 def main(builder_class: type[UnicornBuilder]) -> int:
     """Builds, and publishes or fills the cache where asked; returns the exit status."""
     options = _parser(builder_class).parse_args()
-    try:
-        build(builder_class, options.run_dir, options.output, options.version)
-        print(f"{options.output}: version {options.version}, built from {options.run_dir}")
-        if options.fill_cache:
-            _fill_cache(builder_class, options.output, options.fill_cache)
-        if options.push_to_hub:
-            from .publish import publish
+    again = "stopped; an older build, if there is one, is as it was. Give the same command again"
+    return run_command(lambda: _build(builder_class, options), options.log_json, again)
 
-            tag = publish(options.output, options.push_to_hub, options.private)
-            print(f'load_dataset("{options.push_to_hub}", revision="{tag}") reads it from the Hub')
-    except UnicornError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+def _build(builder_class: type[UnicornBuilder], options: argparse.Namespace) -> None:
+    build(builder_class, options.run_dir, options.output, options.version)
+    print(f"{options.output}: version {options.version}, built from {options.run_dir}")
+    if options.fill_cache:
+        _fill_cache(builder_class, options.output, options.fill_cache)
+    if options.push_to_hub:
+        from .publish import publish
+
+        tag = publish(options.output, options.push_to_hub, options.private)
+        print(f'load_dataset("{options.push_to_hub}", revision="{tag}") reads it from the Hub')
 
 
 def _parser(builder_class: type[UnicornBuilder]) -> argparse.ArgumentParser:
@@ -50,6 +50,7 @@ def _parser(builder_class: type[UnicornBuilder]) -> argparse.ArgumentParser:
         metavar="CONFIG",
         help=f'put a config into the cache of datasets: load_dataset("{builder_class.NAME}") then works from anywhere',
     )
+    add_log_json(parser)
     return parser
 
 
