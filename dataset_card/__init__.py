@@ -16,6 +16,7 @@ from generation import __version__
 from generation.builders.builder import FOLDERS
 from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
+from generation.progress import counted
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
 from generation.transfer import Fitted
@@ -139,20 +140,20 @@ def _diversity(run: RunDir) -> dict[str, float]:
     step = -(-sum(run.record("captions", shard)["rows"] for shard in run.sealed("captions")) // DIVERSITY_SAMPLE)
     sample: list[str] = []
     lengths = []
-    for shard in run.sealed("captions"):
+    for shard in counted(run.sealed("captions"), "card, lengths", "shard"):
         captions = run.table("captions", shard)["caption"]
         sample += captions.take(pa.array(range(0, len(captions), step))).to_pylist()
         lengths.append(pc.list_value_length(pc.utf8_split_whitespace(captions)))
     words = pa.chunked_array([chunk for column in lengths for chunk in column.chunks], pa.int32())
     extremes = pc.min_max(words).as_py()
     exact = {"mean_words": pc.mean(words).as_py(), "min_words": extremes["min"], "max_words": extremes["max"]}
-    return measure(sample) | exact
+    return measure(counted(sample, "card, diversity", "caption")) | exact
 
 
 def _sources(run: RunDir) -> dict[str, dict[str, Any]]:
     """Licence and captions of every seed source."""
     counts: dict[str, int] = {}
-    for shard in run.sealed("captions"):
+    for shard in counted(run.sealed("captions"), "card, sources", "shard"):
         for entry in pc.value_counts(run.table("captions", shard)["source"]).to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     sources = run.stage("seeds")["sources"]

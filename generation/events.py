@@ -11,6 +11,7 @@ Every line has ``time`` (ISO 8601, UTC) and ``event``, which is one of
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -36,12 +37,15 @@ class _Log:
 
     def __init__(self, file: TextIO, owns_stderr: bool) -> None:
         self.file, self.owns_stderr = file, owns_stderr
-        self._lock = threading.RLock()
+        self._lock, self.ended = threading.RLock(), False
 
     def write(self, event: str, facts: dict[str, Any]) -> None:
         """Writes one line; where it cannot be written, the work goes on without it."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts})
         with self._lock, suppress(OSError, ValueError):  # ValueError: closed
+            if self.ended:  # a bar that an error's traceback has kept alive
+                return
+            self.ended = event == "end"
             self.file.write(line + "\n")
             self.file.flush()
 
@@ -139,7 +143,8 @@ def _add(stack: ExitStack, logger: logging.Logger, handler: logging.Handler) -> 
 @contextmanager
 def _opened(log: str) -> Iterator[_Log]:
     if log == STDERR:
-        yield _Log(sys.stderr, owns_stderr=True)
+        with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as own:
+            yield _Log(own, owns_stderr=True)
         return
     with ExitStack() as stack:
         try:

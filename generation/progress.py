@@ -5,14 +5,16 @@ import itertools
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Never, Protocol, Self
+from typing import Any, Never, Protocol, Self, TypeVar
 
 from tqdm import tqdm
 
 from . import events
+
+T = TypeVar("T")
 
 LOOK_S = 1.0  # between two looks at the rates
 EVENT_S = 5.0  # between two events of a bar
@@ -123,6 +125,22 @@ def progress(stage: str, total: int | None, done: int, unit: str, delay_s: float
     """A bar that counts ``unit`` from ``done`` (made by an earlier run) to ``total``, on stderr; not before
     ``delay_s``."""
     return Bar(stage, total, done, unit, delay_s)
+
+
+def counted(items: Iterable[T], stage: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """The items one by one, under a bar that shows itself where they take over ``SOON_S`` seconds.
+
+    Args:
+        items: what is gone through.
+        stage: the bar's name.
+        unit: what an item is.
+        total: how many there are; needed only where ``len(items)`` does not say.
+    """
+    known = len(items) if total is None and isinstance(items, Sized) else total
+    with progress(stage, known, 0, unit, SOON_S) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 class Spent(Protocol):

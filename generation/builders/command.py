@@ -2,11 +2,17 @@
 
 import argparse
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import datasets
 
 from ..arguments import add_log_json
 from ..events import run_command
+from ..manifest import read_manifest
+from ..progress import SOON_S, progress
 from .build import build
 from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
 
@@ -65,6 +71,17 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
     own configs here: given as an option, it would become part of their names in the cache."""
     folder = str(output.resolve())
     configs = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
-    cached = type(builder_class.__name__, (builder_class,), {"BUILDER_CONFIGS": configs})
+    files = read_manifest(output / "manifest.json")["built"]["files"]
+    rows = sum(facts["rows"] for name, facts in files.items() if name.startswith(f"{FOLDERS[config]}/"))
+
+    def tables(self: UnicornBuilder, parts: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        with progress(f"cache {config}", rows, 0, "row", SOON_S) as bar:
+            for key, table in builder_class._generate_tables(self, parts):
+                yield key, table
+                bar.update(len(table))
+
+    datasets.disable_progress_bars()  # they know no total, and are no JSON
+    own = {"BUILDER_CONFIGS": configs, "_generate_tables": tables}
+    cached = type(builder_class.__name__, (builder_class,), own)
     cached(config_name=config, dataset_name=builder_class.NAME, hash="built").download_and_prepare()
     print(f'load_dataset("{builder_class.NAME}", "{config}") now works from any directory')
