@@ -103,12 +103,15 @@ def _chunks(one: tuple[str, Rows], other: tuple[str, Rows]) -> Iterator[tuple[np
         if len(shape) != 2 or shape != other_shape:
             raise ValueError(f"{name} has shape {shape}, but {other_name} {other_shape}; both must be the same [n, d]")
         for first in range(0, shape[0], CHUNK_ROWS):
-            yield _checked(name, rows, first), _checked(other_name, other_rows, first)
+            last = min(first + CHUNK_ROWS, shape[0])  # a slice of a file refuses to end beyond it
+            yield _checked(name, rows, first, last), _checked(other_name, other_rows, first, last)
 
 
 def _parts(name: str, rows: Rows) -> list[tuple[str, Any]]:
     """Arrays, or slices of files that are read when they are indexed, each with its name."""
-    if not len(rows) or not isinstance(rows[0], str | Path):
+    if not len(rows):
+        return []
+    if not isinstance(rows[0], str | Path):
         return [(name, np.asarray(rows, np.float64))]
     found = []
     for path in map(str, rows):
@@ -124,8 +127,8 @@ def _shape(rows: Any) -> tuple[int, ...]:
     return tuple(rows.shape if isinstance(rows, np.ndarray) else rows.get_shape())
 
 
-def _checked(name: str, rows: Any, first: int) -> np.ndarray:
-    chunk = np.asarray(rows[first : first + CHUNK_ROWS], np.float64)
+def _checked(name: str, rows: Any, first: int, last: int) -> np.ndarray:
+    chunk = np.asarray(rows[first:last], np.float64)
     norms = _norms(chunk)
     if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
         raise ValueError(f"{name}, row {first + bad[0]}: the vector is zero or not finite; mend or leave out the pair")
