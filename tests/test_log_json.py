@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,14 @@ def test_a_bug_keeps_its_traceback_and_a_bar_that_it_leaves_behind_says_nothing_
 
 
 def test_a_generator_that_outlives_the_command_says_nothing_after_the_end(tmp_path: Path) -> None:
+    def rows() -> Iterator[int]:
+        with progress("s", 2, 0, "row") as bar:
+            for row in (1, 2):
+                yield row
+                bar.update()
+
     def act() -> None:
-        kept = counted([1, 2], "s", "row")
+        kept = rows()
         next(kept)
         raise RunError(f"{tmp_path} is gone")
 
