@@ -133,8 +133,8 @@ def test_every_command_takes_the_option() -> None:
 # -- in this process ---------------------------------------------------------------------------------------------
 
 
-def told_by(act: Any, log: Path, status: int = 0) -> list[dict[str, Any]]:
-    assert events.run_command(act, str(log), "stopped") == status
+def told_by(act: Any, log: Path) -> list[dict[str, Any]]:
+    assert events.run_command(act, str(log), "stopped") == 0
     return lines(log.read_text())
 
 
@@ -202,7 +202,9 @@ def test_a_generator_that_outlives_the_command_says_nothing_after_the_end(tmp_pa
         next(kept)
         raise RunError(f"{tmp_path} is gone")
 
-    assert told_by(act, tmp_path / "log", 1)[-1]["message"] == f"{tmp_path} is gone"
+    assert events.run_command(act, str(tmp_path / "log"), "stopped") == 1
+    *_, end = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (end["event"], end["message"]) == ("end", f"{tmp_path} is gone")
 
 
 def test_prints_and_warnings_of_libraries_are_lines_like_all_others(tmp_path: Path) -> None:
