@@ -62,7 +62,7 @@ class Unicorn12M(UnicornBuilder):
         stage = f"image_embeddings/{method}"
         shards = run.finished(stage, "captions")
         paths = [run.path / "transfer" / f"{method}.safetensors", *(run.shard_path(stage, shard) for shard in shards)]
-        return [run.verified(stage, path) for path in paths]
+        return run.all_verified(stage, paths)
 
     @classmethod
     def card(cls, run: RunDir, built: Built) -> str:

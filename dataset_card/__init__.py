@@ -15,6 +15,7 @@ from generation import __version__
 from generation.builders.builder import FOLDERS
 from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
+from generation.progress import counted
 from generation.prompts import load_prompt
 from generation.rundir import RunDir
 from generation.transfer import Fitted
@@ -116,7 +117,7 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
         "imported": _imported(run),
         "written_here": list(written_here),
         "statistics": statistics,
-        "diversity": measure(built.sample) | _words(built.lengths),
+        "diversity": measure(counted(built.sample, "card, diversity", "caption")) | _words(built.lengths),
         "pictures": _pictures(built, statistics),
         "truncated": sum(record["truncated"] for record in stages["text_embeddings"]["files"].values()),
     }

@@ -4,34 +4,26 @@ Heavy libraries are imported inside the command that needs them, so that ``--hel
 """
 
 import argparse
-import logging
 import shlex
 import signal
 import sys
 from typing import Any
 
 from .arguments import STAGES, parser
-from .errors import Stopped, UnicornError
+from .events import run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 refused or failed, 130 stopped by a signal."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        _COMMANDS.get(options.command, _generate)(options)
-    except (Stopped, KeyboardInterrupt):
-        again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
-        print(f"\nstopped; nothing that was answered is lost. The same command goes on:\n  {again}", file=sys.stderr)
-        return 130
-    except UnicornError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 1
-    return 0
+    again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
+    return run_command(
+        lambda: _COMMANDS.get(options.command, _generate)(options),
+        options.log_json,
+        f"stopped; nothing that was answered is lost. The same command goes on:\n  {again}",
+    )
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -48,7 +48,21 @@ def parser() -> argparse.ArgumentParser:
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     _add_export(commands.add_parser("export", help="write a built data set in another format"))
+    for command in commands.choices.values():
+        add_log_json(command)
     return top
+
+
+def add_log_json(command: argparse.ArgumentParser) -> None:
+    """``--log-json``, of every command."""
+    command.add_argument(
+        "--log-json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="progress, warnings and the end as one JSON object a line: on stderr, in place of what people read; or "
+        "at the end of FILE (as --log-json=FILE), beside it",
+    )
 
 
 def _add_server(command: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from .config import Server
 from .errors import Stopped, StopRun
 from .files import guarded
 from .journal import Journal, Record
-from .progress import BulkProgress
+from .progress import BulkProgress, counted
 from .rundir import RunDir
 from .sealing import seal_shard
 from .tgi.connect import connect
@@ -46,11 +46,16 @@ def carry_out(run: RunDir, server: Server, task: BulkTask[Any]) -> None:
 async def _carry_out(run: RunDir, server: Server, task: BulkTask[Any], shards: list[int]) -> None:
     async with connect(server) as scheduler:
         await pin(run, task, scheduler)
-        with BulkProgress(task.stage, sum(map(task.count, shards)), lambda: scheduler.in_flight) as progress:
+        with BulkProgress(task.stage, _rows(task, shards), lambda: scheduler.in_flight) as bar:
             try:
-                await _BulkStage(run, task, scheduler, progress).complete(shards, server.grace_s)
+                await _BulkStage(run, task, scheduler, bar).complete(shards, server.grace_s)
             finally:
-                run.note(task.stage, sessions=[*run.stage(task.stage).get("sessions", ()), progress.session()])
+                run.note(task.stage, sessions=[*run.stage(task.stage).get("sessions", ()), bar.session()])
+
+
+def _rows(task: BulkTask[Any], shards: list[int]) -> int:
+    """How many rows the shards have; some tasks read them to know."""
+    return sum(map(task.count, counted(shards, f"{task.stage}, rows", "shard")))
 
 
 @dataclass

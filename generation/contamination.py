@@ -15,6 +15,7 @@ import numpy as np
 from .duplicates import Finding
 from .errors import SeedError
 from .ngrams import ngrams, normalised
+from .progress import counted
 from .texts import read_texts
 
 
@@ -61,8 +62,11 @@ def read_benchmark(path: Path, column: str, ngram: int) -> Benchmark:
     return Benchmark(questions, ngram)
 
 
-def find_contaminated(rows: Iterable[tuple[str, str]], benchmark: Benchmark) -> Iterator[tuple[str, Finding]]:
-    """Ids of the rows that hold a question of the benchmark, each with its finding, in the order of ``rows``."""
-    for row, text in rows:
+def find_contaminated(
+    rows: Iterable[tuple[str, str]], benchmark: Benchmark, total: int | None = None
+) -> Iterator[tuple[str, Finding]]:
+    """Ids of the rows that hold a question of the benchmark, each with its finding, in the order of ``rows``;
+    ``total``, how many rows there are, is for the bar."""
+    for row, text in counted(rows, "contamination", "row", total):
         if question := benchmark.hit(text):
             yield row, Finding("contaminated", question)

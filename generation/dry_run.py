@@ -14,6 +14,7 @@ from .config import Recipe, Server, instruction_tasks
 from .errors import RunError, ServerError
 from .instructions import conversation_task, stage_of, task_pools
 from .journal import Journal
+from .progress import progress
 from .rundir import RunDir
 from .seeds import make_seeds
 from .tgi.connect import connect
@@ -173,10 +174,13 @@ async def _estimate(
 async def _probe(scheduler: Scheduler, task: BulkTask[Any], items: list[Any]) -> tuple[list[Answer], float]:
     if not items:
         return [], 0.0
-    await scheduler.warm_up(task.question)
-    start = time.monotonic()
-    asked = (scheduler.ask(task.request(item, 1)) for item in items)
-    replies = await asyncio.gather(*asked, return_exceptions=True)
+    with progress(f"{task.stage}, probes", len(items), 0, "answer") as bar:
+        await scheduler.warm_up(task.question)
+        start = time.monotonic()
+        asked = [asyncio.ensure_future(scheduler.ask(task.request(item, 1))) for item in items]
+        for reply in asked:
+            reply.add_done_callback(lambda _: bar.update())
+        replies = await asyncio.gather(*asked, return_exceptions=True)
     answers = [reply for reply in replies if isinstance(reply, Answer)]
     if not answers:
         raise next(reply for reply in replies if isinstance(reply, ServerError))

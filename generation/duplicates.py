@@ -31,6 +31,7 @@ from .config import Duplicates
 from .errors import RunError
 from .files import guarded
 from .ngrams import FACTOR, Hashes, ngrams, normalised, text_hash
+from .progress import counted
 from .rundir import RunDir
 
 NGRAMS = {"seeds": 2, "captions": 3}  # words; see above
@@ -69,7 +70,14 @@ def duplicate_ids(run: RunDir, stage: str, settings: Duplicates) -> dict[str, Fi
         RunError: the stage has no sealed shard, or a shard was changed.
     """
     ngram = settings.ngram or NGRAMS[stage]
-    return find_duplicates(stage_texts(run, stage), settings.near_threshold, ngram, run.path)
+    return find_duplicates(
+        stage_texts(run, stage), settings.near_threshold, ngram, run.path, total=stage_rows(run, stage)
+    )
+
+
+def stage_rows(run: RunDir, stage: str) -> int:
+    """How many sealed rows a stage has."""
+    return sum(run.record(stage, shard)["rows"] for shard in run.sealed(stage))
 
 
 def stage_texts(run: RunDir, stage: str) -> Iterator[tuple[str, str]]:
@@ -89,7 +97,12 @@ def stage_texts(run: RunDir, stage: str) -> Iterator[tuple[str, str]]:
 
 
 def find_duplicates(
-    rows: Iterable[tuple[str, str]], near_threshold: float, ngram: int, folder: Path, kept: int = 0
+    rows: Iterable[tuple[str, str]],
+    near_threshold: float,
+    ngram: int,
+    folder: Path,
+    kept: int = 0,
+    total: int | None = None,
 ) -> dict[str, Finding]:
     """Which rows repeat an earlier row that is kept. The result depends on the rows and their order alone.
 
@@ -99,6 +112,7 @@ def find_duplicates(
         ngram: words in an n-gram.
         folder: where the temporary file lies.
         kept: so many rows at the start are kept, whatever they repeat.
+        total: how many rows there are, for the bar.
 
     Returns:
         Findings by id, in run order; each matches the first kept row that it repeats.
@@ -108,7 +122,7 @@ def find_duplicates(
     """
     with guarded(folder, lambda: tempfile.TemporaryFile(dir=folder)) as file:
         index = _Index(file, near_threshold)
-        for row, text in rows:
+        for row, text in counted(rows, "duplicates, signatures", "row", total):
             plain = normalised(text)
             guarded(folder, lambda: index.add(row, text_hash(plain), ngrams(plain, ngram)))  # noqa: B023
         guarded(folder, index.flush)
@@ -203,7 +217,8 @@ class _Index:
         order = np.argsort(members, kind="stable")
         numbers, begins = np.unique(members[order], return_index=True)
         filled = np.zeros_like(starts)  # at a bucket's start: how many rows of it are kept; they move to its front
-        for row, begin, end in zip(numbers.tolist(), begins, [*begins[1:], len(order)], strict=False):
+        proposed = zip(numbers.tolist(), begins, [*begins[1:], len(order)], strict=False)
+        for row, begin, end in counted(proposed, "duplicates, comparison", "row", len(numbers)):
             buckets = starts[order[begin:end]]
             others = np.concatenate([members[bucket : bucket + filled[bucket]] for bucket in buckets])
             match = self._match(row, np.unique(others)) if row >= kept and len(others) else None

@@ -7,8 +7,9 @@ from typing import Any
 
 from .config import Decontaminate, Duplicates, settings
 from .contamination import find_contaminated, read_benchmark
-from .duplicates import NGRAMS, Finding, duplicate_ids, stage_texts
+from .duplicates import NGRAMS, Finding, duplicate_ids, stage_rows, stage_texts
 from .files import file_sha256, seal
+from .progress import counted
 from .rundir import RunDir
 
 REASONS = ("duplicate_exact", "duplicate_near", "contaminated")
@@ -34,20 +35,21 @@ def report_duplicates(run: RunDir, stage: str, near: Duplicates, benchmark: Deco
     """
     questions = read_benchmark(Path(benchmark.file), benchmark.column, benchmark.ngram) if benchmark else None
     findings = duplicate_ids(run, stage, near)
+    rows = stage_rows(run, stage)
     if questions:
-        findings |= dict(find_contaminated(stage_texts(run, stage), questions))
+        findings |= dict(find_contaminated(stage_texts(run, stage), questions, rows))
     counts: Counter[str] = Counter(finding.reason for finding in findings.values())
     report: dict[str, Any] = {
         "stage": stage,
-        "rows": sum(run.record(stage, shard)["rows"] for shard in run.sealed(stage)),
+        "rows": rows,
         "near_threshold": near.near_threshold,
         "ngram": near.ngram or NGRAMS[stage],
         "benchmark": settings(benchmark) | {"sha256": file_sha256(Path(benchmark.file))} if benchmark else None,
         "counts": {reason: counts[reason] for reason in REASONS},
         "examples": _examples(run, stage, findings),
     }
-    rows = [{"id": row, **_plain(finding)} for row, finding in sorted(findings.items())]
-    text = json.dumps(report | {"findings": rows}, indent=1) + "\n"
+    single = [{"id": row, **_plain(finding)} for row, finding in sorted(findings.items())]
+    text = json.dumps(report | {"findings": single}, indent=1) + "\n"
     seal(run.path / "report" / f"duplicates_{stage}.json", lambda target: target.write_text(text, encoding="utf-8"))
     return report
 
@@ -74,7 +76,8 @@ def _examples(run: RunDir, stage: str, findings: dict[str, Finding]) -> list[dic
     for reason in REASONS:
         chosen += [item for item in sorted(findings.items()) if item[1].reason == reason][:_EXAMPLES]
     wanted = {row for row, finding in chosen} | {finding.match for _, finding in chosen}
-    texts = {row: text for row, text in stage_texts(run, stage) if row in wanted} if chosen else {}
+    everything = counted(stage_texts(run, stage), "duplicates, examples", "row", stage_rows(run, stage))
+    texts = {row: text for row, text in everything if row in wanted} if chosen else {}
     return [
         {"id": row, "text": texts[row], **_plain(finding), "match_text": texts.get(finding.match)}
         for row, finding in chosen

@@ -8,8 +8,6 @@ import logging
 from contextlib import closing
 from typing import Any
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from .config import Recipe
 from .encoders import Encoded, load_encoder
 from .encoders.workers import encode_shards
@@ -46,7 +44,6 @@ def embed(run: RunDir, recipe: Recipe) -> None:
     warned = False
     with (
         progress(STAGE, sum(run.record("captions", shard)["rows"] for shard in shards), 0, "caption") as bar,
-        logging_redirect_tqdm(),
         closing(encode_shards(encoder, recipe.embed, recipe.directory, shards, texts, bar.update)) as encoding,
     ):
         for shard, encoded in encoding:

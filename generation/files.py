@@ -11,14 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import RunError
+from .progress import SOON_S, progress
 
 T = TypeVar("T")
+_LARGE = 1 << 28  # bytes; hashing fewer takes no time worth a bar
+_CHUNK = 1 << 20  # bytes
 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if (size := path.stat().st_size) < _LARGE:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file, progress(f"sha256 {path.name}", size, 0, "B", SOON_S) as bar:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
 
 
 def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:

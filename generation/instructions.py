@@ -11,6 +11,7 @@ from .ask import BulkTask, Row
 from .bulk import carry_out
 from .config import InstructionTask, Recipe, instruction_tasks, settings
 from .errors import RecipeError
+from .progress import counted
 from .prompts import load_prompt
 from .records import INSTRUCTION_SCHEMA, draw
 from .rundir import RunDir
@@ -196,12 +197,17 @@ def shuffle_options(item: checks.Item, letter: str, *key: object) -> checks.Item
 
 def _items(run: RunDir, stage: str) -> Iterator[checks.Item]:
     """The items of all conversations of a stage, as their turns show them."""
-    for shard in run.sealed(stage):
+    for shard in counted(run.sealed(stage), f"{stage}, statistics", "shard"):
         for turns in run.table(stage, shard)["conversations"].to_pylist():
-            for human, gpt in zip(turns[::2], turns[1::2], strict=True):
-                question, *options = [line for line in human["value"].split("\n") if line != "<image>"]
-                item = {"Question": question, "Answer": gpt["value"]}
-                yield item | {"Options": {line[0]: line[3:] for line in options}} if options else item
+            yield from items_of(turns)
+
+
+def items_of(turns: list[dict[str, str]]) -> Iterator[checks.Item]:
+    """The items of one conversation as its turns show them: what ``conversation`` made of them, told back."""
+    for human, gpt in zip(turns[::2], turns[1::2], strict=True):
+        question, *options = [line for line in human["value"].split("\n") if line != "<image>"]
+        item = {"Question": question, "Answer": gpt["value"]}
+        yield item | {"Options": {line[0]: line[3:] for line in options}} if options else item
 
 
 def _caption_rows(run: RunDir, shard: int, rows: list[int]) -> list[CaptionRow]:

@@ -10,6 +10,7 @@ from .ask import BulkTask, Row
 from .bulk import carry_out
 from .config import TASKS, Server
 from .instructions import stage_of
+from .progress import counted
 from .prompts import load_prompt
 from .records import JUDGEMENT_SCHEMA
 from .rundir import RunDir
@@ -53,7 +54,7 @@ def judge(run: RunDir, server: Server, random_seed: int) -> dict[str, dict[str, 
         run.note(task.stage, inputs=inputs)
         carry_out(run, server, task)
         said: Counter[str] = Counter()
-        for shard in run.sealed(task.stage):
+        for shard in counted(run.sealed(task.stage), f"{task.stage}, verdicts", "shard"):
             said.update(run.table(task.stage, shard)["follows"].to_pylist())
         verdicts[name] = {"yes": said["yes"], "no": said["no"]}
         run.note(task.stage, verdicts=verdicts[name])

@@ -16,6 +16,7 @@ from .captions import caption_task
 from .config import TASKS, Captions, InstructionTask, Server, settings
 from .errors import RunError
 from .instructions import conversation_task, stage_of
+from .progress import counted
 from .rundir import RunDir
 from .sealing import note_balance, open_again
 from .tgi.protocol import Question
@@ -111,11 +112,11 @@ def _retry_stage(run: RunDir, server: Server, task: BulkTask[Any], reasons: Coll
     pending = set(run.due(task.stage, task.source)) - run.unsealed(task.stage).keys()
     if pending:
         raise RunError(f"{run.path}: stage '{task.stage}' has {len(pending)} shards to go; run it to its end first")
-    for shard in run.sealed(task.stage):
-        if any(map(wanted, run.record(task.stage, shard)["rejected_by_reason"])):
-            open_again(run, task.stage, shard, lambda row: wanted(row["reason"]))
-            if task.stage == "captions" and shard in run.sealed("text_embeddings"):
-                run.unseal("text_embeddings", shard)
+    again = [s for s in run.sealed(task.stage) if any(map(wanted, run.record(task.stage, s)["rejected_by_reason"]))]
+    for shard in counted(again, f"{task.stage}, opening", "shard"):
+        open_again(run, task.stage, shard, lambda row: wanted(row["reason"]))
+        if task.stage == "captions" and shard in run.sealed("text_embeddings"):
+            run.unseal("text_embeddings", shard)
     before = note_balance(run, task)
     if not run.unsealed(task.stage):
         return None

@@ -17,7 +17,8 @@ only then recorded: a run killed at any moment makes again what is not recorded,
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ from . import __version__
 from .errors import RunError
 from .files import file_sha256, guarded, seal, seal_table
 from .manifest import FORMAT, changes, now, read_manifest
+from .progress import counted
 
 if TYPE_CHECKING:
     import torch
@@ -265,6 +267,12 @@ class RunDir:
                 raise RunError(f"{path} was changed after it was sealed: sha256 {found}, recorded {known['sha256']}")
             self._verified.add(name)
         return path
+
+    def all_verified(self, stage: str, paths: Sequence[Path]) -> list[Path]:
+        """``verified`` for many files, some at a time."""
+        with ThreadPoolExecutor() as pool:
+            checked = pool.map(lambda path: self.verified(stage, path), paths)
+            return list(counted(checked, f"{stage}, sha256", "file", len(paths)))
 
     def save(self) -> None:
         """Writes the manifest atomically."""

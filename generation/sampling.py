@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .progress import counted
 from .records import draw
 from .rundir import RunDir
 from .sealing import rejected_rows
@@ -198,7 +199,7 @@ def _threshold(draws: Any, count: int) -> int:
 
 
 def _candidates(run: RunDir, of: Mapping[str, int]) -> Iterator[Candidate]:
-    for shard in map(int, of):
+    for shard in map(int, counted(of, "sample of captions", "shard")):
         table = run.table("captions", shard).select(["id", "source"]).slice(0, of[str(shard)])
         ids, sources = table["id"].to_pylist(), table["source"].to_pylist()
         for row, (id, source) in enumerate(zip(ids, sources, strict=True)):

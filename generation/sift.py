@@ -9,8 +9,9 @@ from .ask import Row
 from .captions import STAGE, caption_task
 from .config import Recipe
 from .contamination import find_contaminated, read_benchmark
-from .duplicates import Finding, duplicate_ids, stage_texts
+from .duplicates import Finding, duplicate_ids, stage_rows, stage_texts
 from .files import file_sha256
+from .progress import counted
 from .rundir import RunDir
 from .sealing import open_again, seal_again
 
@@ -32,7 +33,7 @@ def sift_captions(run: RunDir, recipe: Recipe) -> None:
     if benchmark:
         path = recipe.directory / benchmark.file
         questions = read_benchmark(path, benchmark.column, benchmark.ngram)
-        contaminated = dict(find_contaminated(stage_texts(run, STAGE), questions))
+        contaminated = dict(find_contaminated(stage_texts(run, STAGE), questions, stage_rows(run, STAGE)))
         counts.update(finding.reason for finding in contaminated.values())
         dropped |= contaminated if benchmark.action == "drop" else {}
     if near:
@@ -40,7 +41,7 @@ def sift_captions(run: RunDir, recipe: Recipe) -> None:
         counts.update(finding.reason for finding in repeated.values())
         dropped |= {id: finding for id, finding in repeated.items() if id not in dropped and near.action == "drop"}
     shards = sorted({int(id[:5]) for id in dropped} - _referred_to(run))
-    for shard in shards:
+    for shard in counted(shards, "captions, dropping", "shard"):
         open_again(run, STAGE, shard, reject=lambda row: _rejection(row, dropped))
     seal_again(run, caption_task(run, recipe.captions, recipe.random_seed), shards)
     run.note(

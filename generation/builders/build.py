@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import RunError
 from ..files import file_sha256
-from ..progress import progress
+from ..progress import counted, progress
 from ..rundir import RunDir
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
 
@@ -75,7 +75,7 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
     try:
         new.mkdir(parents=True)
         built = _write_parts(builder_class, run, new, version)
-        for path in builder_class.companions(run):
+        for path in counted(builder_class.companions(run), "build, companions", "file"):
             target = new / path.relative_to(run.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

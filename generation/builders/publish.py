@@ -5,8 +5,11 @@ from pathlib import Path
 
 from httpx2 import HTTPError  # what huggingface_hub raises; HfHubHTTPError is one
 from huggingface_hub import HfApi
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from .. import events
 from ..errors import PublishError
+from ..progress import progress
 
 
 def publish(directory: Path, repo_id: str, private: bool = False) -> str:
@@ -28,6 +31,8 @@ def publish(directory: Path, repo_id: str, private: bool = False) -> str:
     """
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     tag = f"v{manifest['built']['version']}"
+    if events.on_stderr():
+        disable_progress_bars()  # those of the bytes, which are no JSON
     hub = HfApi()
     try:
         hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -36,13 +41,15 @@ def publish(directory: Path, repo_id: str, private: bool = False) -> str:
                 f"{repo_id} already has a tag {tag}, and a tag is never moved: build with a higher --version. (If an "
                 "earlier call of this command made the tag, the data set is published.)"
             )
-        commit = hub.upload_folder(
-            repo_id=repo_id,
-            folder_path=directory,
-            repo_type="dataset",
-            commit_message=f"Version {tag[1:]}",
-            delete_patterns="*",
-        )
+        with progress(f"publish {repo_id}", 1, 0, "commit") as bar:
+            commit = hub.upload_folder(
+                repo_id=repo_id,
+                folder_path=directory,
+                repo_type="dataset",
+                commit_message=f"Version {tag[1:]}",
+                delete_patterns="*",
+            )
+            bar.update()
         hub.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset")
     except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError: a file that did not go through
         raise PublishError(

@@ -21,7 +21,7 @@ from .instructions import (
 )
 from .reader import READER_CODES, read_json
 from .sources import Source, read_source
-from .statistics import AnswerStatistics, answer_statistics, chi_square_p
+from .statistics import AnswerStatistics, ItemFacts, answer_statistics, chi_square_p, item_facts
 
 __all__ = [
     "ANSWER_CODES",
@@ -33,6 +33,7 @@ __all__ = [
     "CaptionLimits",
     "InstructionLimits",
     "Item",
+    "ItemFacts",
     "Source",
     "add_items",
     "answer_statistics",
@@ -41,6 +42,7 @@ __all__ = [
     "finish",
     "groundedness",
     "instruction_items",
+    "item_facts",
     "item_fault",
     "read_json",
     "read_source",

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .instructions import LETTERS, Item
+from .instructions import LETTERS, Item, groundedness
+from .sources import Source, leaks
 from .words import tokens, word_set
 
 _KINDS = {
@@ -38,6 +39,44 @@ class AnswerStatistics:
     question_kinds: dict[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ItemFacts:
+    """What one item adds to the figures of a set: the inputs of ``generation/metrics/instruction_quality``.
+
+    Args:
+        letter: the right option, A to D; empty for an open question.
+        kind: see ``question_kind``.
+        leak: whether it speaks of the caption.
+        groundedness: of its answer, see ``groundedness``.
+        longest_right: the chance to be right by taking a longest option; 0 for an open question.
+    """
+
+    letter: str
+    kind: str
+    leak: bool
+    groundedness: float
+    longest_right: float
+
+
+def item_facts(item: Item, source: Source) -> ItemFacts:
+    """The facts of one item that has the shape of its task.
+
+    Args:
+        item: with ``Question``, ``Answer`` and, for multiple choice, ``Options``.
+        source: of the caption that it is about (see ``read_source``).
+    """
+    options = item.get("Options", {})
+    right = options.get(item["Answer"], item["Answer"])
+    together = "\n".join([item["Question"], *(options.values() or [right])])
+    return ItemFacts(
+        letter=item["Answer"] if options else "",
+        kind=question_kind(item["Question"]),
+        leak=leaks(together, set(tokens(together.lower())), source),
+        groundedness=groundedness(item["Question"], right, source),
+        longest_right=_longest_right(item) if options else 0.0,
+    )
+
+
 def answer_statistics(items: Iterable[Item]) -> AnswerStatistics:
     """Counts items that passed their checks, in one pass and bounded memory.
 
@@ -49,9 +88,7 @@ def answer_statistics(items: Iterable[Item]) -> AnswerStatistics:
         kinds[question_kind(item["Question"])] += 1
         if "Options" in item:
             letters[item["Answer"]] += 1
-            sizes = {letter: len(option) for letter, option in item["Options"].items()}
-            longest = [letter for letter, size in sizes.items() if size == max(sizes.values())]
-            longest_right += (item["Answer"] in longest) / len(longest)
+            longest_right += _longest_right(item)
     counts = [letters[letter] for letter in LETTERS]
     return AnswerStatistics(
         items=kinds.total(),
@@ -60,6 +97,13 @@ def answer_statistics(items: Iterable[Item]) -> AnswerStatistics:
         longest_right=longest_right / max(1, letters.total()),
         question_kinds=dict(kinds.most_common()),
     )
+
+
+def _longest_right(item: Item) -> float:
+    """The chance that the right option is hit by taking a longest one."""
+    sizes = {letter: len(option) for letter, option in item["Options"].items()}
+    longest = [letter for letter, size in sizes.items() if size == max(sizes.values())]
+    return (item["Answer"] in longest) / len(longest)
 
 
 def question_kind(question: str) -> str:

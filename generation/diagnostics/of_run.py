@@ -87,7 +87,8 @@ def diagnose_run(
         for method in methods:
             look.now("pictures")
             drawn |= method_pictures(method, fitted[method], before, after[method], shown, paired)
-    given = {str(path): file_sha256(path) for path in (images, *(pairs or ())) if path and path.is_file()}
+        look.now("sha256 of the files given")
+        given = {str(path): file_sha256(path) for path in (images, *(pairs or ())) if path and path.is_file()}
     facts = {"run": str(run.path), "rows": rows, "seed": seed, "encoder": run.stage(TEXTS)["fingerprint"]}
     return Report(f"Diagnostics of {run.path}", remarks, sections, pictures=drawn, facts=facts | {"sha256": given})
 
@@ -153,7 +154,7 @@ def _of_pairs(look: _Look, fitted: dict[str, Fitted], pairs: Pairs | None, missi
 
 def _stage(run: RunDir, stage: str, name: str, source: str, norm: str) -> Vectors:
     shards = run.finished(stage, source)
-    return from_files(name, [run.verified(stage, run.shard_path(stage, shard)) for shard in shards], norm)
+    return from_files(name, run.all_verified(stage, [run.shard_path(stage, shard) for shard in shards]), norm)
 
 
 def _fitted(run: RunDir, method: str) -> Fitted:

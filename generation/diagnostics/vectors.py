@@ -8,6 +8,7 @@ import torch
 
 from ..errors import EmbeddingError
 from ..images import read_rows
+from ..progress import counted
 from ..records import draw
 
 CHUNK_ROWS = 4096
@@ -68,7 +69,8 @@ def from_files(name: str, paths: Sequence[Path], norm: str) -> Vectors:
         EmbeddingError: a file is missing or holds no such matrix, there is no row, or dimensions differ; and, once
             chunks are asked for, a row is not finite or its norm not allowed. Names the file and the row.
     """
-    shapes = {path: shape for path in paths if (shape := _shape(path))[0]}
+    looked = counted(paths, f"{name}, shapes", "file")
+    shapes = {path: shape for path in looked if (shape := _shape(path))[0]}
     if not shapes:
         raise EmbeddingError(f"{paths[0]} holds no row; nothing can be measured")
     known, (_, dimension) = next(iter(shapes.items()))

@@ -15,6 +15,7 @@ import torch
 from ..builders.places import transfer_method
 from ..errors import DatasetError
 from ..manifest import read_manifest
+from ..progress import counted
 from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, text_hashes
 from .texts import Texts
@@ -95,9 +96,9 @@ def verify(embeddings: Path, texts: Texts, vectors: Vectors) -> None:
         DatasetError: a vector was made from another text than the caption's.
     """
     run = RunDir(embeddings)
-    for shard in vectors.shards.values():
-        run.verified(str(Path(shard.path).relative_to(embeddings).parent), Path(shard.path))
-    for first in range(0, len(texts), CHUNK_ROWS):
+    paths = [Path(shard.path) for shard in vectors.shards.values()]
+    run.all_verified(str(paths[0].relative_to(embeddings).parent), paths)  # all of one transfer method
+    for first in counted(range(0, len(texts), CHUNK_ROWS), "captions, sha256", "chunk"):
         rows = np.arange(first, min(first + CHUNK_ROWS, len(texts)))
         hashes = text_hashes(texts.take("caption", rows).to_pylist())
         for row, digest, (number, place) in zip(rows.tolist(), hashes, texts.places[rows].tolist(), strict=True):

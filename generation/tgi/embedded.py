@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .. import events
 from ..config import Embedded
 from ..errors import StopRun
 
@@ -30,6 +31,8 @@ def serve(settings: Embedded, host: str = "127.0.0.1", port: int = 0, until_stdi
     Raises:
         StopRun: a wheel of the embedded default is not installed.
     """
+    if events.on_stderr():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the engine's own log is no JSON
     server = start_server(settings, host, port)
     # The engine's threads never end by themselves, so whatever happens from here on ends the process outright.
     with suppress(KeyboardInterrupt, BrokenPipeError):
@@ -38,6 +41,7 @@ def serve(settings: Embedded, host: str = "127.0.0.1", port: int = 0, until_stdi
             sys.stdin.buffer.read()
         else:
             threading.Event().wait()
+    events.emit("end", status="stopped", exit_status=0, message="")
     os._exit(0)
 
 

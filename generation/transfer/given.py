@@ -13,6 +13,7 @@ from ..encoders import load_encoder
 from ..errors import EmbeddingError
 from ..files import file_sha256
 from ..images import image_embeddings, picture_files, read_rows
+from ..progress import counted, progress
 from ..rundir import RunDir
 
 STAGE = "unpaired_images"
@@ -74,7 +75,7 @@ def image_basis(path: Path, dimension: int) -> torch.Tensor:
 
 def _pictures_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in picture_files(folder):
+    for path in counted(picture_files(folder), "pictures, sha256", "file"):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
@@ -84,6 +85,11 @@ def _encoded(run: RunDir, recipe: Recipe, folder: Path, provenance: dict[str, An
     run.begin(STAGE, {"encoder": encoder.provenance(), **provenance}, changed="discard")
     path = run.shard_path(STAGE, 0)
     if not run.sealed(STAGE):
-        rows = torch.cat([chunk.half() for chunk in image_embeddings(folder, encoder)])
+        with progress(STAGE, len(picture_files(folder)), 0, "picture") as bar:
+            chunks = []
+            for chunk in image_embeddings(folder, encoder):
+                chunks.append(chunk.half())
+                bar.update(len(chunk))
+        rows = torch.cat(chunks)
         run.seal_tensors(STAGE, path, {"embeddings": rows}, run.stage(STAGE)["fingerprint"], rows=len(rows))
     return run.verified(STAGE, path)

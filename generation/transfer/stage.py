@@ -110,9 +110,7 @@ def _facts(run: RunDir, stage: str, path: Path, fitted: Fitted) -> dict[str, Any
 def _open(run: RunDir, shards: list[int]) -> dict[int, EmbeddingShard]:
     """All source shards, their hashes, origin and ids checked."""
     paths = [run.shard_path(SOURCE, shard) for shard in shards]
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(lambda path: run.verified(SOURCE, path), paths))
-    opened = {shard: open_shard(path) for shard, path in zip(shards, paths, strict=True)}
+    opened = dict(zip(shards, map(open_shard, run.all_verified(SOURCE, paths)), strict=True))
     encoder, dimension = run.stage(SOURCE)["fingerprint"], opened[shards[0]].embeddings.shape[1]
     for shard, found in opened.items():
         if found.facts.get("captions_sha256") != run.record("captions", shard)["sha256"]:
