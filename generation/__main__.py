@@ -156,7 +156,22 @@ def _diagnose(options: argparse.Namespace) -> None:
         print(path)
 
 
-_COMMANDS = {"diagnose": _diagnose, "duplicates": _duplicates, "retry": _retry, "serve": _serve, "show": _show}
+def _report(options: argparse.Namespace) -> None:
+    from .report.command import write_report
+
+    pairs = tuple(options.pairs) if options.pairs else None
+    prices = tuple(options.usd_per_million) if options.usd_per_million else None
+    print(write_report(options.run_dir, options.output, options.rows, options.images, pairs, prices)[0])
+
+
+_COMMANDS = {
+    "diagnose": _diagnose,
+    "duplicates": _duplicates,
+    "report": _report,
+    "retry": _retry,
+    "serve": _serve,
+    "show": _show,
+}
 
 
 def _server_overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -34,6 +34,18 @@ class Vectors:
         """The rows after ``change``, which keeps their number and dimension."""
         return replace(self, name=name, chunks=lambda: map(change, self.chunks()))
 
+    def thinned(self, step: int) -> "Vectors":
+        """One row in ``step``, the first included."""
+
+        def chunks() -> Iterator[torch.Tensor]:
+            first = 0
+            for chunk in self.chunks():
+                if len(kept := chunk[-first % step :: step]):
+                    yield kept
+                first += len(chunk)
+
+        return self if step == 1 else replace(self, rows=-(-self.rows // step), chunks=chunks)
+
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """``count`` rows (all, if there are no more) drawn without repetition, in their order, float32 [count, d];
         from as many other rows the same positions are drawn."""
