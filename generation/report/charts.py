@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from ..checks import LETTERS
 from ..diagnostics.pictures import drawn
-from .stages import Stage
+from .stages import MOVED, Stage
 from .texts import Captions
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _BINS = 48
 
 def label(stage: str) -> str:
     """A stage's name for people."""
+    if stage.startswith(f"{MOVED}/"):
+        return f"image embeddings by {stage.partition('/')[2]}"
     return stage.split("/")[-1].replace("_", " ")
 
 
@@ -48,7 +51,7 @@ def lengths(captions: Captions, paper: Mapping[str, float]) -> "Figure":
 
     def draw(axes: list["Axes"]) -> None:
         low, high = min(captions.words), max(captions.words)
-        width = max(1, -(-(high - low + 1) // _BINS))
+        width = max(1, -(-(high - low + 1) // min(_BINS, 8 + isqrt(captions.rows))))
         bins: Counter[int] = Counter()
         for words, count in captions.words.items():
             bins[(words - low) // width] += count
@@ -56,7 +59,7 @@ def lengths(captions: Captions, paper: Mapping[str, float]) -> "Figure":
         edges = [low + width * number for number in range(len(values) + 1)]
         axes[0].stairs(values, edges, color=BLUE, alpha=0.35, fill=True)
         axes[0].stairs(values, edges, color=BLUE, lw=1.4)
-        _marks(axes[0], paper)
+        _marks(axes[0], {name: value for name, value in paper.items() if value < 1.5 * high})
         axes[0].set(xlabel="words", ylabel="% of the captions")
 
     return drawn(1, draw, height=3.2)
@@ -67,8 +70,8 @@ def variety(values: Sequence[float], name: str, paper: float) -> "Figure":
 
     def draw(axes: list["Axes"]) -> None:
         weights = [100 / len(values)] * len(values)
-        axes[0].hist(values, bins=30, weights=weights, color=GREEN, alpha=0.35)
-        axes[0].hist(values, bins=30, weights=weights, color=GREEN, histtype="step", lw=1.4)
+        axes[0].hist(values, bins=_BINS // 2, weights=weights, color=GREEN, alpha=0.35)
+        axes[0].hist(values, bins=_BINS // 2, weights=weights, color=GREEN, histtype="step", lw=1.4)
         _marks(axes[0], {"": paper})
         axes[0].set(xlabel=name, ylabel="% of the captions")
 

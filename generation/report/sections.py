@@ -42,11 +42,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``folded`` ones are shown when they are asked for."""
+    """A table; a ``wide`` one stands alone, ``folded`` ones are shown when they are asked for."""
 
     title: str
     head: Row
     rows: Sequence[Row]
+    wide: bool = False
     folded: bool = False
 
 
@@ -79,7 +80,7 @@ def funnel(
         for reason, rejected in stage.rejected.items()
     ]
     if reasons:
-        tables.append(Table("Why rows were rejected", ("stage", "reason", "rows", "of the stage's"), reasons))
+        tables.append(Table("Why rows were rejected", ("stage", "reason", "rows", "share"), reasons))
     if sources:
         counts = captions.sources if captions else {}
         listed = [
@@ -258,7 +259,7 @@ def tokens(stages: Mapping[str, Stage], prices: tuple[float, float] | None) -> S
 
 def gap(diagnostics: Mapping[str, Any], pictures: Mapping[str, tuple["Figure", str]]) -> Section:
     """The diagnostics of the modality gap, as ``diagnose`` has them."""
-    tables, absent = list[Table](), list[str]()
+    tables, absent = list[Table](), dict[str, list[str]]()
     for section in diagnostics["sections"]:
         rows = [
             (figure["name"], number(figure["here"]), figure["paper"] or NONE, figure["note"])
@@ -266,12 +267,11 @@ def gap(diagnostics: Mapping[str, Any], pictures: Mapping[str, tuple["Figure", s
             if figure["here"] is not None
         ]
         if rows:
-            tables.append(Table(section["title"], ("figure", "here", "paper", "note"), rows, folded=bool(tables)))
+            tables.append(Table(section["title"], ("figure", "here", "paper", "note"), rows, True, bool(tables)))
         else:
-            absent.append(f"{section['title']}: needs {section['figures'][0]['needs']}")
+            absent.setdefault(section["figures"][0]["needs"], []).append(section["title"])
     lead = list(diagnostics["remarks"])
-    if absent:
-        lead.append(f"Not measured. {'; '.join(absent)}.")
+    lead += [f"Not measured: {', '.join(titles).lower()}. That needs {needs}." for needs, titles in absent.items()]
     shown = [
         Picture(name.removesuffix(".png"), figure, caption, wide="clouds" in name)
         for name, (figure, caption) in pictures.items()
@@ -289,12 +289,12 @@ def overview(stages: Mapping[str, Stage]) -> Table:
     return Table("Stages", ("stage", "state", "shards", "rows", "size"), rows)
 
 
-def missing(stages: Mapping[str, Stage]) -> Iterator[str]:
-    """What there is not yet, and the command that makes it, in the order in which it is to be given."""
+def missing(stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
+    """What there is not yet, and the sub-command that makes it, in the order in which they are to be given."""
     for name, stage in stages.items():
         if stage.state != FINISHED:
             how = f"{stage.shards} of {stage.due} shards" if stage.shards else stage.state
-            yield f"{label(name)}: {how}; the command `{stage.command}` makes the rest"
+            yield f"{label(name)}, {how}", stage.command
 
 
 def statistics(run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -330,21 +330,21 @@ def number(value: float | str | None) -> str:
 
 def share(part: int, whole: int) -> str:
     """A part in percent."""
-    return f"{100 * part / whole:.1f} %" if whole else NONE
+    return f"{100 * part / whole:.1f}\u00a0%" if whole else NONE
 
 
 def duration(seconds: float) -> str:
     """In the largest unit of which there are two."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{seconds / length:.1f}\u00a0{unit}"
+    return f"{seconds:.0f}\u00a0s"
 
 
 def size(value: float) -> str:
     """Bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
-            return f"{value:.3g} {unit}"
+            return f"{value:.3g}\u00a0{unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{value:.3g}\u00a0TB"
