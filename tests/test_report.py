@@ -235,7 +235,7 @@ def test_hostile_text_stays_text(run_copy: Path) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     target = run_copy.with_name("<b>run")
     run_copy.rename(target)
-    page = Page(write_report(target)[0])
+    page = Page(write_report(target)[0])  # with all figures, whose words and ids come from the run too
     assert not [tag for tag, _ in page.elements if tag in ("img", "b")]
     assert sum(tag == "script" for tag, _ in page.elements) == 2
     assert "alert(1)</" not in page.source
@@ -306,6 +306,7 @@ def test_a_run_that_has_only_begun_gives_a_page(tmp_path: Path) -> None:
 def test_rows_are_drawn_and_the_page_stays_small(
     run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cut(run_copy, "instructions", "text_embeddings", "image_embeddings")
     few = [row["id"] for row in Page(write_report(run_copy, tmp_path, rows=4)[0]).rows]
     assert len(few) == 4
     assert few == sorted(few)

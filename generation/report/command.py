@@ -20,7 +20,7 @@ from .svg import inline_svg
 from .texts import Captions, survey
 
 MOST_ROWS = 1_000  # in the page
-GAP_ROWS = 50_000  # of which the gap's means and covariances are: all of them take minutes
+GAP_ROWS = 20_000  # of which the gap's means and covariances are: all of them take minutes
 GAP_SAMPLE = 4_000  # for what grows with its square
 
 

@@ -25,7 +25,7 @@ _SIZE = re.compile(r'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
 
 
 def inline_svg(figure: "Figure", name: str, text: str) -> Markup:
-    """A figure as an ``svg`` element, the same bytes for the same figure.
+    """A figure as an ``svg`` element, the same bytes for the same figure, whose layout is kept from then on.
 
     Args:
         figure: its colours are among ``VARIABLES``.
@@ -37,9 +37,10 @@ def inline_svg(figure: "Figure", name: str, text: str) -> Markup:
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.set_layout_engine("none")  # as it is laid out now; to find that again takes as long as to draw it
     content = buffer.getvalue()
     content = content[content.index("<svg ") :]
-    content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.DOTALL)
+    content = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->\s*", "", content, flags=re.DOTALL)
     content = re.sub(r'<g id="[^"]*"', "<g", content)
     content = _FONT.sub(r"font-size: \1", content)
     content = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], content)
