@@ -12,7 +12,7 @@ from generation.report.command import write_report
 from generation.transfer.rows import one_thread_an_operation
 from tests.browser import CHROMIUM, Tab, chromium
 from tests.conftest import manifest, rows
-from tests.test_report import HOSTILE, rewrite
+from tests.report_pages import HOSTILE, rewrite
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine; Debian's is `apt-get install -y chromium`"

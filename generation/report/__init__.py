@@ -4,6 +4,7 @@
     texts        one pass over the captions: lengths, variety, sources, the texts of chosen rows
     rows         the rows that can be browsed, with their conversations and neighbours
     charts, svg  figures, and how they stand in a page that is light or dark
+    sections     what is shown beside what the paper has, made of ``parts``
     page         the template filled
     command      the command ``report``
 

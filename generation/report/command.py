@@ -13,8 +13,8 @@ from ..progress import progress
 from ..rundir import RunDir
 from . import sections
 from .page import render
+from .parts import Section, count
 from .rows import browsed, by_shard, neighbours, places, seeds_alone
-from .sections import Section
 from .stages import FINISHED, GENERATED, MOVED, NOT_BEGUN, TEXTS, Stage, sessions, stages
 from .svg import inline_svg
 from .texts import Captions, survey
@@ -121,12 +121,12 @@ def _facts(run: RunDir, known: dict[str, Stage], listed: list[Section]) -> dict[
     methods = [name.partition("/")[2] for name in known if name.startswith(f"{MOVED}/")]
     models = sorted({known[name].model for name in GENERATED} - {""})
     tiles = [
-        ("seeds", sections.count(known["seeds"].rows)),
-        ("captions", sections.count(known["captions"].rows)),
-        ("conversations", sections.count(sum(known[name].rows for name in GENERATED[1:]))),
-        ("vectors", sections.count(known[TEXTS].rows)),
-        ("rejected", sections.count(sum(known[name].lost for name in GENERATED))),
-        ("answer tokens", sections.count(sum(known[name].completion_tokens for name in GENERATED))),
+        ("seeds", count(known["seeds"].rows)),
+        ("captions", count(known["captions"].rows)),
+        ("conversations", count(sum(known[name].rows for name in GENERATED[1:]))),
+        ("vectors", count(known[TEXTS].rows)),
+        ("rejected", count(sum(known[name].lost for name in GENERATED))),
+        ("answer tokens", count(sum(known[name].completion_tokens for name in GENERATED))),
     ]
     return {
         "name": run.path.resolve().name,
@@ -138,6 +138,7 @@ def _facts(run: RunDir, known: dict[str, Stage], listed: list[Section]) -> dict[
         "dimension": encoder.get("dimension", ""),
         "methods": methods,
         "tiles": tiles,
+        "drawn_from": known["captions"].rows or known["seeds"].rows,
         "overview": sections.overview(known),
         "missing": list(sections.missing(known)),
         "sections": listed,

@@ -1,7 +1,6 @@
 """The sections of the report: what each shows of a run, beside what the paper has."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from ..checks import LETTERS
 from ..config import TASKS
 from . import charts
 from .charts import label
+from .parts import NONE, Picture, Section, Table, compared, count, duration, number, share, size
 from .stages import FINISHED, GENERATED, Stage
 from .texts import Captions
 
@@ -26,41 +26,6 @@ PAPER_WORDS = {"min": 51, "mean": 129, "max": 483}  # Unicorn v2, appendix D, as
 PAPER_RATIO, PAPER_ENTROPY = 0.68, 6.07  # per caption, averaged; bits
 PAPER_USD, PAPER_DAYS = 0.0003, 12  # a sample; for 1.2 million captions
 _SESSIONS = 12  # in the table; the figure shows all
-NONE = "–"
-Row = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its name and what it shows, in words."""
-
-    name: str
-    figure: "Figure"
-    caption: str
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; a ``wide`` one stands alone, ``folded`` ones are shown when they are asked for."""
-
-    title: str
-    head: Row
-    rows: Sequence[Row]
-    wide: bool = False
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section; ``missing`` says what would have to be made to fill it, if it is not full."""
-
-    id: str
-    title: str
-    lead: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-    missing: str = ""
 
 
 def funnel(
@@ -286,7 +251,7 @@ def overview(stages: Mapping[str, Stage]) -> Table:
         + (count(stage.rows), size(stage.bytes))
         for name, stage in stages.items()
     ]
-    return Table("Stages", ("stage", "state", "shards", "rows", "size"), rows)
+    return Table("How far each stage is", ("stage", "state", "shards", "rows", "size"), rows)
 
 
 def missing(stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
@@ -309,42 +274,3 @@ def cost(stage: Stage, prices: tuple[float, float] | None) -> float:
     """USD of a stage's tokens."""
     price_in, price_out = prices or (0.0, 0.0)
     return (stage.prompt_tokens * price_in + stage.completion_tokens * price_out) / 1e6
-
-
-def compared(rows: Sequence[Row]) -> Table:
-    """Rows of figure, value here, and the paper's."""
-    return Table("Here and in the paper", ("figure", "here", "paper"), rows)
-
-
-def count(value: int) -> str:
-    """A whole number with its thousands apart."""
-    return f"{value:,}"
-
-
-def number(value: float | str | None) -> str:
-    """Four significant digits."""
-    if value is None or isinstance(value, str):
-        return value or NONE
-    return count(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def share(part: int, whole: int) -> str:
-    """A part in percent."""
-    return f"{100 * part / whole:.1f}\u00a0%" if whole else NONE
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit of which there are two."""
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f}\u00a0{unit}"
-    return f"{seconds:.0f}\u00a0s"
-
-
-def size(value: float) -> str:
-    """Bytes with a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g}\u00a0{unit}"
-        value /= 1000
-    return f"{value:.3g}\u00a0TB"
