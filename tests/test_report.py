@@ -12,8 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from generation.checks.statistics import chi_square_p
+from generation.diagnostics.of_run import diagnose_run
+from generation.diagnostics.report import to_json
+from generation.diagnostics.vectors import in_memory
 from generation.errors import RunError
 from generation.report import rows as report_rows
+from generation.report import texts as report_texts
 from generation.report.command import write_report
 from generation.report.page import embedded_json
 from generation.report.stages import FINISHED, NOT_BEGUN, UNFINISHED, stages
@@ -116,6 +120,31 @@ def test_lengths_and_variety_are_those_of_the_captions_and_of_the_card(page: Pag
     assert variety["token entropy, bits"] == [f"{card['entropy_bits']:.4g}", "6.07"]
 
 
+def test_of_many_captions_those_are_measured_that_the_card_measures(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataset_card
+
+    monkeypatch.setattr(dataset_card, "DIVERSITY_SAMPLE", 7)
+    monkeypatch.setattr(report_texts, "SAMPLE", 7)
+    monkeypatch.setattr(report_texts, "BATCH_ROWS", 5)
+    captions, kept = report_texts.survey(RunDir(finished_run), {1: {0, 6}}, lambda rows: None)
+    assert np.mean(captions.ratios) == pytest.approx(dataset_card._diversity(RunDir(finished_run))["type_token_ratio"])
+    assert len(captions.ratios) < captions.rows == 18
+    assert [row["id"] for row in kept.values()] == ["0000100000", "0000100006"]
+
+
+def test_the_gap_of_many_rows_is_measured_on_some(finished_run: Path) -> None:
+    report = to_json(diagnose_run(RunDir(finished_run), rows=100, most=7))
+    assert "of one row in 3" in report["remarks"][0]
+    vectors = torch.cat([load_file(p)["embeddings"] for p in sorted((finished_run / "text_embeddings").iterdir())])
+    found = {figure["key"]: figure["here"] for figure in report["sections"][0]["figures"]}
+    assert found["rows"] == 6
+    assert found["mean_norm"] == pytest.approx(float(vectors[::3].double().mean(0).norm()), abs=1e-9)
+    rows = in_memory("rows", torch.arange(10_000.0).unsqueeze(1))
+    assert torch.equal(torch.cat(list(rows.thinned(7).chunks())), rows.sample(10_000, 0)[::7])
+
+
 def test_a_text_encoder_has_no_gap_and_the_page_says_why(page: Page) -> None:
     assert "joint_with_images: false" in page.sections["gap"]
     assert "That needs an encoder that embeds images too" in page.sections["gap"]
@@ -199,12 +228,13 @@ def test_captions_without_vectors_and_conversations_are_shown(run_copy: Path) ->
 
 
 def test_a_stage_that_was_stopped_and_vectors_that_are_behind_count_as_unfinished(run_copy: Path) -> None:
-    content = manifest(run_copy)
-    content["stages"]["captions"]["files"].pop("captions/00002.parquet")
-    content["stages"]["text_embeddings"]["files"]["text_embeddings/00000.safetensors"]["rows"] -= 1
-    (run_copy / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
-    known = stages(RunDir(run_copy))
-    assert [known[name].state for name in ("seeds", "captions", "text_embeddings")] == [FINISHED, *[UNFINISHED] * 2]
+    run = RunDir(run_copy)
+    run.record("text_embeddings", 0)["rows"] -= 1
+    known = stages(run)
+    assert [known[name].state for name in ("captions", "text_embeddings")] == [FINISHED, UNFINISHED]
+    run.stage("captions")["files"].pop("captions/00002.parquet")
+    run.save()
+    assert [stages(run)[name].state for name in ("seeds", "captions")] == [FINISHED, UNFINISHED]
     page = Page(write_report(run_copy)[0])
     assert "captions, 2 of 3 shards: python -m generation captions goes on" in " ".join(
         page.sections["stages"].split()

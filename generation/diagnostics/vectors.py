@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -35,16 +36,19 @@ class Vectors:
         return replace(self, name=name, chunks=lambda: map(change, self.chunks()))
 
     def thinned(self, step: int) -> "Vectors":
-        """One row in ``step``, the first included."""
+        """One row in ``step``, the first included; these are kept in memory from when they are first asked for."""
+        if step == 1:
+            return self
 
-        def chunks() -> Iterator[torch.Tensor]:
-            first = 0
+        @cache
+        def kept() -> torch.Tensor:
+            first, found = 0, []
             for chunk in self.chunks():
-                if len(kept := chunk[-first % step :: step]):
-                    yield kept
+                found.append(chunk[-first % step :: step].clone())  # a view would keep the whole chunk
                 first += len(chunk)
+            return torch.cat(found)
 
-        return self if step == 1 else replace(self, rows=-(-self.rows // step), chunks=chunks)
+        return replace(self, rows=-(-self.rows // step), chunks=lambda: iter(torch.split(kept(), CHUNK_ROWS)))
 
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """``count`` rows (all, if there are no more) drawn without repetition, in their order, float32 [count, d];
