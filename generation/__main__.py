@@ -166,11 +166,20 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{options.output}: {rows} rows of {options.dataset}")
 
 
+def _report(options: argparse.Namespace) -> None:
+    from .report.command import write_report
+
+    pairs = tuple(options.pairs) if options.pairs else None
+    prices = tuple(options.usd_per_million) if options.usd_per_million else None
+    print(write_report(options.run_dir, options.output, options.rows, options.images, pairs, prices)[0])
+
+
 _COMMANDS = {
     "diagnose": _diagnose,
     "duplicates": _duplicates,
     "export": _export,
     "import-original": _import_original,
+    "report": _report,
     "retry": _retry,
     "serve": _serve,
     "show": _show,

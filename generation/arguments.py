@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _add_duplicates(commands.add_parser("duplicates", help="count the seeds or captions that are there twice"))
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     _add_export(commands.add_parser("export", help="write a built data set in another format"))
+    _add_report(commands.add_parser("report", help="write one HTML page about a run, with figures and rows to browse"))
     for command in commands.choices.values():
         add_log_json(command)
     return top
@@ -152,6 +153,30 @@ def _add_diagnose(command: argparse.ArgumentParser) -> None:
         metavar="D",
         help="in place of a run: every method on made-up pairs of D dimensions (1280), without weights",
     )
+    _add_images(command)
+    command.add_argument(
+        "--rows", type=int, default=10_000, help="sampled for what grows with their square; or made up (10000)"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="the default is RUN/report/diagnostics, or runs/ground_truth"
+    )
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="the run directory; it need not be finished")
+    command.add_argument("--output", type=Path, metavar="DIR", help="the default is RUN/report")
+    command.add_argument("--rows", type=int, default=300, help="that can be browsed in the page, at most (300)")
+    _add_images(command)
+    command.add_argument(
+        "--usd-per-million",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="price of a million prompt tokens and of a million answer tokens",
+    )
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images", type=Path, metavar="PATH", help="unpaired images' embeddings of the run's encoder, as a file"
     )

@@ -47,7 +47,12 @@ class _Look:
 
 
 def diagnose_run(
-    run: RunDir, images: Path | None = None, pairs: tuple[Path, Path] | None = None, rows: int = 10_000, seed: int = 0
+    run: RunDir,
+    images: Path | None = None,
+    pairs: tuple[Path, Path] | None = None,
+    rows: int = 10_000,
+    seed: int = 0,
+    most: int | None = None,
 ) -> Report:
     """Measures a run. Means and covariances are of all rows, all else of a sample.
 
@@ -57,6 +62,7 @@ def diagnose_run(
         pairs: embeddings of texts and of the images that belong to them, row for row.
         rows: of a sample, at most; neighbours and pairwise cosines take time and memory that grow with its square.
         seed: of samples, clusters and permutations.
+        most: of the run's rows, for means and covariances, about so many are looked at, spread evenly; None for all.
 
     Raises:
         RunError: a stage is not complete, or a file was changed.
@@ -64,12 +70,19 @@ def diagnose_run(
     """
     joint = bool(run.stage(TEXTS)["fingerprint"].get("joint_with_images"))
     remarks = [_about_sample(rows, seed)]
+    if most and (step := -(-_rows(run) // most)) > 1:
+        remarks = [remarks[0].replace("of all rows", f"of one row in {step}")]
+    else:
+        step = 1
     if not joint:
         remarks.append(_about_encoder(run, bool(images or pairs)))
         images = pairs = None
-    texts = _stage(run, TEXTS, "texts", "captions", "unit")
+    texts = _stage(run, TEXTS, "texts", "captions", "unit").thinned(step)
     methods = sorted(name.partition("/")[2] for name in run.manifest["stages"] if name.startswith(f"{MOVED}/"))
-    moved = {method: _stage(run, f"{MOVED}/{method}", f"texts by {method}", TEXTS, "any") for method in methods}
+    moved = {
+        method: _stage(run, f"{MOVED}/{method}", f"texts by {method}", TEXTS, "any").thinned(step)
+        for method in methods
+    }
     pictured = image_vectors(images) if images else None
     for other in (*moved.values(), *([pictured] if pictured else [])):
         same_dimension(texts, other)
@@ -155,6 +168,10 @@ def _of_pairs(look: _Look, fitted: dict[str, Fitted], pairs: Pairs | None, missi
 def _stage(run: RunDir, stage: str, name: str, source: str, norm: str) -> Vectors:
     shards = run.finished(stage, source)
     return from_files(name, run.all_verified(stage, [run.shard_path(stage, shard) for shard in shards]), norm)
+
+
+def _rows(run: RunDir) -> int:
+    return sum(run.record(TEXTS, shard)["rows"] for shard in run.sealed(TEXTS))
 
 
 def _fitted(run: RunDir, method: str) -> Fitted:

@@ -68,7 +68,7 @@ def spectra(by_kind: Mapping[str, torch.Tensor]) -> "Figure":
         axes[0].set(title="Spectra", xlabel="rank of the axis", ylabel="eigenvalue of the covariance")
         axes[0].legend()
 
-    return _figure(1, draw)
+    return drawn(1, draw)
 
 
 def clouds(
@@ -118,7 +118,7 @@ def clouds(
                 panel.set(xlim=(-0.9, 0.9), ylim=(-0.9, 0.9))
                 panel.legend(loc="upper right", markerscale=2.5)
 
-    return _figure(len(columns), draw, lines=2)
+    return drawn(len(columns), draw, lines=2)
 
 
 def norms(by_kind: Mapping[str, torch.Tensor], residuals: torch.Tensor | None = None) -> "Figure":
@@ -143,7 +143,7 @@ def norms(by_kind: Mapping[str, torch.Tensor], residuals: torch.Tensor | None = 
             _histogram(axes[1], _PAIR_STYLES[0], counts, low, high, "pairs")
             axes[1].set(title="What a shift leaves between pairs", xlabel="|v - u - mean difference|")
 
-    return _figure(1 if residuals is None else 2, draw)
+    return drawn(1 if residuals is None else 2, draw)
 
 
 def cosines(
@@ -168,7 +168,7 @@ def cosines(
             axes[1].set(title="Pairs of text and image", xlabel="cosine", xlim=(-0.5, 1))
             axes[1].legend()
 
-    return _figure(2 if pairs else 1, draw)
+    return drawn(2 if pairs else 1, draw)
 
 
 def method_pictures(
@@ -205,14 +205,21 @@ def method_pictures(
     return {f"{method}_{name}.png": (made[name], f"{captions[name]}; before and after {method}.") for name in made}
 
 
-def _figure(panels: int, draw: Callable[[list["Axes"]], None], lines: int = 1) -> "Figure":
-    """A figure without pyplot, whose state all callers would share; the Agg backend draws it, without a screen."""
+def drawn(panels: int, draw: Callable[[list["Axes"]], None], lines: int = 1, height: float = 4.4) -> "Figure":
+    """A figure without pyplot, whose state all callers would share; the Agg backend draws it, without a screen.
+
+    Args:
+        panels: beside each other.
+        draw: fills them, given line by line.
+        lines: of panels.
+        height: of a line, in inches; a panel is 4.8 wide.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(4.8 * panels, 4.4 * lines), layout="constrained")
+        figure = Figure(figsize=(4.8 * panels, height * lines), layout="constrained")
         FigureCanvasAgg(figure)
         draw(list(figure.subplots(lines, panels, squeeze=False).flat))
     return figure

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,6 +35,21 @@ class Vectors:
     def mapped(self, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> "Vectors":
         """The rows after ``change``, which keeps their number and dimension."""
         return replace(self, name=name, chunks=lambda: map(change, self.chunks()))
+
+    def thinned(self, step: int) -> "Vectors":
+        """One row in ``step``, the first included; these are kept in memory from when they are first asked for."""
+        if step == 1:
+            return self
+
+        @cache
+        def kept() -> torch.Tensor:
+            first, found = 0, []
+            for chunk in self.chunks():
+                found.append(chunk[-first % step :: step].clone())  # a view would keep the whole chunk
+                first += len(chunk)
+            return torch.cat(found)
+
+        return replace(self, rows=-(-self.rows // step), chunks=lambda: iter(torch.split(kept(), CHUNK_ROWS)))
 
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """``count`` rows (all, if there are no more) drawn without repetition, in their order, float32 [count, d];
