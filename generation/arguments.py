@@ -187,12 +187,6 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         metavar=("TEXT", "IMAGE"),
         help="embeddings of texts and of their images, row for row: .safetensors or .npy",
     )
-    command.add_argument(
-        "--rows", type=int, default=10_000, help="sampled for what grows with their square; or made up (10000)"
-    )
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", help="the default is RUN/report/diagnostics, or runs/ground_truth"
-    )
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
