@@ -15,9 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 LOOK_S = 1.0  # between two looks at the rates
 
 
-def progress(stage: str, total: int, done: int, unit: str, delay_s: float = 0.0) -> "tqdm[Never]":
-    """A bar that counts ``unit`` from ``done`` (made by an earlier run) to ``total``, on stderr; not before
-    ``delay_s``."""
+def progress(stage: str, total: int | None, done: int, unit: str, delay_s: float = 0.0) -> "tqdm[Never]":
+    """A bar that counts ``unit`` from ``done`` (made by an earlier run) to ``total`` (None if that is not known), on
+    stderr; not before ``delay_s``."""
     interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds
     return tqdm(
         desc=f"{stage:<28}",
