@@ -3,8 +3,8 @@
     python -m benchmarks.seeds [--rows 1200000]
 
 The rows are made up: of a hundred, 5 repeat an earlier one exactly, 5 with one word changed, and 10 are dirt (links,
-addresses, boilerplate, other languages, lists). The bare loop reads the same file, hashes every line, keeps what it has
-not seen, and writes Parquet shards. Each is a fresh process; its peak is VmHWM (Linux). Ends with one line of JSON.
+addresses, boilerplate, other languages, lists). The bare loop reads the same file, hashes every line, keeps what it
+has not seen, and writes Parquet shards. Each is a fresh process; its peak is VmHWM (Linux). Ends with a line of JSON.
 """
 
 import argparse

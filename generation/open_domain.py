@@ -27,8 +27,8 @@ def check_revision(source: HubCaptions) -> None:
     if not _COMMIT.fullmatch(source.revision):
         raise SeedError(
             f"seed source '{source.name}': revision {source.revision!r} is no commit. On the Hub's page of "
-            f"{source.dataset}, read the card and its licence; then, under 'Files and versions', open the history, copy the "
-            "commit that you want (40 digits) into the recipe, or leave the source out"
+            f"{source.dataset}, read the card and its licence; then, in the history under 'Files and versions', copy "
+            "the commit that you want (40 digits) into the recipe, or leave the source out"
         )
 
 
