@@ -44,21 +44,21 @@ _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.\w|(?<!\w)@\w{2,}")  # e-mail, and the 
 _NUMBER = re.compile(r"\+?\(?\d(?:[ ().\-/]{0,2}\d){6,}")
 _SHORT_PHONE = re.compile(r"\d{3}[-. ]\d{4}")
 _PHONE_DIGITS = 9  # a date has eight
+# What stands in alt text and is in no scene; words such as "logo", "banner" and "for sale" are left to scenes.
 _BOILERPLATE = re.compile(
     r"""\b(?:
       stock[ ](?:photos?|photography|images?|vectors?|illustrations?|footage|pictures?) | royalty[ -]?free
-    | shutterstock | getty[ ]?images | istock(?:photo)? | alamy | dreamstime | depositphotos | adobe[ ]stock
-    | pinterest
-    | (?:click|tap)[ ](?:here|to|on|for|image|the[ ](?:image|photo|picture)) | (?:free[ ])?download | wallpapers?
-    | (?:image|photo|picture)s?[ ](?:may[ ]contain|credits?|courtesy|source|by|copyright|gallery|not[ ]available|\d+)
-    | (?:photo|image|picture)[ ]\d+[ ]of[ ]\d+ | file[ ]?photo | all[ ]rights[ ]reserved | copyright(?:ed)?
-    | (?:untitled|thumbnail|screenshot|placeholder|avatar|favicon|logo|banner|icon|clip[ ]?art|vectors?)
+    | shutterstock | getty[ ]?images | istock(?:photo)? | alamy | dreamstime | deposit[ ]?photos | pinterest
+    | click[ ](?:here|to|on|for|image|the[ ](?:image|photo|picture)) | download(?:able|s)?
+    | (?:hd|4k|desktop|free|phone|mobile|iphone|android)[ ](?:background|wallpaper)s?
+    | (?:image|photo|picture)s?[ ](?:may[ ]contain|credits?|courtesy|source|copyright|gallery|not[ ]available|\d+)
+    | photo(?:s|graphs?)?[ ]by | file[ ]?photo | all[ ]rights[ ]reserved | copyright(?:ed)?
+    | untitled | thumbnail | placeholder | favicon | clip[ ]?art | vectors? | no[ ]description[ ]available | alt[ ]text
     | (?:img|dsc|dscn|dscf|pict|image|photo)[_-]?\d{2,} | [\w-]+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?)
-    | \d{2,5}[ ]?[x×][ ]?\d{2,5}(?:[ ]?px)? | (?:read|learn|see|view|show)[ ](?:more|full|larger|all|our|the[ ]full)
-    | (?:for[ ]sale|on[ ]sale|free[ ]shipping|buy[ ](?:now|online)|add[ ]to[ ]cart|best[ ]price|sold[ ]out|in[ ]stock)
-    | (?:no[ ])?(?:alt[ ]text|description[ ]available) | posted[ ](?:by|on|in) | sponsored | advertisement | subscribe
-    | (?:previous|next)[ ](?:image|photo|post|page) | product[ ](?:image|photo|code) | enlarge | hd[ ]quality
-    | 4k | hi[ -]?res
+    | \d{2,5}[ ]?[x×][ ]?\d{2,5}(?:[ ]?px)? | (?:read|learn)[ ]more | view[ ](?:more|larger|full|all) | full[ -]size
+    | free[ ]shipping | buy[ ](?:now|online) | add[ ]to[ ]cart | best[ ]price | sold[ ]out | in[ ]stock | posted[ ]by
+    | sponsored | subscribe | (?:previous|next)[ ](?:image|photo|post|page) | product[ ](?:image|photo|code)
+    | hd[ ]quality | hi[ -]?res
     )\b | ©|®|™|\|""",
     re.I | re.X,
 )
