@@ -18,14 +18,45 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CaptionFile:
-    """An open-domain source of seeds: one caption a row, in a .txt, .jsonl, .json, .csv, .tsv or .parquet file."""
+class Filters:
+    """Which captions of an open-domain source may be seeds (generation/filters.py). Links, mark-up, e-mail addresses,
+    telephone numbers and the boilerplate of alt text are always dropped."""
+
+    min_words: Positive = 4
+    max_words: Positive = 60
+    language: Literal["en", "any"] = "en"
+    min_letters: Annotated[float, Field(ge=0, le=1)] = 0.75  # Latin letters, of all characters but white space
+    min_likeness: Annotated[float, Field(ge=0, le=1)] = 0.7  # of five signs of a caption
+    blocked_words: str | None = None  # a file of words and phrases, one a line, relative to the recipe
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CaptionSource:
+    """An open-domain source of seeds: one caption a row, or several of one image, of which one is drawn."""
 
     name: Name
+    license: Annotated[str, Field(min_length=1)]  # goes to the data card
+    column: str = "text"  # of captions, or of lists of captions of one image; ignored for .txt
+    group_column: str | None = None  # which image a caption is of; one caption is drawn of each
+    limit: Positive | None = None  # captions drawn, repeats not counted; None takes all
+    filters: Filters | None = None  # None drops nothing, and refuses a row without a caption
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CaptionFile(CaptionSource):
+    """A .txt, .jsonl, .json, .csv, .tsv or .parquet file."""
+
     path: str  # relative to the recipe
-    license: Annotated[str, Field(min_length=1)]
-    column: str = "text"  # ignored for .txt
-    limit: Positive | None = None  # captions drawn, before duplicates are dropped; None takes all
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HubCaptions(CaptionSource):
+    """A data set of the Hub, streamed: nothing of it is kept but the captions drawn."""
+
+    dataset: str  # its id, such as owner/name
+    revision: str  # the commit, 40 hexadecimal digits
+    config: str | None = None  # None: the data set's default
+    split: str = "train"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -61,6 +92,7 @@ class Seeds:
     """Stage 0: where the seeds come from, and how many go into a shard."""
 
     captions: tuple[CaptionFile, ...] = ()
+    hub: tuple[HubCaptions, ...] = ()
     domains: Domains | None = None
     duplicates: Duplicates | None = None
     decontaminate: Decontaminate | None = None
@@ -188,6 +220,11 @@ class Recipe:
     instructions: Instructions = Instructions()
     embed: Embed = Embed()
     transfer: Transfer = Transfer()
+
+
+def caption_sources(seeds: Seeds) -> tuple[CaptionFile | HubCaptions, ...]:
+    """The open-domain sources, in the recipe's order, files first."""
+    return (*seeds.captions, *seeds.hub)
 
 
 def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIGS, Embed, Recipe, Transfer, instruction_tasks
+from .config import CONFIGS, Embed, Recipe, Seeds, Transfer, caption_sources, instruction_tasks
 from .errors import RecipeError
 from .validation import read_yaml, validate
 
@@ -59,12 +59,21 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if recipe.server.give_up_s <= recipe.server.timeout_s:
         faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
     faults += _embed_faults(recipe.embed)
-    names = [source.name for source in recipe.seeds.captions]
-    faults += [f"seeds.captions names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    faults += [f"seeds.captions: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
+    faults += _seed_faults(recipe.seeds)
     faults += _transfer_faults(recipe.transfer)
-    if not recipe.seeds.captions and recipe.seeds.domains is None:
-        faults.append("seeds names no source; give seeds.captions, seeds.domains or both")
+    return faults
+
+
+def _seed_faults(seeds: Seeds) -> list[str]:
+    names = [source.name for source in caption_sources(seeds)]
+    faults = [f"seeds names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    faults += [f"seeds: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
+    for source in caption_sources(seeds):
+        if source.filters and source.filters.min_words > source.filters.max_words:
+            low, top = source.filters.min_words, source.filters.max_words
+            faults.append(f"seeds: the filters of '{source.name}' have min_words {low} > max_words {top}")
+    if not names and seeds.domains is None:
+        faults.append("seeds names no source; give seeds.captions, seeds.hub or seeds.domains")
     return faults
 
 

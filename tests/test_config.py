@@ -283,6 +283,7 @@ def test_settings_are_json_values(tmp_path: Path) -> None:
     assert plain["directory"] == str(tmp_path.resolve())
     assert settings(recipe.seeds)["captions"] == [
         {"name": "own", "path": "own.txt", "license": "MIT", "column": "text", "limit": None}
+        | {"group_column": None, "filters": None}
     ]
 
 

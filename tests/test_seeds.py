@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from generation.config import CONFIGS, TASKS
+from generation.domains import read_domain
 from generation.errors import RecipeError, RunError, SeedError
 from generation.recipe import load_recipe
 from generation.records import row_id
 from generation.rundir import RunDir
-from generation.seeds import make_seeds, read_domain
+from generation.seeds import make_seeds
 
 SEED_DATA = CONFIGS.parent / "seed_data"
 TEXTS = ["A dog, asleep on a rug.", 'A "café" at dusk.', "Two\tred boats."]
@@ -84,7 +85,7 @@ def test_the_bundled_seeds_are_many_and_distinct() -> None:
     found = [read_domain(path) for path in (SEED_DATA / "domains").glob("*.yaml")]
     assert len(found) == len({read.domain for read in found}) >= 6
     assert all(len(set(read.templates)) == len(read.templates) >= 12 for read in found)
-    assert all(len(set(read.labels)) == len(read.labels) for read in found)
+    assert all(len(set(read.labels or ())) == len(read.labels or ()) for read in found)
 
 
 def write_table(path: Path) -> None:
@@ -109,7 +110,7 @@ def test_every_format_is_read_with_its_license(tmp_path: Path, suffix: str) -> N
     run = make(tmp_path, [source(tmp_path / f"own{suffix}")])
     assert sorted(texts(run)) == sorted(" ".join(text.split()) for text in TEXTS)
     assert {(row["source"], row["license"]) for row in rows(run)} == {("own", "MIT")}
-    assert run.stage("seeds")["sources"] == {"own": {"license": "MIT"}}
+    assert run.stage("seeds")["sources"] == {"own": {"license": "MIT", "read": 3, "seeds": 3, "dropped": {}}}
 
 
 def test_a_path_is_relative_to_the_recipe_and_a_column_is_chosen(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_duplicates_are_dropped_within_a_source_but_not_between_sources(tmp_path
     [
         ("none.txt", None, "does not exist"),
         ("own.xlsx", "x", "must end with one of .txt, .jsonl, .json, .csv, .tsv, .parquet"),
-        ("own.csv", "title,alt\nx,A dog.\n", "column 'text' holds None, no caption; the file's columns: title, alt"),
+        ("own.csv", "title,alt\nx,A dog.\n", "has no column 'text'; its columns: title, alt"),
         ("own.jsonl", '{"text": 7}\n', "row 0: column 'text' holds 7"),
         ("own.txt", "A dog.\n\nA cat.\n", "row 1: column 'text' holds ''"),
         ("own.txt", "A dog.\nA cat.\n \n", "row 2: column 'text' holds ' '"),
