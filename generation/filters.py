@@ -1,7 +1,7 @@
 """Which captions of an open-domain source may be seeds: pure functions, one reason code each, the cheap ones first.
 
-They are meant for alt text from the web. Nothing is repaired: there is more text than is needed, and a caption that was
-cut to size is no longer what somebody wrote.
+They are meant for alt text from the web. Nothing is repaired: there is more text than is needed, and a caption that
+was cut to size is no longer what somebody wrote.
 
 The language is told by function words of seven languages, a heuristic of ours: it needs no model, no download and no
 dependency, and a caption of ten words nearly always holds some. German, French, Spanish, Italian, Portuguese and Dutch
