@@ -288,7 +288,7 @@ def test_shorter_n_grams_hit_more() -> None:
     [
         ("none.txt", None, "does not exist"),
         ("q.xlsx", "x", "must end with one of .txt"),
-        ("q.csv", "id,query\n1,Is it?\n", "column 'text' holds None, no question; the file's columns: id, query"),
+        ("q.csv", "id,query\n1,Is it?\n", "has no column 'text'; its columns: id, query"),
         ("q.txt", "", "holds no question"),
         ("q.json", "[{", "cannot be read"),
     ],
