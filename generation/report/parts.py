@@ -18,7 +18,11 @@ class Picture:
     name: str
     figure: "Figure"
     caption: str
-    wide: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has several panels beside each other."""
+        return bool(self.figure.get_figwidth() > 6)
 
 
 @dataclass(frozen=True)

@@ -237,10 +237,7 @@ def gap(diagnostics: Mapping[str, Any], pictures: Mapping[str, tuple["Figure", s
             absent.setdefault(section["figures"][0]["needs"], []).append(section["title"])
     lead = list(diagnostics["remarks"])
     lead += [f"Not measured: {', '.join(titles).lower()}. That needs {needs}." for needs, titles in absent.items()]
-    shown = [
-        Picture(name.removesuffix(".png"), figure, caption, wide="clouds" in name)
-        for name, (figure, caption) in pictures.items()
-    ]
+    shown = [Picture(name.removesuffix(".png"), figure, text) for name, (figure, text) in pictures.items()]
     return Section("gap", "The modality gap", lead, shown, tables)
 
 
