@@ -151,6 +151,17 @@ def test_a_text_encoder_has_no_gap_and_the_page_says_why(page: Page) -> None:
     assert page.table("gap", "Texts")["rows"][0] == "18"
 
 
+def test_images_of_the_encoder_give_the_gap(run_copy: Path, tmp_path: Path) -> None:
+    run = RunDir(run_copy)
+    run.stage("text_embeddings")["fingerprint"]["joint_with_images"] = True
+    run.save()
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(0.3, 1, (60, 384)))
+    page = Page(write_report(run_copy, images=tmp_path / "images.npy")[0])
+    found = page.table("gap", "Texts against raw images")
+    assert any(float(here) > 0.2 and paper.startswith("text .392") for here, paper, _ in found.values())
+    assert "Not measured: pairs of texts and raw images. That needs" in page.sections["gap"]
+
+
 def test_rows_hold_all_that_was_made_of_them(page: Page, finished_run: Path) -> None:
     assert [row["id"] for row in page.rows] == [row["id"] for row in rows(finished_run, "captions")]
     captions = {row["id"]: row for row in rows(finished_run, "captions")}
