@@ -16,6 +16,7 @@ from generation.diagnostics.of_run import diagnose_run
 from generation.diagnostics.report import to_json
 from generation.diagnostics.vectors import in_memory
 from generation.errors import RunError
+from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.report import rows as report_rows
 from generation.report import texts as report_texts
 from generation.report.command import write_report
@@ -105,32 +106,24 @@ def test_numbers_are_those_of_the_manifest(page: Page, finished_run: Path) -> No
     assert len(page.tables["throughput", "Sessions"]) == 1 + len(sessions)
 
 
-def test_lengths_and_variety_are_those_of_the_captions_and_of_the_card(page: Page, finished_run: Path) -> None:
-    from dataset_card import _diversity
-
+def test_lengths_and_variety_are_those_of_the_captions(page: Page, finished_run: Path) -> None:
     words = [len(row["caption"].split()) for row in rows(finished_run, "captions")]
     table = page.table("lengths")
     assert [float(table[f"words, {name}"][0]) for name in ("mean", "fewest", "most")] == pytest.approx(
         [np.mean(words), min(words), max(words)], rel=1e-3
     )
     assert [table[f"words, {name}"][1] for name in ("mean", "fewest", "most")] == ["129", "51", "483"]
-    card = _diversity(RunDir(finished_run))
+    card = measure(row["caption"] for row in rows(finished_run, "captions"))
     variety = page.table("diversity")
     assert variety["type-token ratio"] == [f"{card['type_token_ratio']:.4g}", "0.68"]
     assert variety["token entropy, bits"] == [f"{card['entropy_bits']:.4g}", "6.07"]
 
 
-def test_of_many_captions_those_are_measured_that_the_card_measures(
-    finished_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import dataset_card
-
-    monkeypatch.setattr(dataset_card, "DIVERSITY_SAMPLE", 7)
+def test_of_many_captions_some_are_measured(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_texts, "SAMPLE", 7)
     monkeypatch.setattr(report_texts, "BATCH_ROWS", 5)
     captions, kept = report_texts.survey(RunDir(finished_run), {1: {0, 6}}, lambda rows: None)
-    assert np.mean(captions.ratios) == pytest.approx(dataset_card._diversity(RunDir(finished_run))["type_token_ratio"])
-    assert len(captions.ratios) < captions.rows == 18
+    assert len(captions.ratios) == 6 < captions.rows == 18
     assert [row["id"] for row in kept.values()] == ["0000100000", "0000100006"]
 
 
@@ -149,6 +142,17 @@ def test_a_text_encoder_has_no_gap_and_the_page_says_why(page: Page) -> None:
     assert "joint_with_images: false" in page.sections["gap"]
     assert "That needs an encoder that embeds images too" in page.sections["gap"]
     assert page.table("gap", "Texts")["rows"][0] == "18"
+
+
+def test_images_of_the_encoder_give_the_gap(run_copy: Path, tmp_path: Path) -> None:
+    run = RunDir(run_copy)
+    run.stage("text_embeddings")["fingerprint"]["joint_with_images"] = True
+    run.save()
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(0.3, 1, (60, 384)))
+    page = Page(write_report(run_copy, images=tmp_path / "images.npy")[0])
+    found = page.table("gap", "Texts against raw images")
+    assert any(float(here) > 0.2 and paper.startswith("text .392") for here, paper, _ in found.values())
+    assert "Not measured: pairs of texts and raw images. That needs" in page.sections["gap"]
 
 
 def test_rows_hold_all_that_was_made_of_them(page: Page, finished_run: Path) -> None:

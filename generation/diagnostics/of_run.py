@@ -69,11 +69,8 @@ def diagnose_run(
         EmbeddingError: a file cannot be read, or holds a row that cannot be used, or rows of another encoder.
     """
     joint = bool(run.stage(TEXTS)["fingerprint"].get("joint_with_images"))
-    remarks = [_about_sample(rows, seed)]
-    if most and (step := -(-_rows(run) // most)) > 1:
-        remarks = [remarks[0].replace("of all rows", f"of one row in {step}")]
-    else:
-        step = 1
+    step = max(1, -(-_rows(run) // most)) if most else 1
+    remarks = [_about_sample(rows, seed, step)]
     if not joint:
         remarks.append(_about_encoder(run, bool(images or pairs)))
         images = pairs = None
@@ -192,10 +189,11 @@ def _read_pairs(run_texts: Vectors, text_path: Path, image_path: Path, look: _Lo
     return texts.sample(look.rows, look.seed), images.sample(look.rows, look.seed)
 
 
-def _about_sample(rows: int, seed: int) -> str:
+def _about_sample(rows: int, seed: int, step: int) -> str:
+    looked_at = "all rows" if step == 1 else f"one row in {step}"
     return (
-        "Means, norms, spectra and duplicates are of all rows; neighbours, pairwise cosines, percentiles and pairs "
-        f"are of at most {rows} of them, drawn with seed {seed}."
+        f"Means, norms, spectra and duplicates are of {looked_at}; neighbours, pairwise cosines, percentiles and "
+        f"pairs are of at most {rows} of them, drawn with seed {seed}."
     )
 
 

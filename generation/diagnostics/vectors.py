@@ -43,11 +43,12 @@ class Vectors:
 
         @cache
         def kept() -> torch.Tensor:
-            first, found = 0, []
+            found, first, filled = torch.empty(-(-self.rows // step), self.dimension), 0, 0
             for chunk in self.chunks():
-                found.append(chunk[-first % step :: step].clone())  # a view would keep the whole chunk
-                first += len(chunk)
-            return torch.cat(found)
+                rows = chunk[-first % step :: step]
+                found[filled : filled + len(rows)] = rows
+                first, filled = first + len(chunk), filled + len(rows)
+            return found
 
         return replace(self, rows=-(-self.rows // step), chunks=lambda: iter(torch.split(kept(), CHUNK_ROWS)))
 

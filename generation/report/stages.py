@@ -98,6 +98,9 @@ def _seeds(run: RunDir) -> Stage:
     record = run.stage("seeds")
     shards = len(run.sealed("seeds"))
     complete = bool(shards and record.get("complete", True))
+    dropped = Counter[str]()
+    for source in record.get("sources", {}).values():
+        dropped.update(source.get("dropped", {}))
     return Stage(
         "seeds",
         FINISHED if complete else UNFINISHED,
@@ -105,7 +108,7 @@ def _seeds(run: RunDir) -> Stage:
         shards if complete else 0,
         rows=_sum(run, "seeds", "rows"),
         bytes=_bytes(run, "seeds"),
-        rejected=_by_count(record.get("dropped_by_reason", {})),
+        rejected=_by_count(dropped),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ..metrics.caption_diversity.caption_diversity import measure
 from ..rundir import RunDir
 
-SAMPLE = 20_000  # captions whose tokens are counted; the same that the cards count
+SAMPLE = 20_000  # captions whose tokens are counted, spread evenly over the run
 BATCH_ROWS = 8_192
 
 
