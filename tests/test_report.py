@@ -123,7 +123,7 @@ def test_of_many_captions_some_are_measured(finished_run: Path, monkeypatch: pyt
     monkeypatch.setattr(report_texts, "SAMPLE", 7)
     monkeypatch.setattr(report_texts, "BATCH_ROWS", 5)
     captions, kept = report_texts.survey(RunDir(finished_run), {1: {0, 6}}, lambda rows: None)
-    assert len(captions.ratios) == 6 < captions.rows == 18
+    assert 0 < len(captions.ratios) < 10 < captions.rows == 18
     assert [row["id"] for row in kept.values()] == ["0000100000", "0000100006"]
 
 
