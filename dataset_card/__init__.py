@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from generation import __version__
 from generation.builders.builder import FOLDERS
+from generation.builders.places import transfer_method
 from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.progress import counted
@@ -98,7 +99,7 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
     }
     written_here = {name: record for name, record in generated.items() if not run.imported(name)}
     statistics = {name: record["statistics"] for name, record in generated.items() if name != "captions"}
-    method = next(name.split("/")[1] for name in stages if name.startswith("image_embeddings/"))
+    method = transfer_method(run.manifest, run.path)
     return {
         "code_version": __version__,
         "run": run.manifest,

@@ -36,6 +36,12 @@ def embed(run: RunDir, recipe: Recipe) -> None:
     shards = run.due(STAGE, "captions")
     if not shards:
         return
+    if not facts["joint_with_images"]:
+        logger.warning(
+            "%s embeds text only: no image lives in the space of its vectors. To train with images, name a dual "
+            "encoder or LLM2CLIP as embed.encoder",
+            facts["model"],
+        )
 
     def texts(shard: int) -> list[str]:
         captions: list[str] = run.table("captions", shard)["caption"].to_pylist()

@@ -23,6 +23,24 @@ _NAMES = {"tokens_per_s": "tokens/s", "in_flight": "in flight"}  # of facts, as 
 _numbers = itertools.count(1)
 
 
+class _Lines:
+    """stderr that is no terminal: each state of a bar is a line of its own, and none is written twice."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        """Writes what is not blank."""
+        line = text.strip()
+        if line and line != self._last:
+            self._last = line
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """See ``io.IOBase``."""
+        sys.stderr.flush()
+
+
 class Bar:
     """How far a stage has come, for people and, if they ask for it, machines.
 
@@ -58,6 +76,7 @@ class Bar:
             maxinterval=interval,
             delay=delay_s,
             ncols=120,
+            file=sys.stderr if sys.stderr.isatty() else _Lines(),
             disable=events.on_stderr(),
         )
 

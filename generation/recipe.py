@@ -60,7 +60,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
         faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
     faults += _embed_faults(recipe.embed)
     faults += _seed_faults(recipe.seeds)
-    faults += _transfer_faults(recipe.transfer)
+    faults += _transfer_faults(recipe.transfer, recipe.directory)
     return faults
 
 
@@ -77,7 +77,7 @@ def _seed_faults(seeds: Seeds) -> list[str]:
     return faults
 
 
-def _transfer_faults(transfer: Transfer) -> list[str]:
+def _transfer_faults(transfer: Transfer, directory: Path) -> list[str]:
     """Keys that the method does not take, or that it needs and lacks."""
     faults = []
     for key, methods in _TRANSFER_KEYS.items():
@@ -86,6 +86,8 @@ def _transfer_faults(transfer: Transfer) -> list[str]:
             faults.append(f"transfer.{key} is for {', '.join(methods)}; method is {transfer.method}")
         if not given and transfer.method in methods and key in ("images", "image_basis"):
             faults.append(f"transfer.method {transfer.method} needs transfer.{key}, a file or folder")
+        if given and key in ("images", "image_basis") and not (path := directory / getattr(transfer, key)).exists():
+            faults.append(f"transfer.{key} {path}: there is no such file or folder")
     return faults
 
 

@@ -192,7 +192,7 @@ def test_an_unfinished_run_is_refused(run_copy: Path, tmp_path: Path) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(data))
     done = build("unicorn-1.2m", run_copy, tmp_path / "out")
     assert done.returncode == 1
-    assert "no transfer method" in done.stderr
+    assert "holds no embeddings yet" in done.stderr
 
 
 def test_only_an_earlier_build_is_ever_replaced(built: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ import pytest
 from generation.builders.build import build
 from generation.builders.builder import UnicornBuilder
 from generation.errors import RunError
-from tests.conftest import ROOT
+from generation.recipe import load_recipe
+from generation.rundir import RunDir
+from generation.transfer.stage import transfer
+from tests.conftest import ROOT, write_recipe
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
 
@@ -201,3 +204,25 @@ def test_files_keep_within_what_the_viewer_takes(built: Path) -> None:
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         assert all(group.total_byte_size < 300_000_000 and group.column(0).has_offset_index for group in groups)
+
+
+def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(run_copy.parent, transfer={"method": "mean_shift"}))
+    transfer(RunDir(run_copy), recipe)
+    with pytest.raises(RunError, match="by unicorn and mean_shift; a data set takes one: name it as --method"):
+        build(Unicorn12M, run_copy, tmp_path / "out")
+    with pytest.raises(RunError, match="no embeddings by realign, but by unicorn and mean_shift"):
+        build(Unicorn12M, run_copy, tmp_path / "out", method="realign")
+    build(Unicorn12M, run_copy, tmp_path / "out", method="mean_shift")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [name for name in manifest["stages"] if name.startswith("image_")] == ["image_embeddings/mean_shift"]
+    assert (tmp_path / "out" / "transfer" / "mean_shift.safetensors").is_file()
+
+
+def test_a_run_without_embeddings_is_told_what_is_missing(run_copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    for name in ("text_embeddings", "image_embeddings/unicorn"):
+        del manifest["stages"][name]
+    (run_copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="holds no embeddings yet; run the stages embed and transfer first"):
+        build(Unicorn12M, run_copy, tmp_path / "out")

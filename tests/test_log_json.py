@@ -114,7 +114,7 @@ def test_a_builder_tells_too(finished_run: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = lines(done.stderr)
-    assert {"build default", "build with_embeddings"} <= {line.get("stage") for line in told}
+    assert "build" in {line.get("stage") for line in told}
 
 
 @pytest.mark.parametrize("command", ["show", "duplicates"])

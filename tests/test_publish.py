@@ -159,3 +159,11 @@ def test_a_wrong_token_is_told_without_showing_it(finished_run: Path, tmp_path: 
     assert done.returncode == 1
     assert "401" in done.stderr
     assert "hf_secret_of_mine" not in done.stderr + done.stdout
+
+
+def test_a_missing_token_is_told_before_anything_is_built(finished_run: Path, tmp_path: Path) -> None:
+    with FakeHub() as hub:
+        done = push(hub, "unicorn-1.2m", finished_run, tmp_path, token=None)
+    assert done.returncode == 1
+    assert "set $HF_TOKEN" in done.stderr
+    assert not (tmp_path / "unicorn-1.2m").exists()

@@ -20,6 +20,7 @@ from ..files import file_sha256
 from ..progress import counted, progress
 from ..rundir import RunDir
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
+from .places import open_run
 
 EMBEDDED_ROW_GROUP = 8_000  # rows; 20 MB of vectors at d = 1280
 TEXT_ROW_GROUP = 20_000
@@ -51,7 +52,13 @@ class Built:
     sample: list[str]  # captions spread evenly over the rows
 
 
-def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, version: str = FIRST_VERSION) -> None:
+def build(
+    builder_class: type[UnicornBuilder],
+    run_dir: Path,
+    output: Path,
+    version: str = FIRST_VERSION,
+    method: str | None = None,
+) -> None:
     """Writes a data set: a Parquet file a part and config, the companions (files of the run that travel along), the
     manifest and the card. It appears whole, or not at all; the same run makes the same bytes.
 
@@ -60,6 +67,7 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
         run_dir: a finished run.
         output: the directory; an older build is replaced.
         version: the data set's, semantic; not the code's.
+        method: of the transfer, where the run has embeddings by several.
 
     Raises:
         RunError: the run is not finished or not whole, or ``output`` holds something that is no earlier build.
@@ -68,13 +76,13 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
         raise RunError(f"{output} exists and is no earlier build (it has no manifest.json); choose another --output")
     if (output / "captions").exists():
         raise RunError(f"{output} is a run directory; choose another --output")
-    run = RunDir(run_dir)
+    run = open_run(run_dir, method)
     new, old = output.with_name(f".{output.name}.new"), output.with_name(f".{output.name}.old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        built = _write_parts(builder_class, run, new, version)
+        built = _write_parts(builder_class, run, new, version, method)
         for path in counted(builder_class.companions(run), "build, companions", "file"):
             target = new / path.relative_to(run.path)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,10 +100,14 @@ def build(builder_class: type[UnicornBuilder], run_dir: Path, output: Path, vers
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_parts(builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str) -> Built:
+def _write_parts(
+    builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str, method: str | None
+) -> Built:
     cache = output / ".cache"
     builders = [
-        builder_class(config_name=name, run_dir=str(run.path), version=version, hash="run", cache_dir=str(cache))
+        builder_class(
+            config_name=name, run_dir=str(run.path), method=method, version=version, hash="run", cache_dir=str(cache)
+        )
         for name in FOLDERS
     ]
     parts = builders[0].run_parts()

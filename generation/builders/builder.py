@@ -14,7 +14,7 @@ from ..errors import RunError
 from ..rundir import RunDir
 from ..tensors import open_shard
 from .columns import vector_column
-from .places import Place, transfer_method
+from .places import Place, open_run, transfer_method
 
 WITH_EMBEDDINGS = "with_embeddings"
 FOLDERS = {"default": "data", WITH_EMBEDDINGS: WITH_EMBEDDINGS}  # of a built directory's Parquet files
@@ -27,12 +27,14 @@ class UnicornConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
     Attributes:
         run_dir: a run directory that the rows come from; or else
+        method: with ``run_dir``: whose embeddings to take, where the run was transferred by several methods.
         data_dir: (of the base class) a built directory, or ``hf://datasets/USER/NAME@REVISION``.
         embeddings: with ``data_dir``: where the vectors are to be taken from, the built directory or revision of
             Unicorn-1.2M; None reads those that are stored beside the text.
     """
 
     run_dir: str | None = None
+    method: str | None = None
     embeddings: str | None = None
 
 
@@ -85,7 +87,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 f"{type(self).__name__} needs run_dir=..., a finished run, or data_dir=..., a built directory or "
                 "hf://datasets/USER/NAME@REVISION"
             )
-        return RunDir(Path(self.config.run_dir))
+        return open_run(Path(self.config.run_dir), self.config.method)
 
     def _info(self) -> datasets.DatasetInfo:
         manifest = Place(self.config.data_dir).manifest if self.config.data_dir else self.open_run().manifest
@@ -103,6 +105,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             "embedding_row": datasets.Value("int32"),
         }
         if self.config.name == WITH_EMBEDDINGS:
+            transfer_method(manifest, self.config.run_dir or self.config.data_dir)  # or there are no vectors yet
             dimension = manifest["stages"]["text_embeddings"]["fingerprint"]["dimension"]
             features["image_embedding"] = datasets.List(datasets.Value("float16"), length=dimension)
         return datasets.DatasetInfo(description=self.DESCRIPTION, features=datasets.Features(features))

@@ -25,7 +25,11 @@ def main(builder_class: type[UnicornBuilder]) -> int:
 
 
 def _build(builder_class: type[UnicornBuilder], options: argparse.Namespace) -> None:
-    build(builder_class, options.run_dir, options.output, options.version)
+    if options.push_to_hub:
+        from .publish import check_token
+
+        check_token()
+    build(builder_class, options.run_dir, options.output, options.version, options.method)
     print(f"{options.output}: version {options.version}, built from {options.run_dir}")
     if options.fill_cache:
         _fill_cache(builder_class, options.output, options.fill_cache)
@@ -46,6 +50,7 @@ def _parser(builder_class: type[UnicornBuilder]) -> argparse.ArgumentParser:
         default=FIRST_VERSION,
         help=f"of the data set ({FIRST_VERSION}); never bumped by itself",
     )
+    parser.add_argument("--method", help="of the transfer; needed where the run has embeddings by several methods")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload it and tag it v<version>; needs $HF_TOKEN")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
     parser.add_argument(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import RunError
 from ..files import file_sha256
+from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, parse_shard
 
 BATCH_ROWS = 8_000  # of a streamed Parquet file
@@ -28,10 +29,37 @@ def transfer_method(manifest: Mapping[str, Any], where: object) -> str:
     Raises:
         RunError: the transfer has not been run, or with several methods.
     """
-    methods = [stage.split("/")[1] for stage in manifest["stages"] if stage.startswith("image_embeddings/")]
+    methods = _methods(manifest)
     if len(methods) != 1:
-        raise RunError(f"{where} holds embeddings of {methods or 'no transfer method'}; a data set needs exactly one")
-    return str(methods[0])
+        raise RunError(
+            f"{where} holds embeddings of {' and '.join(methods)}; a data set takes one: name it as --method (method=)"
+            if methods
+            else f"{where} holds no embeddings yet; run the stages embed and transfer first"
+        )
+    return methods[0]
+
+
+def open_run(path: Path, method: str | None = None) -> RunDir:
+    """A run as if it had been transferred by one method alone.
+
+    Args:
+        path: the run directory.
+        method: which; None leaves all, of which there must then be one.
+
+    Raises:
+        RunError: it is no run directory, or has no embeddings by that method.
+    """
+    run = RunDir(path)
+    if method is not None and method not in (methods := _methods(run.manifest)):
+        raise RunError(f"{path} holds no embeddings by {method}, but by {' and '.join(methods) or 'no method'}")
+    if method is not None:
+        for other in set(methods) - {method}:
+            del run.manifest["stages"][f"image_embeddings/{other}"]
+    return run
+
+
+def _methods(manifest: Mapping[str, Any]) -> list[str]:
+    return [stage.split("/")[1] for stage in manifest["stages"] if stage.startswith("image_embeddings/")]
 
 
 class Place:

@@ -4,12 +4,22 @@ import json
 from pathlib import Path
 
 from httpx2 import HTTPError  # what huggingface_hub raises; HfHubHTTPError is one
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from .. import events
 from ..errors import PublishError
 from ..progress import progress
+
+
+def check_token() -> None:
+    """Looks for a token before any work is done for a push.
+
+    Raises:
+        PublishError: there is none.
+    """
+    if not get_token():
+        raise PublishError("no token of the Hub: set $HF_TOKEN to one that may write (nothing was built yet)")
 
 
 def publish(directory: Path, repo_id: str, private: bool = False) -> str:
@@ -53,7 +63,7 @@ def publish(directory: Path, repo_id: str, private: bool = False) -> str:
         hub.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset")
     except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError: a file that did not go through
         raise PublishError(
-            f"{repo_id} could not be published: {error} ({error.__cause__ or 'no further cause'}). Nothing is tagged; "
-            "the same command goes on where it was"
+            f"{repo_id} could not be published at {hub.endpoint}: {error.__cause__ or error}. Nothing is tagged; the "
+            "same command goes on where it was"
         ) from error
     return tag

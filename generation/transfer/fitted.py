@@ -53,7 +53,7 @@ class Fitted:
             raise EmbeddingError(f"{path} holds no transfer's statistics: {error!r}") from error
 
     def _copy(self, rows: torch.Tensor) -> torch.Tensor:
-        dimension = len(self.tensors["mean_text"])
+        rows, dimension = torch.as_tensor(rows), len(self.tensors["mean_text"])
         if rows.ndim != 2 or rows.shape[1] != dimension:
             raise EmbeddingError(f"embeddings of shape {list(rows.shape)}; this transfer is of [n, {dimension}]")
         return rows.to(torch.float32, copy=True)
