@@ -209,7 +209,7 @@ def test_files_keep_within_what_the_viewer_takes(built: Path) -> None:
 def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(run_copy.parent, transfer={"method": "mean_shift"}))
     transfer(RunDir(run_copy), recipe)
-    with pytest.raises(RunError, match="by unicorn and mean_shift; a data set takes one: name it as --method"):
+    with pytest.raises(RunError, match="of unicorn and mean_shift; a data set takes one: name it as --method"):
         build(Unicorn12M, run_copy, tmp_path / "out")
     with pytest.raises(RunError, match="no embeddings by realign, but by unicorn and mean_shift"):
         build(Unicorn12M, run_copy, tmp_path / "out", method="realign")
