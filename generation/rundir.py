@@ -7,6 +7,7 @@
       instructions/<task>/00000.parquet ...
       text_embeddings/00000.safetensors ...    row for row the captions of the same shard
       image_embeddings/<method>/00000.safetensors ...
+      unpaired_images/00000.safetensors        embeddings of a folder of pictures, where a transfer was given one
       transfer/<method>.safetensors            the statistics, to treat real images alike
       rejected/<stage>/00000.parquet ...       what failed a check, with reason and raw answer
 
@@ -35,7 +36,8 @@ from .progress import counted
 if TYPE_CHECKING:
     import torch
 
-_SUFFIX = {"text_embeddings": ".safetensors", "image_embeddings": ".safetensors"}  # all others are Parquet
+# All other stages' shards are Parquet.
+_SUFFIX = dict.fromkeys(("text_embeddings", "image_embeddings", "unpaired_images"), ".safetensors")
 
 
 class RunDir:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from generation.embeddings import embed
 from generation.errors import EmbeddingError, RecipeError, RunError
 from generation.files import file_sha256
 from generation.recipe import load_recipe
@@ -25,6 +27,7 @@ from generation.transfer.methods import VERSION
 from generation.transfer.noise import normal
 from generation.transfer.stage import transfer
 from tests.conftest import ROOT, manifest, write_recipe
+from tests.tiny_models import tiny_clip
 
 
 def rerun(run: Path, **section: Any) -> None:
@@ -295,3 +298,32 @@ def test_kill_9_in_every_phase_is_made_good_by_the_same_command(rename: int, run
     for name in ("image_embeddings/realign/00000.safetensors", "transfer/realign.safetensors"):
         assert (run_copy / name).read_bytes() == (run_copy.parent / "whole" / name).read_bytes()
     assert not list(run_copy.rglob(".*.tmp"))
+
+
+def test_a_folder_of_pictures_is_encoded_once_and_moves_the_cloud_onto_it(
+    run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = tiny_clip(run_copy.parent / "tiny-clip")
+    (run_copy.parent / "pictures").mkdir()
+    for number in range(6):
+        Image.new("RGB", (40, 30), (40 * number, 90, 200 - 30 * number)).save(
+            run_copy.parent / "pictures" / f"{number}.png"
+        )
+    data = manifest(run_copy)
+    for name in ("text_embeddings", "image_embeddings/unicorn"):
+        del data["stages"][name]
+    (run_copy / "manifest.json").write_text(json.dumps(data))
+    sections = {"embed": {"encoder": str(clip)}, "transfer": {"method": "realign", "images": "pictures"}}
+    recipe = load_recipe(write_recipe(run_copy.parent, **sections))
+    embed(RunDir(run_copy), recipe)
+    transfer(RunDir(run_copy), recipe)
+    kept = run_copy / "unpaired_images" / "00000.safetensors"
+    images = load_file(kept)["embeddings"].double()
+    assert len(images) == 6
+    told = facts(run_copy / "transfer" / "realign.safetensors")
+    assert told["images"]["rows"] == 6
+    statistics = load_file(run_copy / "transfer" / "realign.safetensors")
+    np.testing.assert_allclose(statistics["mean_image"], images.mean(0), atol=1e-3)
+    made = kept.stat().st_mtime_ns
+    transfer(RunDir(run_copy), load_recipe(write_recipe(run_copy.parent, **sections)))
+    assert kept.stat().st_mtime_ns == made
