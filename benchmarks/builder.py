@@ -17,8 +17,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,7 +28,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.transfer import DIMENSION, Memory
+from benchmarks.processes import Memory, in_fresh_process
+from benchmarks.transfer import DIMENSION
 from generation.config import Recipe, Seeds
 from generation.prompts import load_prompt
 from generation.records import CAPTION_SCHEMA, SEED_SCHEMA, row_id
@@ -39,6 +38,7 @@ from generation.tensors import byte_rows, text_hashes
 from generation.transfer.stage import transfer
 from unicorn_1_2m import Unicorn12M
 
+MODULE = "benchmarks.builder"
 SHARD_ROWS = 10_000
 BATCHES = 100
 
@@ -212,13 +212,6 @@ _PARTS: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def _child(what: str, *arguments: object) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.builder", "--child", what, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,13 +228,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         make_run(folder / "run", options.rows)
-        built = _child("build", folder / "run", folder / "built")
-        peak = _child("memory", folder / "run", folder / "built")["peak_anon_mb"]
+        built = in_fresh_process(MODULE, "--child", "build", folder / "run", folder / "built")
+        peak = in_fresh_process(MODULE, "--child", "memory", folder / "run", folder / "built")["peak_anon_mb"]
         size = sum(path.stat().st_size for path in (folder / "built").rglob("*") if path.is_file())
-        loop = _child("generate", folder / "run", folder / "cache", options.generator_rows)
-        first = _child("stream", folder / "built")
+        loop = in_fresh_process(
+            MODULE, "--child", "generate", folder / "run", folder / "cache", options.generator_rows
+        )
+        first = in_fresh_process(MODULE, "--child", "stream", folder / "built")
         shutil.rmtree(folder / "run")
-        batches = _child("read", folder / "built", folder / "cache")
+        batches = in_fresh_process(MODULE, "--child", "read", folder / "built", folder / "cache")
     ours, theirs = options.rows / built["seconds"], options.generator_rows / loop["seconds"]
     result = {
         "rows_per_s": round(ours),

@@ -11,13 +11,12 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.processes import in_fresh_process, peak_bytes
 from generation.duplicates import NGRAMS, find_duplicates
 
 SIZES = (20_000, 100_000)
@@ -60,38 +59,17 @@ def _one(way: str, count: int, words: int) -> None:
     start = time.perf_counter()
     for _ in rows(count, words):
         pass
-    generating, before = time.perf_counter() - start, _peak()
+    generating, before = time.perf_counter() - start, peak_bytes()
     start = time.perf_counter()
     found = measure(count, words)
     seconds = time.perf_counter() - start - generating
-    bytes_a_row = (_peak() - before) / count
+    bytes_a_row = (peak_bytes() - before) / count
     print(json.dumps({"rows_per_s": count / seconds, "bytes_a_row": bytes_a_row, "found": found}), flush=True)
 
 
-def _peak() -> int:
-    """Bytes; of this process alone, where getrusage's peak may be that of the process it was forked from."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def _measure(way: str, count: int, words: int, rounds: int) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.duplicates",
-        "--way",
-        way,
-        "--rows",
-        str(count),
-        "--words",
-        str(words),
-    ]
-    results: list[dict[str, float]] = []
-    for _ in range(rounds):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        results.append(json.loads(done.stdout.splitlines()[-1]))
+    options = ["--way", way, "--rows", count, "--words", words]
+    results: list[dict[str, float]] = [in_fresh_process("benchmarks.duplicates", *options) for _ in range(rounds)]
     return max(results, key=lambda result: result["rows_per_s"])
 
 

@@ -11,8 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from benchmarks.processes import in_fresh_process, peak_bytes
 from generation.config import Embedded, Server
 from generation.prompts import load_prompt
 from generation.tgi.client import Endpoint
@@ -48,7 +47,7 @@ def through_http(in_flight: int, count: int) -> dict[str, float]:
             answers = await asyncio.gather(*map(scheduler.ask, requests(count)))
             seconds = time.perf_counter() - start
             tokens = sum(answer.completion_tokens for answer in answers)
-            return _figures(seconds, count, tokens, _peak_mb(child.pid))
+            return _figures(seconds, count, tokens, peak_bytes(child.pid) / 1e6)
 
     return asyncio.run(run())
 
@@ -69,23 +68,16 @@ def in_process(in_flight: int, count: int) -> dict[str, float]:
         replies = list(pool.map(server.handle_chat_completions, asked))
         seconds = time.perf_counter() - start
     tokens = sum(reply["usage"]["completion_tokens"] for reply in replies)
-    return _figures(seconds, count, tokens, _peak_mb(psutil.Process().pid))
+    return _figures(seconds, count, tokens, peak_bytes(psutil.Process().pid) / 1e6)
 
 
 def _figures(seconds: float, count: int, tokens: int, peak_mb: float) -> dict[str, float]:
     return {"captions_per_s": count / seconds, "tokens_per_s": tokens / seconds, "peak_mb": peak_mb}
 
 
-def _peak_mb(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1000
-
-
 def _in_fresh_process(way: str, in_flight: int, count: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.embedded", "--way", way, "--captions", str(count)]
-    command += ["--in-flight", str(in_flight)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    options = ["--way", way, "--captions", count, "--in-flight", in_flight]
+    figures: dict[str, float] = in_fresh_process("benchmarks.embedded", *options)
     return figures
 
 

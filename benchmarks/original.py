@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import in_fresh_process, peak_bytes
 from generation.original.importing import import_original
 from generation.rundir import RunDir
 
@@ -107,9 +106,7 @@ def _one(way: str, folder: Path) -> None:
     else:
         import_original(RunDir(folder / "run", create=True), paths)
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_mb": peak / 1e6}))
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_mb": peak_bytes() / 1e6}))
 
 
 def main() -> None:
@@ -129,9 +126,7 @@ def main() -> None:
         print(f"{rows} rows, {size / 1e9:.2f} GB\n")
         print("| way | rows/s of CPU | CPU s | clock s | peak MB |\n|---|---|---|---|---|", flush=True)
         for way in ("json.load", "import"):
-            command = [sys.executable, "-m", "benchmarks.original", "--one", way, name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            one = json.loads(done.stdout.splitlines()[-1])
+            one = in_fresh_process("benchmarks.original", "--one", way, name)
             rate, figures = rows / one["cpu_s"], [one["cpu_s"], one["seconds"], one["peak_mb"]]
             print(f"| {way} | {rate:.0f} | {' | '.join(f'{figure:.0f}' for figure in figures)} |", flush=True)
             result |= {f"{way}_rows_per_s": round(rate), f"{way}_peak_mb": round(one["peak_mb"])}

@@ -12,8 +12,6 @@ and nothing else. Anonymous memory (what a mapped file is not) is sampled every 
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.builder import SHARD_ROWS, make_run
-from benchmarks.transfer import Memory
+from benchmarks.processes import Memory, in_fresh_process
 from generation.config import TASKS
 from generation.files import file_sha256
 from generation.records import INSTRUCTION_SCHEMA, row_id
@@ -94,13 +92,6 @@ def read(path: Path, _: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak_anon_mb": memory.peak}
 
 
-def _child(what: str, run: Path, output: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.report", "--child", what, str(run), str(output)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,8 +107,8 @@ def main() -> None:
         folder = Path(name)
         make_run(folder / "run", options.rows)
         add_conversations(folder / "run")
-        baseline = _child("read", folder / "run", folder / "report")
-        ours = _child("report", folder / "run", folder / "report")
+        baseline = in_fresh_process("benchmarks.report", "--child", "read", folder / "run", folder / "report")
+        ours = in_fresh_process("benchmarks.report", "--child", "report", folder / "run", folder / "report")
     result = {
         "seconds": round(ours["seconds"], 1),
         "cpu_seconds": round(ours["cpu_seconds"], 1),

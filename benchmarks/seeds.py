@@ -11,14 +11,14 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from hashlib import blake2b
 from pathlib import Path
 
 import yaml
+
+from benchmarks.processes import in_fresh_process, peak_bytes
 
 _WORDS = {
     "who": [
@@ -169,8 +169,7 @@ def ours(path: Path, folder: Path) -> int:
 def _one(way: str, path: Path, folder: Path) -> None:
     start = time.perf_counter()
     kept = {"bare": bare, "ours": ours}[way](path, folder)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak_mb = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    peak_mb = peak_bytes() / 2**20
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb, "kept": kept}), flush=True)
 
@@ -190,11 +189,7 @@ def main() -> None:
         write_rows(path, options.rows)
         for way in ("bare", "ours"):
             (place := Path(folder) / way).mkdir()
-            command = [sys.executable, "-m", "benchmarks.seeds", "--one", way, str(path), str(place)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(done.returncode)
-            one = json.loads(done.stdout.splitlines()[-1])
+            one = in_fresh_process("benchmarks.seeds", "--one", way, path, place)
             rate = options.rows / one["seconds"]
             print(f"| {way} | {one['seconds']:.1f} | {rate:.0f} | {one['peak_mb']:.0f} | {one['kept']} |", flush=True)
             result |= {f"{way}_{key}": round(value, 1) for key, value in one.items()}

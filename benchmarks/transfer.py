@@ -18,15 +18,14 @@ import pickle
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from benchmarks.processes import Memory, in_fresh_process
 from generation.config import Transfer
 from generation.files import file_sha256, seal
 from generation.tensors import open_shard, write_shard
@@ -34,6 +33,7 @@ from generation.transfer.fitting import fit_rows
 from generation.transfer.rows import Rows, cores, one_thread_an_operation
 from generation.transfer.stage import shard_part, transferred
 
+MODULE = "benchmarks.transfer"
 DIMENSION = 1280
 
 
@@ -111,30 +111,6 @@ def original(rows: int, folder: Path) -> float:
     return seconds
 
 
-class Memory:
-    """The peak of this process's anonymous memory while it is entered, in MB."""
-
-    def __enter__(self) -> "Memory":
-        self.peak, self._over = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.005):
-            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
-            self.peak = max(self.peak, int(line.split()[1]) / 1000)
-
-
-def _child(what: str, *arguments: object) -> float:
-    command = [sys.executable, "-m", "benchmarks.transfer", "--child", what, *map(str, arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def _copy(source: Path, target: Path) -> float:
     start = time.perf_counter()
     subprocess.run(["cp", *map(str, sorted(source.iterdir())), str(target)], check=True)
@@ -148,7 +124,9 @@ def _rounds(source: Path, target: Path, rounds: int) -> dict[str, list[float]]:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             subprocess.run(["sync"], check=True)  # what was written before does not weigh on this turn
-            values.append(_copy(source, target) if way == "cp" else _child(way, source, target))
+            values.append(
+                _copy(source, target) if way == "cp" else in_fresh_process(MODULE, "--child", way, source, target)
+            )
         print(f"round {number + 1}:", *(f"{way} {values[-1]:.2f} s" for way, values in seconds.items()))
     return seconds
 
@@ -177,8 +155,8 @@ def main() -> None:
         make_shards(source, options.shards, options.rows)
         _copy(source, Path(folder))  # warms the page cache
         seconds = _rounds(source, Path(folder) / "target", options.rounds)
-        peak = _child("memory", source, Path(folder) / "target")
-        loop = _child("original", options.original_rows, folder) / options.original_rows
+        peak = in_fresh_process(MODULE, "--child", "memory", source, Path(folder) / "target")
+        loop = in_fresh_process(MODULE, "--child", "original", options.original_rows, folder) / options.original_rows
     rows = options.shards * options.rows
     median = {way: statistics.median(values) for way, values in seconds.items()}
     best = {way: min(values) for way, values in seconds.items()}

@@ -83,14 +83,7 @@ def _add_dry_run(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--probes", type=int, default=8, help="rows asked to measure rate and length (8; 0 asks none)")
     group.add_argument("--tokenizer", type=Path, metavar="DIR", help="count prompt tokens with this tokenizer")
-    group.add_argument(
-        "--usd-per-million",
-        type=float,
-        nargs=2,
-        default=(0.0, 0.0),
-        metavar=("IN", "OUT"),
-        help="price of a million prompt tokens and of a million answer tokens",
-    )
+    _add_prices(group, (0.0, 0.0))
     group.add_argument("--usd-per-hour", type=float, default=0.0, metavar="USD", help="price of all servers an hour")
 
 
@@ -167,10 +160,15 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=Path, metavar="DIR", help="the default is RUN/report")
     command.add_argument("--rows", type=int, default=300, help="that can be browsed in the page, at most (300)")
     _add_images(command)
+    _add_prices(command, None)
+
+
+def _add_prices(command: argparse._ActionsContainer, default: tuple[float, float] | None) -> None:
     command.add_argument(
         "--usd-per-million",
         type=float,
         nargs=2,
+        default=default,
         metavar=("IN", "OUT"),
         help="price of a million prompt tokens and of a million answer tokens",
     )

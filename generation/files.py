@@ -31,6 +31,24 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_unchanged(path: Path, sha256: str, made: str, remedy: str) -> None:
+    """Holds a file against its recorded hash.
+
+    Args:
+        path: the file.
+        sha256: what is recorded.
+        made: how it was made, such as ``sealed``, for the message.
+        remedy: what to do if it is gone, for the message.
+
+    Raises:
+        RunError: it is gone, or was changed.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} is gone; {remedy}")
+    if (found := file_sha256(path)) != sha256:
+        raise RunError(f"{path} was changed after it was {made}: sha256 {found}, recorded {sha256}")
+
+
 def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
     """Has ``write`` make a file that is there whole or not at all; returns its size in bytes and its sha256."""
     temporary = path.with_name(f".{path.name}.tmp")

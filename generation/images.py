@@ -58,11 +58,6 @@ def read_rows(path: Path) -> Iterator[torch.Tensor]:
     )
 
 
-def load_image_embeddings(path: Path, encoder: object = None, dimension: int | None = None) -> torch.Tensor:
-    """All rows of ``image_embeddings`` in one tensor, [m, d]."""
-    return torch.cat(list(image_embeddings(path, encoder, dimension)))
-
-
 def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder and below it, sorted by their names from there on.
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .errors import RunError
-from .files import file_sha256, guarded, seal, seal_table
+from .files import check_unchanged, guarded, seal, seal_table
 from .manifest import FORMAT, changes, now, read_manifest
 from .progress import counted
 
@@ -263,10 +263,8 @@ class RunDir:
         if known is None:
             raise RunError(f"{path} is not recorded in the manifest; run stage '{stage}' to its end first")
         if name not in self._verified:
-            if not path.is_file():
-                raise RunError(f"{path} is gone; restore it, or remove its record from manifest.json to make it again")
-            if (found := file_sha256(path)) != known["sha256"]:
-                raise RunError(f"{path} was changed after it was sealed: sha256 {found}, recorded {known['sha256']}")
+            remedy = "restore it, or remove its record from manifest.json to make it again"
+            check_unchanged(path, known["sha256"], "sealed", remedy)
             self._verified.add(name)
         return path
 

@@ -3,11 +3,10 @@
 import textwrap
 from typing import Any
 
-from safetensors import safe_open
-
 from .config import TASKS
 from .errors import RunError
 from .rundir import RunDir
+from .tensors import open_shard
 
 
 def show(run: RunDir, row: str | None = None) -> None:
@@ -55,13 +54,10 @@ def _show_vectors(run: RunDir, shard: int, row: str) -> None:
     for stage in stages:
         if shard not in run.sealed(stage):
             continue
-        with safe_open(run.verified(stage, run.shard_path(stage, shard)), "np") as file:
-            ids = [bytes(identifier).decode() for identifier in file.get_tensor("ids")]
-            if row not in ids:
-                continue
-            vector = file.get_slice("embeddings")[ids.index(row)].astype("float32")
-        first = ", ".join(f"{value:+.4f}" for value in vector[:6])
-        _print(stage, f"[{first}, ...]  d = {len(vector)}, norm = {(vector**2).sum() ** 0.5:.4f}")
+        opened = open_shard(run.verified(stage, run.shard_path(stage, shard)))
+        for vector in opened.embeddings[opened.numbers() == int(row)].float():
+            first = ", ".join(f"{value:+.4f}" for value in vector[:6].tolist())
+            _print(stage, f"[{first}, ...]  d = {len(vector)}, norm = {float(vector.norm()):.4f}")
 
 
 def _first_with_conversation(run: RunDir) -> str:

@@ -13,8 +13,12 @@ from generation import images
 from generation.config import Embed
 from generation.encoders import load_encoder
 from generation.errors import EmbeddingError
-from generation.images import image_embeddings, load_image_embeddings, picture_files
+from generation.images import image_embeddings, picture_files
 from tests.tiny_models import tiny_clip
+
+
+def load_image_embeddings(*arguments: Any) -> torch.Tensor:
+    return torch.cat(list(image_embeddings(*arguments)))
 
 
 @pytest.fixture(scope="module")

@@ -123,19 +123,16 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return Place(self.config.data_dir).parquet_files(FOLDERS[WITH_EMBEDDINGS if stored else "default"])
 
     def _generate_tables(self, parts: Sequence[str]) -> Iterator[tuple[Key, pa.Table]]:
-        for number, part in enumerate(parts):
-            tables = self._built_tables(part) if self.config.data_dir else [self.table(part)]
-            for place, table in enumerate(tables):
+        tables = self._built_tables(parts) if self.config.data_dir else self._run_tables(parts)
+        for number, found in enumerate(tables):
+            for place, table in enumerate(found):
                 yield Key(number, place), table
 
-    def table(self, part: str) -> pa.Table:
-        """The rows of one part of the run in the builder's schema.
-
-        Raises:
-            RunError: a shard is missing or changed, or an embedding belongs to another text.
-        """
+    def _run_tables(self, parts: Sequence[str]) -> Iterator[list[pa.Table]]:
+        """The rows of each part of the run in the builder's schema."""
         run = self.open_run()
-        return self.finished(run, part, self.text(run, part))
+        for part in parts:
+            yield [self.finished(run, part, self.text(run, part))]
 
     def text(self, run: RunDir, part: str) -> pa.Table:
         """The text of one part, which all configs share."""
@@ -154,19 +151,26 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             text = text.append_column("image_embedding", vector_column(vectors, text))
         return self._cast(text)
 
-    def _built_tables(self, name: str) -> Iterator[pa.Table]:
+    def _built_tables(self, names: Sequence[str]) -> Iterator[Iterator[pa.Table]]:
+        """The rows of each built file, a few thousand at a time."""
         text = Place(self.config.data_dir)
-        vectors = None
-        for table in text.tables(name):
-            if self.config.name == WITH_EMBEDDINGS and self.config.embeddings:
-                shard = int(table["embedding_shard"][0].as_py())  # that of all rows of the file
-                vectors = vectors or Place(self.config.embeddings).vectors(shard, text.manifest)
-                table = table.append_column("image_embedding", vector_column(vectors, table))
-            yield self._cast(table)
+        joined = self.config.name == WITH_EMBEDDINGS and self.config.embeddings
+        vectors = Place(self.config.embeddings) if joined else None
+        for name in names:
+            yield map(self._cast, text.tables(name) if vectors is None else _joined(text, name, vectors))
 
     def _cast(self, table: pa.Table) -> pa.Table:
         schema = self.info.features.arrow_schema
         return table.select(schema.names).cast(schema)
+
+
+def _joined(text: Place, name: str, vectors: Place) -> Iterator[pa.Table]:
+    """The rows of a built file with their embeddings from another place."""
+    shard = None
+    for table in text.tables(name):
+        number = int(table["embedding_shard"][0].as_py())  # that of all rows of the file
+        shard = shard or vectors.vectors(number, text.manifest)
+        yield table.append_column("image_embedding", vector_column(shard, table))
 
 
 def source_label(manifest: dict[str, Any]) -> datasets.ClassLabel:

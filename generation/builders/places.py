@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RunError
-from ..files import file_sha256
+from ..files import check_unchanged
 from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, parse_shard
 
@@ -137,11 +137,7 @@ class Place:
                 yield pa.Table.from_batches([batch])
 
     def _check(self, name: str, known: str) -> None:
-        path = Path(self.url) / name
-        if not path.is_file():
-            raise RunError(f"{path} is gone; build the data set again")
-        if (found := file_sha256(path)) != known:
-            raise RunError(f"{path} was changed after it was built: sha256 {found}, recorded {known}")
+        check_unchanged(Path(self.url) / name, known, "built", "build the data set again")
 
     def _bytes(self, name: str) -> bytes:
         with self._open(name) as file:

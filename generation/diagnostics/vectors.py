@@ -11,9 +11,9 @@ from ..errors import EmbeddingError
 from ..images import read_rows
 from ..progress import counted
 from ..records import draw
+from ..transfer.rows import UNIT_TOLERANCE, rows_at
 
 CHUNK_ROWS = 4096
-UNIT_TOLERANCE = 1e-2  # of a stored row's norm
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,7 @@ class Vectors:
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """``count`` rows (all, if there are no more) drawn without repetition, in their order, float32 [count, d];
         from as many other rows the same positions are drawn."""
-        chosen, first, drawn = sampled_rows(self.rows, count, seed), 0, []
-        for chunk in self.chunks():
-            drawn.append(chunk[chosen[(chosen >= first) & (chosen < first + len(chunk))] - first])
-            first += len(chunk)
-        return torch.cat(drawn)
+        return rows_at(sampled_rows(self.rows, count, seed), self.chunks())
 
 
 def sampled_rows(rows: int, count: int, seed: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import EmbeddingError
 from .methods import USER_IMAGE_MEAN
 from .ops import apply_ops
-from .rows import Part, Rows
+from .rows import one_part
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Fitted:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 facts = json.loads((file.metadata() or {})["unicorn"])
-                return cls(tensors, facts | {key: facts[key] for key in ("text_ops", "image_ops")})
+            if "mean_text" in tensors and {"text_ops", "image_ops"} <= facts.keys():
+                return cls(tensors, facts)
+            raise KeyError("mean_text, text_ops or image_ops")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise EmbeddingError(f"{path} holds no transfer's statistics: {error!r}") from error
 
@@ -101,7 +103,7 @@ def image_mean(chunks: Callable[[], Iterable[torch.Tensor]]) -> torch.Tensor:
     Raises:
         EmbeddingError: a row is no finite unit vector, or there is none.
     """
-    return Rows([Part("images", chunks)]).sums().mean()
+    return one_part("images", chunks).sums().mean()
 
 
 def used_tensors(fitted: Fitted) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from . import experimental
 from .fitted import Fitted
 from .methods import USER_IMAGE_MEAN, VERSION, needs_images, noise_ratio, operations
 from .noise import Noise, conventions
-from .rows import Part, Rows
+from .rows import Rows, one_part
 from .sums import Sums
 
 
@@ -33,8 +33,8 @@ def fit(
         EmbeddingError: see ``fit_rows``.
     """
     asked: Transfer = validate(Transfer, {"method": method, **settings}, "transfer")
-    pictures = None if images is None else Rows([Part("images", lambda: [images])])
-    return fit_rows(asked, Rows([Part("texts", chunks)]), pictures)
+    pictures = None if images is None else one_part("images", lambda: [images])
+    return fit_rows(asked, one_part("texts", chunks), pictures)
 
 
 def fit_rows(

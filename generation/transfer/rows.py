@@ -38,6 +38,20 @@ def pieces(chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield chunk[first : first + CHUNK_ROWS]
 
 
+def rows_at(places: torch.Tensor, chunks: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Some of the rows of all chunks together, float32 [count, d].
+
+    Args:
+        places: int64 [count], ascending, from 0.
+        chunks: [any, d] each.
+    """
+    found, first = [], 0
+    for chunk in chunks:
+        found.append(chunk[places[(places >= first) & (places < first + len(chunk))] - first].float())
+        first += len(chunk)
+    return torch.cat(found)
+
+
 class Part:
     """Some of the rows: one shard, or all of what a caller has in memory.
 
@@ -120,12 +134,7 @@ class Rows:
     def sample(self, count: int, total: int, seed: int) -> torch.Tensor:
         """``count`` of the ``total`` rows, drawn without repetition, in their order; float32 [count, d]."""
         chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
-        drawn, first = [], 0
-        for chunk in (chunk for part in self.parts for chunk in pieces(part.chunks())):
-            here = chosen[(chosen >= first) & (chosen < first + len(chunk))] - first
-            drawn.append(chunk[here].float())
-            first += len(chunk)
-        return torch.cat(drawn)
+        return rows_at(chosen, (chunk for part in self.parts for chunk in part.chunks()))
 
     def each(self, act: Callable[[Part], T], size: Callable[[T], int]) -> list[T]:
         """``act`` on every part, ``threads`` at once, the results in order."""

@@ -19,7 +19,7 @@ from .fitting import baked_noise, fit_rows
 from .given import Images, image_basis, unpaired_images
 from .methods import VERSION, text_passes
 from .ops import apply_ops
-from .rows import Part, Rows, cores, one_thread_an_operation
+from .rows import Part, Rows, cores, one_part, one_thread_an_operation
 from .sums import CHUNK_ROWS, Buffers
 
 SOURCE = "text_embeddings"
@@ -55,7 +55,7 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     total = text_passes(asked) * sum(rows.values()) + sum(rows[shard] for shard in due)
     with progress(stage, total, 0, "row") as bar:
         texts = Rows([shard_part(opened[s], {str(s): inputs[str(s)]}) for s in shards], cores(), bar.update)
-        pictures = Rows([Part(str(images.path), images.chunks)]) if images else None
+        pictures = one_part(str(images.path), images.chunks) if images else None
         fitted = fit_rows(asked, texts, pictures, basis, recipe.random_seed)
         fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
         _warn(fitted.facts)
@@ -141,7 +141,7 @@ def shard_part(shard: EmbeddingShard, sources: dict[str, str] | None = None) -> 
 
 
 def _fingerprint(recipe: Recipe, inputs: dict[str, str], images: Images | None) -> dict[str, Any]:
-    """All that moves the output; files by their content, not their names."""
+    """All that moves the output; files by their content."""
     asked = recipe.transfer
     facts = {key: value for key, value in settings(asked).items() if key not in ("images", "image_basis")}
     facts |= {"version": VERSION, "inputs": inputs}
