@@ -177,6 +177,15 @@ def test_noisy_rows_have_the_cosine_that_eta_promises(eta: float) -> None:
     assert float((noisy * rows).sum(1).mean()) == pytest.approx(conventions(eta, 256)["kappa"], abs=0.01)
 
 
+def test_a_trainer_draws_lafites_noise_from_the_sphere_as_baking_does() -> None:
+    told = fitted("lafite", noise_ratio=0.8).facts["noise"]
+    assert told["sphere"] and not fitted("capdec").facts["noise"]["sphere"]
+    rows, numbers = unit_rows(50, 6, 0.1), torch.arange(50)
+    drawn = normal(numbers, DIMENSION, 4).double().numpy()
+    wanted = norm(rows.double().numpy() + 0.8 * norm(drawn))
+    np.testing.assert_allclose(add_noise(rows, numbers, told["eta_of_rows"], 4, told["sphere"]), wanted, atol=1e-5)
+
+
 def test_data_sets_hold_clean_rows_unless_noise_is_asked_for() -> None:
     clean = fitted("c3", noise_ratio=0.5)
     np.testing.assert_allclose(clean.to_text(TEXTS), reference("unicorn"), atol=2e-4)

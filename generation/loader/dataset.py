@@ -123,4 +123,5 @@ class UnicornDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if not noise or noise["baked"]:
             return embeds
         numbers = torch.from_numpy(self.texts.numbers[rows])
-        return add_noise(embeds, numbers, noise["eta_of_rows"], draw("noise", self.seed, int(self._epoch)))
+        seed = draw("noise", self.seed, int(self._epoch))
+        return add_noise(embeds, numbers, noise["eta_of_rows"], seed, noise.get("sphere", False))

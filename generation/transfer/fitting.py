@@ -118,6 +118,7 @@ def _facts(
         facts["noise"] = {
             **conventions(eta, len(texts.total)),
             "eta_of_rows": eta / math.sqrt(centred),  # on rows that were normalised after the shift
+            "sphere": "noise:sphere" in text_ops,
             "baked": settings.bake_noise,
             "seed": seed if settings.bake_noise else None,
         }

@@ -63,7 +63,7 @@ def noise_rows(noise: Noise, dimension: int, sphere: bool = False) -> torch.Tens
     return scaled
 
 
-def add_noise(rows: torch.Tensor, numbers: torch.Tensor, eta: float, seed: int) -> torch.Tensor:
+def add_noise(rows: torch.Tensor, numbers: torch.Tensor, eta: float, seed: int, sphere: bool = False) -> torch.Tensor:
     """Unit rows with noise, normalised again: what a trainer does each time it takes a row, with another seed.
 
     Args:
@@ -71,9 +71,10 @@ def add_noise(rows: torch.Tensor, numbers: torch.Tensor, eta: float, seed: int) 
         numbers: int64 [n], see ``normal``.
         eta: see above; ``noise.eta_of_rows`` in ``transfer/<method>.safetensors``.
         seed: of this epoch.
+        sphere: noise of norm ``eta`` exactly, as LAFITE's; ``noise.sphere`` in the same file.
 
     Returns:
         float32 [n, d], of norm 1.
     """
     noise = Noise(eta, seed, numbers)
-    return torch.nn.functional.normalize(rows.float() + noise_rows(noise, rows.shape[1]), dim=1)
+    return torch.nn.functional.normalize(rows.float() + noise_rows(noise, rows.shape[1], sphere), dim=1)
