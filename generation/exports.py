@@ -36,7 +36,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .builders.builder import FOLDERS, WITH_EMBEDDINGS
-from .builders.columns import vector_column
 from .builders.places import BATCH_ROWS, Place
 from .config import TASKS
 from .errors import ExportError
@@ -120,13 +119,9 @@ def _check(form: str, output: Path, embeddings: str | None) -> None:
 
 def _rows(place: Place, files: list[str], embeddings: str | None, bar: Any) -> Iterator[Row]:
     """The rows in order, each with its vector where one is stored or ``embeddings`` says where it lies."""
+    vectors = Place(embeddings) if embeddings else None
     for name in files:
-        vectors = None
-        for table in place.tables(name):
-            if embeddings:
-                shard = int(table["embedding_shard"][0].as_py())  # that of all rows of the file
-                vectors = vectors or Place(embeddings).vectors(shard, place.manifest)
-                table = table.append_column(VECTOR, vector_column(vectors, table))
+        for table in place.tables(name) if vectors is None else place.joined_tables(name, vectors):
             yield from _plain(table, bar)
 
 

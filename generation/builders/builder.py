@@ -157,20 +157,11 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         joined = self.config.name == WITH_EMBEDDINGS and self.config.embeddings
         vectors = Place(self.config.embeddings) if joined else None
         for name in names:
-            yield map(self._cast, text.tables(name) if vectors is None else _joined(text, name, vectors))
+            yield map(self._cast, text.tables(name) if vectors is None else text.joined_tables(name, vectors))
 
     def _cast(self, table: pa.Table) -> pa.Table:
         schema = self.info.features.arrow_schema
         return table.select(schema.names).cast(schema)
-
-
-def _joined(text: Place, name: str, vectors: Place) -> Iterator[pa.Table]:
-    """The rows of a built file with their embeddings from another place."""
-    shard = None
-    for table in text.tables(name):
-        number = int(table["embedding_shard"][0].as_py())  # that of all rows of the file
-        shard = shard or vectors.vectors(number, text.manifest)
-        yield table.append_column("image_embedding", vector_column(shard, table))
 
 
 def source_label(manifest: dict[str, Any]) -> datasets.ClassLabel:

@@ -19,6 +19,7 @@ from ..errors import RunError
 from ..files import check_unchanged
 from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, parse_shard
+from .columns import vector_column
 
 BATCH_ROWS = 8_000  # of a streamed Parquet file
 
@@ -135,6 +136,18 @@ class Place:
         with self._open(name) as handle, pq.ParquetFile(handle) as file:
             for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])
+
+    def joined_tables(self, name: str, vectors: "Place") -> Iterator[pa.Table]:
+        """As ``tables``, with the rows' embeddings, which lie in another place, as a further column.
+
+        Raises:
+            RunError: a shard is missing or not the one that the rows were built with, or was made from other texts.
+        """
+        shard = None
+        for table in self.tables(name):
+            number = int(table["embedding_shard"][0].as_py())  # that of all rows of the file
+            shard = shard or vectors.vectors(number, self.manifest)
+            yield table.append_column("image_embedding", vector_column(shard, table))
 
     def _check(self, name: str, known: str) -> None:
         check_unchanged(Path(self.url) / name, known, "built", "build the data set again")
