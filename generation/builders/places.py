@@ -133,7 +133,8 @@ class Place:
         """The rows of a built Parquet file, a few thousand at a time."""
         if self._local:
             self._check(name, self.manifest["built"]["files"][name]["sha256"])
-        with self._open(name) as handle, pq.ParquetFile(handle) as file:
+        # pre_buffer would read in threads of Arrow, one of which may abort an early exit (apache/arrow#45214)
+        with self._open(name) as handle, pq.ParquetFile(handle, pre_buffer=False) as file:
             for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])
 
