@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
+from dataset_card.croissant import render_croissant
 from generation.builders.build import Built
 from generation.builders.builder import UnicornBuilder, source_label
 from generation.builders.columns import class_label, conversations_of
@@ -65,9 +66,12 @@ class Unicorn12M(UnicornBuilder):
         return run.all_verified(stage, paths)
 
     @classmethod
-    def card(cls, run: RunDir, built: Built) -> str:
+    def documents(cls, run: RunDir, built: Built) -> dict[str, str]:
         """See ``dataset_card/unicorn_1_2m.md``."""
-        return render_card("unicorn_1_2m.md", cls.TITLE, run, built)
+        return {
+            "README.md": render_card("unicorn_1_2m.md", cls.TITLE, run, built),
+            "croissant.json": render_croissant(cls.TITLE, cls.DESCRIPTION, run, built),
+        }
 
 
 if __name__ == "__main__":

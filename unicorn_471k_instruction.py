@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 
 from dataset_card import render_card
+from dataset_card.croissant import render_croissant
 from generation.builders.build import Built
 from generation.builders.builder import UnicornBuilder, source_label
 from generation.builders.columns import class_label
@@ -59,9 +60,12 @@ class Unicorn471KInstruction(UnicornBuilder):
         )
 
     @classmethod
-    def card(cls, run: RunDir, built: Built) -> str:
+    def documents(cls, run: RunDir, built: Built) -> dict[str, str]:
         """See ``dataset_card/unicorn_471k_instruction.md``."""
-        return render_card("unicorn_471k_instruction.md", cls.TITLE, run, built)
+        return {
+            "README.md": render_card("unicorn_471k_instruction.md", cls.TITLE, run, built),
+            "croissant.json": render_croissant(cls.TITLE, cls.DESCRIPTION, run, built),
+        }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..rundir import RunDir
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
 from .places import open_run
 
-EMBEDDED_ROW_GROUP = 8_000  # rows; 20 MB of vectors at d = 1280
+EMBEDDED_ROW_GROUP = 4_000  # rows; 10 MB of vectors at d = 1280: with 20 MB two writers take a third longer (memory)
 TEXT_ROW_GROUP = 20_000
 # Columns with few values, and columns that a reader filters by. For vectors either costs more time than all the rest.
 REPEATING = ("conversations.list.element.from", "task", "source", "prompt", "model", "embedding_shard")
@@ -84,13 +85,12 @@ def build(
         new.mkdir(parents=True)
         built = _write_parts(builder_class, run, new, version, method)
         for path in counted(builder_class.companions(run), "build, companions", "file"):
-            target = new / path.relative_to(run.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            _link(path, new / path.relative_to(run.path))
         files = {name: facts for config in built.configs for name, facts in config.files.items()}
         manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(builder_class.card(run, built), encoding="utf-8")
+        for name, text in builder_class.documents(run, built).items():
+            (new / name).write_text(text, encoding="utf-8")
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -98,6 +98,15 @@ def build(
         os.rename(output, old)
     os.rename(new, output)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file under another name, which takes no room; a copy, where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def _write_parts(
@@ -175,7 +184,7 @@ def _built(output: Path, builders: list[UnicornBuilder], parts: list[_Part]) -> 
 def _summary(text: pa.Table, step: int) -> tuple[Counter[int], np.ndarray[Any, np.dtype[np.int64]], list[str]]:
     """Sources, lengths and some captions of a part."""
     sources = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(text["source"]).to_pylist()})
-    words = pc.list_value_length(pc.utf8_split_whitespace(text["caption"]))
+    words = pc.list_value_length(pc.ascii_split_whitespace(text["caption"]))
     sample = text["caption"].take(pa.array(range(0, len(text), step))).to_pylist()
     return sources, np.bincount(words.to_numpy()), sample
 
@@ -183,12 +192,13 @@ def _summary(text: pa.Table, step: int) -> tuple[Counter[int], np.ndarray[Any, n
 def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
     """Writes one file as the Hub's viewer likes it best. Chunks of text are found by their content, so that a version
     that changes some rows uploads little. Vectors all change with the mean, and finding their chunks would take longer
-    than everything else."""
+    than everything else; nor are they compressed, which would make them smaller by a twelfth alone."""
     vectors = config == WITH_EMBEDDINGS
+    leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
     pq.write_table(
         table,
         path,
-        compression="zstd",
+        compression={name: "NONE" if name.startswith("image_embedding") else "zstd" for name in leaves},
         row_group_size=EMBEDDED_ROW_GROUP if vectors else TEXT_ROW_GROUP,
         write_page_index=True,
         use_content_defined_chunking=not vectors,
@@ -196,6 +206,17 @@ def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
         write_statistics=[name for name in SEARCHED if name in table.column_names],
     )
     return {"rows": len(table), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _leaves(name: str, kind: pa.DataType) -> Iterator[str]:
+    """A column's parts, as Parquet names them."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{name}.{field.name}", field.type)
+    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _leaves(f"{name}.list.element", kind.value_type)
+    else:
+        yield name
 
 
 def _info(builder: UnicornBuilder, files: dict[str, dict[str, Any]], size: int) -> datasets.DatasetInfo:

@@ -73,8 +73,8 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     @classmethod
     @abstractmethod
-    def card(cls, run: RunDir, built: Any) -> str:
-        """The data set's README."""
+    def documents(cls, run: RunDir, built: Any) -> dict[str, str]:
+        """What tells of the data set: by file name, the card and its Croissant description."""
 
     def open_run(self) -> RunDir:
         """The run directory.

@@ -86,7 +86,7 @@ def batches(run: RunDir, stage: str, shard: int, columns: list[str]) -> Iterator
 
 def _count(captions: Captions, batch: pa.RecordBatch, first: int, step: int) -> None:
     texts = batch["caption"]
-    _tally(captions.words, pc.list_value_length(pc.utf8_split_whitespace(texts)))
+    _tally(captions.words, pc.list_value_length(pc.ascii_split_whitespace(texts)))
     _tally(captions.sources, batch["source"])
     for text in texts.take(pa.array(range(-first % step, len(texts), step), pa.int64())).to_pylist():
         found = measure([text])
