@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from generation.builders.build import Built
 
 PAPER = "https://arxiv.org/abs/2503.22655"
-_TERMS = """
-citeAs column equivalentProperty extract field fileObject fileProperty fileSet format includes isLiveDataset jsonPath key
-md5 parentField path recordSet references regex repeated replace samplingRate separator source subField transform
-""".split()
+_TERMS = (
+    "citeAs", "column", "equivalentProperty", "extract", "field", "fileObject", "fileProperty", "fileSet", "format",
+    "includes", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex",
+    "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+)  # fmt: skip
 CONTEXT: dict[str, Any] = {  # the specification's own, terms that are not used here included: readers compare it
     "@language": "en",
     "@vocab": "https://schema.org/",

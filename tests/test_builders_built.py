@@ -1,5 +1,6 @@
 """The builder classes over built directories: joined, streamed, refused when changed; the bare name from the cache."""
 
+import errno
 import json
 import os
 import shutil
@@ -220,6 +221,22 @@ def test_files_keep_within_what_the_viewer_takes(built: Path) -> None:
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         assert all(group.total_byte_size < 300_000_000 and group.column(0).has_offset_index for group in groups)
+
+
+def test_companions_are_links_or_where_there_are_none_copies(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "image_embeddings/unicorn/00000.safetensors"
+    build(Unicorn12M, finished_run, tmp_path / "linked")
+    assert (tmp_path / "linked" / name).samefile(finished_run / name)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    build(Unicorn12M, finished_run, tmp_path / "copied")
+    assert not (tmp_path / "copied" / name).samefile(finished_run / name)
+    assert (tmp_path / "copied" / name).read_bytes() == (finished_run / name).read_bytes()
 
 
 def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
