@@ -35,6 +35,7 @@ help: ## list the commands
 
 .venv/ready: requirements.txt requirements-embedded.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	@echo "setting up .venv: some minutes, most of them downloads"
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt -c constraints.txt
 	$(PIP) --no-deps -r requirements-embedded.txt

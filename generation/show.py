@@ -14,12 +14,12 @@ def show(run: RunDir, row: str | None = None) -> None:
 
     Args:
         run: a run directory.
-        row: the record's id; None takes the first that has a conversation.
+        row: the record's id, zeros before it left out or not; None takes the first that has a conversation.
 
     Raises:
         RunError: there is no such record, or nothing has been made yet.
     """
-    row = row or _first_with_conversation(run)
+    row = (row or _first_with_conversation(run)).zfill(10)
     shard = int(row[:5]) if row.isdigit() and len(row) == 10 else -1
     if shard not in run.sealed("seeds"):
         raise RunError(f"{run.path} holds no record with id {row!r}; an id is ten digits, such as 0000000003")

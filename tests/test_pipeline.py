@@ -253,6 +253,12 @@ def test_a_stage_before_its_input_says_what_to_run_first(tmp_path: Path) -> None
     assert "'captions' has 0 of 3 shards" in refused.stderr
 
 
+def test_an_id_may_be_given_without_the_zeros_before_it(finished_run: Path) -> None:
+    short, long = (generation("show", "--run-dir", finished_run, "--id", id).stdout for id in ("5", "0000000005"))
+    assert short == long
+    assert "record 0000000005" in short
+
+
 def test_show_prints_one_record_through_every_stage(finished_run: Path) -> None:
     shown = generation("show", "--run-dir", finished_run)
     assert shown.returncode == 0, shown.stderr
