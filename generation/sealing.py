@@ -61,20 +61,20 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
 
 
 def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:
-    """Notes and returns where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``."""
-    records = [run.record(task.stage, shard) for shard in run.sealed(task.stage)]
-    records += run.unsealed(task.stage).values()
-    items = sum(map(task.count, run.sealed(task.source)))
-    accepted = sum(record["rows"] for record in records)
-    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
-    balance = {
-        "items": items,
-        "accepted": accepted,
-        "rejected": rejected,
-        "pending": items - accepted - rejected,
-    }
+    """Notes and returns where the items of a stage are (see ``balance_of``)."""
+    balance = balance_of(run, task.stage, sum(map(task.count, run.sealed(task.source))))
     run.note(task.stage, balance=balance)
     return balance
+
+
+def balance_of(run: RunDir, stage: str, items: int | None) -> dict[str, int]:
+    """Where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``; ``items`` None means that
+    all have ended."""
+    records = [*(run.record(stage, shard) for shard in run.sealed(stage)), *run.unsealed(stage).values()]
+    accepted = sum(record["rows"] for record in records)
+    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
+    items = accepted + rejected if items is None else items
+    return {"items": items, "accepted": accepted, "rejected": rejected, "pending": items - accepted - rejected}
 
 
 def rejected_rows(run: RunDir, stage: str, shard: int) -> list[Row]:

@@ -1,0 +1,42 @@
+"""``python -m generation verify``: what is found, for people and for machines."""
+
+import json
+from pathlib import Path
+
+from ..errors import RunError
+from ..rundir import RunDir
+from .faults import Findings
+from .of_run import verify_run
+
+
+def verify(path: Path, embeddings: Path | None = None) -> Findings:
+    """Checks everything that a directory holds.
+
+    Args:
+        path: a run directory or a built data set.
+        embeddings: the built Unicorn-1.2M that a data set without shards of its own takes its vectors from.
+
+    Raises:
+        RunError: it is neither, its manifest cannot be read, or ``embeddings`` was given for a run.
+    """
+    run = RunDir(path)
+    if "built" not in run.manifest:
+        if embeddings:
+            raise RunError(f"{path} is a run, which has its own vectors: --embeddings is for built data sets")
+        return verify_run(run)
+    from .of_built import verify_built
+
+    return verify_built(path, embeddings)
+
+
+def told(found: Findings, as_json: bool) -> str:
+    """The findings as text, or as one JSON object."""
+    if as_json:
+        return json.dumps(found.as_json(), ensure_ascii=False)
+    lines = [f"note: {note}" for note in found.notes] + list(map(str, found.faults))
+    read = f"{found.files} files, {found.bytes / 1e6:,.1f} MB"
+    if found.faults:
+        lines.append(f"{found.path}: {len(found.faults)} faults in {read}. What mends them: {found.remedy}")
+    else:
+        lines.append(f"{found.path}: whole, {read}")
+    return "\n".join(lines)
