@@ -192,7 +192,15 @@ def _repair(options: argparse.Namespace) -> None:
         from .recipe import load_recipe
 
         recipe = load_recipe(options.config, _server_overrides(options))
-    repair(options.path, recipe, options.run_dir, options.dry_run)
+    repair(options.path, recipe, options.run_dir, _builders, options.dry_run)
+
+
+def _builders() -> tuple[Any, ...]:
+    """Those of both data sets, whose scripts stand above this package."""
+    from unicorn_1_2m import Unicorn12M
+    from unicorn_471k_instruction import Unicorn471KInstruction
+
+    return Unicorn12M, Unicorn471KInstruction
 
 
 _COMMANDS = {

@@ -139,7 +139,9 @@ def test_a_sealed_file_with_one_flipped_byte_is_refused(tmp_path: Path, position
     with pytest.raises(RunError) as caught:
         run.table("captions", 0)
     assert f"{path} was changed after it was sealed" in str(caught.value)
-    assert f"`python -m generation verify {run.path}` lists all that is wrong, and `repair` mends it" in str(caught.value)
+    assert f"`python -m generation verify {run.path}` lists all that is wrong, and `repair` mends it" in str(
+        caught.value
+    )
 
 
 def test_a_deleted_file_is_refused(tmp_path: Path) -> None:

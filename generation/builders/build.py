@@ -104,7 +104,7 @@ def build(
 
 
 def _others(run: RunDir, output: Path, files: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of what was written beside the Parquet files: companions, whose own are known; card, pictures."""
+    """Size and sha256 of what lies beside the Parquet files: companions, whose own are known; card and pictures."""
     known = {name: facts for stage in run.manifest["stages"].values() for name, facts in stage["files"].items()}
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     others = [name for name in names if name not in files]
@@ -116,9 +116,11 @@ def _write_parts(
 ) -> Built:
     for folder in FOLDERS.values():
         (output / folder).mkdir()
-    return write_parts(
-        builder_class, run, output, version, method, lambda table, name, config: write_part(table, output / name, config)
-    )
+
+    def write(table: pa.Table, name: str, config: str) -> dict[str, Any]:
+        return write_part(table, output / name, config)
+
+    return write_parts(builder_class, run, output, version, method, write)
 
 
 def write_parts(
@@ -146,7 +148,9 @@ def write_parts(
     """
     with tempfile.TemporaryDirectory() as cache:
         builders = [
-            builder_class(config_name=name, run_dir=str(run.path), method=method, version=version, hash="run", cache_dir=cache)
+            builder_class(
+                config_name=name, run_dir=str(run.path), method=method, version=version, hash="run", cache_dir=cache
+            )
             for name in FOLDERS
         ]
         parts = builders[0].run_parts()

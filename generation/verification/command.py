@@ -1,12 +1,18 @@
-"""``python -m generation verify``: what is found, for people and for machines."""
+"""``python -m generation verify`` and ``repair``: what is found, for people and for machines."""
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..config import Recipe
 from ..errors import RunError
 from ..rundir import RunDir
 from .faults import Findings
 from .of_run import verify_run
+
+if TYPE_CHECKING:
+    from ..builders.builder import UnicornBuilder
 
 
 def verify(path: Path, embeddings: Path | None = None) -> Findings:
@@ -40,3 +46,39 @@ def told(found: Findings, as_json: bool) -> str:
     else:
         lines.append(f"{found.path}: whole, {read}")
     return "\n".join(lines)
+
+
+def repair(
+    path: Path,
+    recipe: Recipe | None,
+    run_dir: Path | None,
+    builders: Callable[[], Collection["type[UnicornBuilder]"]],
+    dry_run: bool = False,
+) -> None:
+    """Makes again what is broken, and says what.
+
+    Args:
+        path: a run directory or a built data set.
+        recipe: of a run.
+        run_dir: that a built data set was built from.
+        builders: gives those of the data sets that there are.
+        dry_run: only say what would be done.
+
+    Raises:
+        RunError: see ``repair_run`` and ``rebuild``; or the options are those of the other kind.
+    """
+    run = RunDir(path)
+    if "built" in run.manifest:
+        from .rebuild import rebuild
+
+        if run_dir is None or recipe is not None:
+            raise RunError(
+                f"{path} is a built data set, which is repaired from its run: --run-dir RUN, and no --config"
+            )
+        rebuild(path, run_dir, builders(), dry_run)
+    else:
+        from .repair import repair_run
+
+        if run_dir is not None:
+            raise RunError(f"{path} is a run; --run-dir is for built data sets")
+        repair_run(run, recipe, dry_run)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,20 +30,20 @@ class Fault:
         what: what is wrong, with the value found and the value recorded.
         row: from 0, the first one that is wrong; in a journal the line, from 1. None where it is the file as a whole.
         kind: what is at fault.
-        stage: whose record, for the kind ``record``.
-        shard: its number, likewise; None for the stage's totals.
+        at: for the kind ``record``: where in the manifest the wrong value stands, key by key.
+        value: likewise, the right value.
     """
 
     file: str
     what: str
     row: int | None = None
     kind: Kind = "file"
-    stage: str = ""
-    shard: int | None = None
+    at: tuple[str | int, ...] = ()
+    value: Any = None
 
     def __str__(self) -> str:
-        name = {None: "", "journal": "line"}.get(self.kind if self.row is not None else None, "row")
-        return f"{self.file}{f', {name} {self.row}' if name else ''}: {self.what}"
+        unit = "line" if self.kind == "journal" else "row"
+        return f"{self.file}{'' if self.row is None else f', {unit} {self.row}'}: {self.what}"
 
 
 @dataclass
@@ -75,7 +75,10 @@ class Findings:
             "whole": not self.faults,
             "files": self.files,
             "bytes": self.bytes,
-            "faults": [asdict(fault) | {"remedy": self.remedy} for fault in self.faults],
+            "faults": [
+                {"file": fault.file, "row": fault.row, "what": fault.what, "kind": fault.kind, "remedy": self.remedy}
+                for fault in self.faults
+            ],
             "notes": self.notes,
         }
 
@@ -85,16 +88,29 @@ def command(*arguments: object) -> str:
     return f"python -m generation {' '.join(shlex.quote(str(argument)) for argument in arguments)}"
 
 
-def file_fault(directory: Path, name: str, record: dict[str, Any]) -> Fault | None:
-    """Holds a file's size and sha256 against its record."""
+def record_fault(at: tuple[str | int, ...], found: Any, right: Any, why: str = "the rows make") -> Fault:
+    """A wrong value in the manifest.
+
+    Args:
+        at: where it stands.
+        found: the value there.
+        right: what it should be.
+        why: what says so.
+    """
+    key = ".".join(map(str, at))
+    return Fault(MANIFEST, f"{key} is {found!r}, but {why} {right!r}", None, "record", at, right)
+
+
+def file_fault(directory: Path, name: str, record: dict[str, Any], at: tuple[str | int, ...]) -> Fault | None:
+    """Holds a file's size and sha256 against its record, which stands in the manifest at ``at``."""
     path = directory / name
     if not path.is_file():
         return Fault(name, "is gone")
-    size = path.stat().st_size
-    if (found := file_sha256(path)) != record["sha256"]:
-        return Fault(name, f"was changed: {size} bytes, sha256 {found}; recorded {record['bytes']}, {record['sha256']}")
+    size, recorded = path.stat().st_size, record["sha256"]
+    if (found := file_sha256(path)) != recorded:
+        return Fault(name, f"was changed: {size} bytes, sha256 {found}; recorded {record['bytes']} bytes, {recorded}")
     if size != record["bytes"]:
-        return Fault(name, f"has {size} bytes; recorded {record['bytes']}", kind="record")
+        return record_fault((*at, "bytes"), record["bytes"], size, "the file has")
     return None
 
 

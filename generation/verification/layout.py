@@ -125,7 +125,9 @@ def unknown_files(run: RunDir) -> list[str]:
     stages = run.manifest["stages"]
     known = {MANIFEST, ".lock", *(name for record in stages.values() for name in record["files"])}
     known.update(unfinished_files(run))
-    open_stages = tuple(f"{stage}/" for stage in ("seeds", "import") if stage in stages and not is_finished(run, stage))
+    open_stages = tuple(
+        f"{stage}/" for stage in ("seeds", "import") if stage in stages and not is_finished(run, stage)
+    )
     imports = "import/" in open_stages  # its rows wait in files of all stages
     return [
         name
@@ -148,7 +150,9 @@ def check_records(manifest: dict[str, Any], path: Path) -> None:
     """
     stages = manifest["stages"]
     for stage, record in stages.items():
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("fingerprint", "files")):
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(key), dict) for key in ("fingerprint", "files")
+        ):
             raise RunError(_malformed(path, stage, record))
         for name, facts in record["files"].items():
             check_file_record(name, facts, path)

@@ -20,7 +20,7 @@ from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard
 from ..transfer import METHODS
 from . import texts, vectors
-from .faults import MANIFEST, Fault, Findings, command, file_fault, first_wrong
+from .faults import MANIFEST, Fault, Findings, command, file_fault, first_wrong, record_fault
 from .layout import check_file_record, check_records, names_in, place_of
 from .of_run import transfer_faults
 from .shards import ShardCheck
@@ -96,7 +96,7 @@ class _BuiltCheck:
         return faults
 
     def _bytes(self, name: str) -> list[Fault]:
-        fault = file_fault(self.path, name, self.files[name])
+        fault = file_fault(self.path, name, self.files[name], ("built", "files", name))
         if fault and fault.kind == "file":
             self.broken.add(name)
         return [fault] if fault else []
@@ -123,8 +123,8 @@ class _BuiltCheck:
     def _rows(self, name: str, table: pa.Table) -> list[Fault]:
         faults = texts.id_faults(name, table["id"], None)
         if len(table) != self.files[name].get("rows"):
-            what = f"{name}: rows is {self.files[name].get('rows')!r}, but it has {len(table)}"
-            faults.append(Fault(MANIFEST, what, None, "record", "built"))
+            at = ("built", "files", name, "rows")
+            faults.append(record_fault(at, self.files[name].get("rows"), len(table)))
         if name.startswith(f"{FOLDERS['default']}/"):
             task = str(table["task"][0]) if "task" in table.column_names and len(table) else ""
             self.ids.setdefault(task, []).append(texts.numbers_of(table["id"]))
@@ -144,7 +144,9 @@ class _BuiltCheck:
         if self.own_shards and own in self.broken:
             return []
         try:
-            shard = open_shard(self.path / own) if self.own_shards else self.shards.vectors(numbers[0], self.run.manifest)
+            shard = (
+                open_shard(self.path / own) if self.own_shards else self.shards.vectors(numbers[0], self.run.manifest)
+            )
         except UnicornError as error:
             return [Fault(name, str(error))]
         return _shard_rows(name, table, rows, shard)

@@ -45,7 +45,7 @@ def verify_run(run: RunDir, held: bool = False) -> Findings:
     records = [facts for stage in run.manifest["stages"].values() for facts in stage["files"].values()]
     found = Findings(run.path, "run", command("repair", run.path, "--config", "RECIPE"))
     found.files, found.bytes = len(records), sum(facts["bytes"] for facts in records)
-    totals: Counter[tuple[str, str]] = Counter()
+    totals: Counter[tuple[str | None, str]] = Counter()
     with ThreadPoolExecutor(SHARDS) as pool, progress("verify", found.bytes, 0, "B") as bar:
         checks = [ShardCheck(run, shard, files) for shard, files in by_shard.items()]
         for check in pool.map(ShardCheck.complete, checks):
@@ -68,7 +68,7 @@ def verify_run(run: RunDir, held: bool = False) -> Findings:
 def transfer_faults(run: RunDir, stage: str) -> Iterator[Fault]:
     """A transfer's statistics file: its bytes and what it says of itself."""
     name, record = statistics_file(stage), run.stage(stage)["files"][statistics_file(stage)]
-    fault = file_fault(run.path, name, record)
+    fault = file_fault(run.path, name, record, ("stages", stage, "files", name))
     if fault:
         yield fault
     if fault is None or fault.kind == "record":
@@ -95,7 +95,9 @@ def _notes(run: RunDir) -> Iterator[str]:
             yield f"{stage} is unfinished ({more}); it goes on with: {command_of(stage)}"
         elif kind_of(stage) == "image_embeddings" and record["fingerprint"]["inputs"] != run.hashes("text_embeddings"):
             yield f"{stage} was made from other text embeddings than there are now; it is made again with: transfer"
-        elif kind_of(stage) == "judgements" and record.get("inputs") != run.hashes(f"instructions/{stage.split('/')[1]}"):
+        elif kind_of(stage) == "judgements" and record.get("inputs") != run.hashes(
+            f"instructions/{stage.split('/')[1]}"
+        ):
             yield f"{stage} judges some conversations that are no more; they are judged with: {command_of(stage)}"
     if "repair" in run.manifest:
         yield "a repair was begun and is not at its end; it goes on with: repair"
@@ -109,7 +111,7 @@ def _settled(run: RunDir, faults: list[Fault]) -> list[Fault]:
         if fault.kind in ("unknown", "journal"):
             return False
         if fault.kind == "record":
-            return bool(later.get(fault.stage) == run.stage(fault.stage))
+            return bool(later.get(fault.at[1]) == run.stage(str(fault.at[1])))
         owners = [stage for stage, record in run.manifest["stages"].items() if fault.file in record["files"]]
         return all(later[owner]["files"].get(fault.file) == run.stage(owner)["files"][fault.file] for owner in owners)
 

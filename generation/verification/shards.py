@@ -12,7 +12,7 @@ from ..rundir import RunDir
 from ..tensors import EmbeddingShard
 from ..transfer.sums import CHUNK_ROWS
 from . import texts, vectors
-from .faults import MANIFEST, Fault, file_fault
+from .faults import Fault, file_fault, record_fault
 from .layout import TEXTS, kind_of, place_of, schema_of, source_of, statistics_file
 
 HASHED_ROWS = CHUNK_ROWS  # of captions, whose texts are hashed at once
@@ -34,7 +34,7 @@ class ShardCheck:
     def __init__(self, run: RunDir, shard: int, files: dict[str, str]) -> None:
         self.run, self.shard, self.files = run, shard, files
         self.faults: list[Fault] = []
-        self.totals: Counter[tuple[str, str]] = Counter()
+        self.totals: Counter[tuple[str | None, str]] = Counter()
         self._tables: dict[str, pa.Table] = {}  # by file, those that are whole
         self._opened: dict[str, EmbeddingShard] = {}
 
@@ -44,13 +44,16 @@ class ShardCheck:
             self.faults += self._read(name, stage)
         for stage in dict.fromkeys(self.files.values()):
             self.faults += self._stage(stage)
+        for fault in self.faults:
+            if fault.kind == "record":
+                self.totals[str(fault.at[1]), "broken"] += 1
         self._tables.clear()
         self._opened.clear()
         return self
 
     def _read(self, name: str, stage: str) -> Iterator[Fault]:
         """The file as such; what is whole is kept for the rest."""
-        fault = file_fault(self.run.path, name, self.run.stage(stage)["files"][name])
+        fault = file_fault(self.run.path, name, self.run.stage(stage)["files"][name], _at(stage, name))
         if fault:
             yield fault
             if fault.kind == "file":
@@ -92,11 +95,10 @@ class ShardCheck:
         if table is None or (other in self.files and rejected is None):
             self.totals[stage, "broken"] += 1
             return
-        record = self.run.record(stage, self.shard)
-        yield from texts.count_faults(name, stage, self.shard, table, rejected, record)
-        if rejected is not None and self.run.stage(stage)["files"][other].get("rows") != len(rejected):
-            rows = self.run.stage(stage)["files"][other].get("rows")
-            yield Fault(MANIFEST, f"{other}: rows is {rows!r}, but it has {len(rejected)}", None, "record", stage, self.shard)
+        files = self.run.stage(stage)["files"]
+        yield from texts.count_faults(_at(stage, name), files[name], table, rejected)
+        if rejected is not None and files[other].get("rows") != len(rejected):
+            yield record_fault((*_at(stage, other), "rows"), files[other].get("rows"), len(rejected))
         if kind != "judgements":
             yield from texts.id_faults(name, table["id"], self.shard)
             imported = self.run.imported(stage) is not None
@@ -104,9 +106,7 @@ class ShardCheck:
                 yield from texts.id_faults(other, rejected["id"], self.shard)
         yield from self._joins(stage, kind, name, table, rejected)
 
-    def _joins(
-        self, stage: str, kind: str, name: str, table: pa.Table, rejected: pa.Table | None
-    ) -> Iterator[Fault]:
+    def _joins(self, stage: str, kind: str, name: str, table: pa.Table, rejected: pa.Table | None) -> Iterator[Fault]:
         """What one stage's rows say of another's."""
         source = self._table(source_of(stage))
         if kind == "seeds":
@@ -131,13 +131,11 @@ class ShardCheck:
 
     def _sample(self, stage: str, ended: int) -> Iterator[Fault]:
         """How many captions were drawn for a task, against those that have ended."""
-        batches = self.run.stage(stage).get("samples")
-        if batches is None:  # imported
-            return
-        drawn = sum(batch["counts"].get(str(self.shard), 0) for batch in batches)
-        if drawn != ended:
-            what = f"{stage}: the sample has {drawn} captions of shard {self.shard}, but {ended} have ended"
-            yield Fault(MANIFEST, what, None, "record", stage, self.shard)
+        shard = str(self.shard)
+        for number, batch in enumerate(self.run.stage(stage).get("samples", ())):  # an imported stage has none
+            drawn = batch["counts"].get(shard, ended)
+            if shard in batch["of"] and drawn != ended:
+                yield record_fault(("stages", stage, "samples", number, "counts", shard), drawn, ended)
 
     def _vectors(self, stage: str) -> Iterator[Fault]:
         shard, name = self._opened.get(stage), self._name(stage)
@@ -145,8 +143,7 @@ class ShardCheck:
             return
         record, fingerprint = self.run.record(stage, self.shard), self.run.stage(stage)["fingerprint"]
         if record.get("rows") != len(shard.ids):
-            what = f"{name}: rows is {record.get('rows')!r}, but it has {len(shard.ids)}"
-            yield Fault(MANIFEST, what, None, "record", stage, self.shard)
+            yield record_fault((*_at(stage, name), "rows"), record.get("rows"), len(shard.ids))
         facts: dict[str, Any] = {"shard": self.shard, "encoder": self.run.stage("text_embeddings")["fingerprint"]}
         unit = True
         if stage == "text_embeddings":
@@ -180,3 +177,8 @@ class ShardCheck:
             np.concatenate([part.ids for part in parts]),
             np.concatenate([part.text_sha256 for part in parts]),
         )
+
+
+def _at(stage: str, name: str) -> tuple[str | int, ...]:
+    """Where in the manifest the record of a file stands."""
+    return "stages", stage, "files", name

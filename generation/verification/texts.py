@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..records import MAX_SHARD_ROWS
-from .faults import MANIFEST, Fault, first_wrong
+from .faults import Fault, first_wrong, record_fault
 
 _ID = r"^[0-9]{10}$"
 _TOKENS = ("prompt_tokens", "completion_tokens")
@@ -34,7 +34,9 @@ def schema_faults(name: str, found: pa.Schema, wanted: pa.Schema) -> list[Fault]
     others = [f"{field.name} {field.type}" for field in found if field not in list(wanted)]
     if not (columns or others):
         columns, others = wanted.names, found.names  # in another order
-    return [Fault(name, f"has other columns: {', '.join(others) or 'none'} in place of {', '.join(columns) or 'none'}")]
+    return [
+        Fault(name, f"has other columns: {', '.join(others) or 'none'} in place of {', '.join(columns) or 'none'}")
+    ]
 
 
 def numbers_of(ids: pa.ChunkedArray) -> np.ndarray:
@@ -61,9 +63,9 @@ def twice_faults(name: str, numbers: np.ndarray) -> list[Fault]:
 
 
 def count_faults(
-    name: str, stage: str, shard: int, table: pa.Table, rejected: pa.Table | None, record: Mapping[str, Any]
+    at: tuple[str | int, ...], record: Mapping[str, Any], table: pa.Table, rejected: pa.Table | None
 ) -> list[Fault]:
-    """The counts of a shard's record, held against its files."""
+    """The counts of a shard's record, which stands in the manifest at ``at``, against the rows."""
     found: dict[str, Any] = {"rows": len(table)}
     if "rejected_by_reason" in record:
         reasons = pc.value_counts(rejected["reason"]).to_pylist() if rejected is not None else []
@@ -73,9 +75,7 @@ def count_faults(
             tables = [part for part in (table, rejected) if part is not None]
             found[key] = sum(pc.sum(part[key]).as_py() or 0 for part in tables)
     return [
-        Fault(MANIFEST, f"{name}: {key} is {record[key]!r}, but the rows make {value!r}", None, "record", stage, shard)
-        for key, value in found.items()
-        if record.get(key) != value
+        record_fault((*at, key), record.get(key), value) for key, value in found.items() if record.get(key) != value
     ]
 
 
