@@ -81,17 +81,23 @@ def test_vectors_that_are_not_the_shards_are_found_by_row(folder: Path) -> None:
         record_again(path, name)
         (fault,) = [fault for fault in found(path, embeddings) if "vector" in fault.what]
         assert (fault.file, fault.row) == (name, 1)
-        assert "its vector is not that of row" in fault.what
+        assert "its vector is not that of its embedding_row in" in fault.what
     assert "were not held against their shards" in verify(talks).notes[0]
 
 
 ROWS: dict[str, tuple[str, Any, str, int | None, str]] = {
     "another caption": (TEXT, {"caption": "A dog."}, VECTORS, None, "its column caption is not that of data/"),
-    "another vector's row": (VECTORS, {"embedding_row": 7}, VECTORS, 2, "its id is not that of row 7 of"),
+    "another vector's row": (VECTORS, {"embedding_row": 7}, VECTORS, 2, "its id is not that of its embedding_row in"),
     "a row that is not there": (VECTORS, {"embedding_row": 8}, VECTORS, 2, "embedding_row is 8; there are 8 rows"),
     "no id": (TEXT, {"id": "7"}, TEXT, 2, "the id '7' is no ten digits"),
     "an id twice": (TEXT, {"id": "0000100003"}, TEXT, 3, "is there a second time"),
-    "another text than embedded": (VECTORS, {"caption": "A dog."}, VECTORS, 2, "its text is not that of row 2 of"),
+    "another text than embedded": (
+        VECTORS,
+        {"caption": "A dog."},
+        VECTORS,
+        2,
+        "its text is not that of its embedding_row in",
+    ),
 }
 
 

@@ -222,7 +222,5 @@ def _shard_rows(name: str, table: pa.Table, rows: np.ndarray, shard: EmbeddingSh
     faults = []
     for what, (found, wanted) in pairs.items():
         wrong = (found != wanted).any(1) if found.shape == wanted.shape else np.ones(len(found), bool)
-        faults += first_wrong(
-            name, wrong, lambda row, what=what: f"its {what} is not that of row {places[row]} of {shard.path}"
-        )  # type: ignore[misc]
+        faults += first_wrong(name, wrong, f"its {what} is not that of its embedding_row in {shard.path}")
     return faults

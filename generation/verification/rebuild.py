@@ -53,7 +53,7 @@ def rebuild(path: Path, run_dir: Path, builders: Collection[type[UnicornBuilder]
                 set_aside(path, aside, fault.file)
             elif fault.kind == "record":
                 correct(built.manifest, fault)
-        built.save()
+                built.save()
         if broken:
             _write_again(built, run_dir, builders, broken, aside)
     raise RunError(f"{path}: faults are left after {ROUNDS} rounds; build the data set again")
