@@ -21,7 +21,7 @@ from .files import guarded
 from .journal import Journal, Record
 from .progress import BulkProgress, counted
 from .rundir import RunDir
-from .sealing import seal_shard
+from .sealing import finish_sealing, seal_shard
 from .tgi.connect import connect
 from .tgi.scheduler import Scheduler, Tally
 
@@ -36,6 +36,7 @@ def carry_out(run: RunDir, server: Server, task: BulkTask[Any]) -> None:
         ServerError: the servers cannot be used; what was answered so far is kept.
         Stopped: SIGINT or SIGTERM came; what was answered so far is kept.
     """
+    finish_sealing(run, task)
     shards = run.due(task.stage, task.source)
     if not shards:
         return

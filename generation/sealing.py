@@ -55,10 +55,19 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
         **tokens,
         **({"kept": len(journal.places)} if journal.places else {}),  # first rows, in their places
     )
-    journal.path.unlink()
     del accepted, rejected
     pa.default_memory_pool().release_unused()  # it would keep what the largest shard took
     note_balance(run, task)
+    journal.path.unlink()  # the last thing: a journal that is still there tells of a kill before
+
+
+def finish_sealing(run: RunDir, task: BulkTask[Any]) -> None:
+    """Does what a kill left undone between the record of a sealed shard and the end of ``seal_shard``."""
+    journals = [run.journal_path(task.stage, shard) for shard in run.sealed(task.stage)]
+    if left := [path for path in journals if path.exists()]:
+        note_balance(run, task)
+    for path in left:
+        path.unlink()
 
 
 def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:

@@ -136,6 +136,24 @@ def test_kill_9_while_asking_loses_nothing_and_redoes_only_what_was_in_flight(
     assert not list(run.rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize("stage", ["captions", "instructions/multiple_choice"])
+def test_a_kill_between_a_shards_record_and_its_bookkeeping_is_made_good(
+    stage: str, run_copy: Path, fake: FakeTGI
+) -> None:
+    before = manifest(run_copy)
+    told = manifest(run_copy)
+    told["stages"][stage]["balance"]["accepted"] = 0
+    (run_copy / "manifest.json").write_text(json.dumps(told))
+    journal = run_copy / stage / "00001.jsonl"
+    journal.write_text("")
+    options = ("--config", run_copy.parent / "recipe.yaml", "--run-dir", run_copy)
+    done = generation(stage.split("/")[0], *options, "--endpoint", fake.url)
+    assert done.returncode == 0, done.stderr
+    assert not journal.exists()
+    assert manifest(run_copy)["stages"][stage]["balance"] == before["stages"][stage]["balance"]
+    assert manifest(run_copy)["stages"][stage]["files"] == before["stages"][stage]["files"]
+
+
 @pytest.mark.parametrize("stage", ["embed", "transfer"])
 def test_a_kill_between_two_shards_of_the_vector_stages_is_made_good(stage: str, run_copy: Path) -> None:
     """The shard after the kill has no record; a half-written temporary file lies about."""
