@@ -64,9 +64,7 @@ def fit_transfer(run: RunDir, recipe: Recipe) -> list[int]:
         fitted = fit_rows(asked, texts, pictures, basis, recipe.random_seed)
     fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
     _warn(fitted.facts)
-    run.seal_tensors(
-        stage, _statistics(run, recipe), used_tensors(fitted), fitted.facts, rows=fitted.facts["rows"]
-    )
+    run.seal_tensors(stage, _statistics(run, recipe), used_tensors(fitted), fitted.facts, rows=fitted.facts["rows"])
     return due
 
 
