@@ -86,6 +86,16 @@ def refuse_under_way(run: Path, command: str) -> None:
         )
 
 
+def refuse_other_tasks(folder: Path, tasks: int) -> None:
+    """Keeps a plan's number of tasks.
+
+    Raises:
+        RunError: a plan is there, with another number.
+    """
+    if (folder / "plan.json").exists() and (found := read_plan(folder).tasks) != tasks:
+        raise RunError(f"{folder} is under way in {found} tasks, not {tasks}; give --tasks {found} to go on")
+
+
 def write_plan(run: RunDir, folder: Path, tasks: int, shards: dict[str, list[int]], settings: dict[str, Any]) -> Plan:
     """Fixes a plan for good."""
     key = f"{run.manifest['created']} {now()} {time.time_ns()}"

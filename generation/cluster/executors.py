@@ -9,6 +9,8 @@ import logging
 import os
 import shlex
 import sys
+import threading
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,32 @@ from ..config import Cluster, job_settings
 from ..errors import RecipeError
 from .step import ROOT, Step
 
+_LOOK_S = 0.5  # between two looks at whether the parent is there
+
 
 class QuietLocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
-    """datatrove's, but for what it shows on stderr of that which is in its files all the same."""
+    """datatrove's, but for what it shows on stderr of that which is in its files all the same; and its process that
+    counts the tasks ends with this one, also if this one is killed."""
+
+    def run(self) -> Any:
+        """See ``PipelineExecutor``."""
+        os.register_at_fork(after_in_child=_end_with_parent)
+        return super().run()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         with redirect_stderr(io.StringIO()):
             return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def local(step: Step, cluster: Cluster, tasks: int, workers: int) -> PipelineExecutor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Cluster
 from ..errors import ClusterError, RunError
-from ..parts import plan_folder
+from ..parts import plan_folder, refuse_other_tasks
 from ..progress import progress
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _steps(asked: Launch, stage: str) -> "list[tuple[Step, int]]":
     from .step import Step
 
     folder = plan_folder(asked.run, stage)
+    refuse_other_tasks(folder, asked.tasks)
     arguments = (stage, *asked.arguments, "--folder", str(folder), "--tasks", str(asked.tasks))
     plan, finish = Step("plan", folder, arguments), Step("finish", folder, arguments)
     if stage == "seeds":

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import Recipe, instruction_tasks, settings
 from ..errors import RunError
 from ..manifest import changes
-from ..parts import Part, Plan, read_plan, write_plan
+from ..parts import Part, Plan, read_plan, refuse_other_tasks, write_plan
 from ..rundir import RunDir
 from .merge import merge
 
@@ -25,10 +25,9 @@ def make_plan(run: RunDir, recipe: Recipe, command: str, folder: Path, tasks: in
     Raises:
         RunError: the plan is there with another number of tasks, or as the stage does.
     """
+    refuse_other_tasks(folder, tasks)
     if not (folder / "plan.json").exists():
         write_plan(run, folder, tasks, _BEGIN[command](run, recipe), _settings(recipe, command))
-    elif (found := read_plan(folder)).tasks != tasks:
-        raise RunError(f"{folder} is under way in {found.tasks} tasks; give --tasks {found.tasks} to go on")
 
 
 def work(path: Path, recipe: Recipe, command: str, folder: Path, rank: int) -> None:

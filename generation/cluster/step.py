@@ -51,6 +51,7 @@ class Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         log = self.log_path(rank)
         log.parent.mkdir(parents=True, exist_ok=True)
         with (
+            self.track_time("task"),
             log.open("ab") as file,
             subprocess.Popen(
                 command,

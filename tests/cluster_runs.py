@@ -1,0 +1,53 @@
+"""Runs in many tasks, for the tests of the executors: what is asked, which processes there are, what must be equal."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.fake_tgi import FakeTGI
+
+STAGES = ("captions", "instructions", "text_embeddings", "image_embeddings", "transfer")
+
+
+def sealed(run: Path, stages: tuple[str, ...] = STAGES) -> dict[str, bytes]:
+    """All files of some stages, by name."""
+    paths = (path for stage in stages for path in (run / stage).rglob("*") if path.is_file())
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
+    """Waits for what must come."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def descendants(process: int, word: str) -> list[psutil.Process]:
+    """The living processes below one whose command line has a word."""
+    found = []
+    try:
+        for child in psutil.Process(process).children(recursive=True):
+            try:
+                if word in child.cmdline() or word in child.name():
+                    found.append(child)
+            except psutil.Error:
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return found
+
+
+def asked_rows(server: FakeTGI) -> Counter[str]:
+    """How often each request was asked, warm-ups left out."""
+    bodies = [request["body"] for request in server.requests if request["route"] == "/v1/chat/completions"]
+    return Counter(json.dumps(body) for body in bodies if body["max_tokens"] != 16)
+
+
+def asked_again(server: FakeTGI) -> int:
+    """Requests that were asked more than once."""
+    return sum(count - 1 for count in asked_rows(server).values())
