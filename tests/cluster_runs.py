@@ -1,13 +1,16 @@
 """Runs in many tasks, for the tests of the executors: what is asked, which processes there are, what must be equal."""
 
 import json
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from tests.conftest import ROOT, command
 from tests.fake_tgi import FakeTGI
 
 STAGES = ("captions", "instructions", "text_embeddings", "image_embeddings", "transfer")
@@ -17,6 +20,18 @@ def sealed(run: Path, stages: tuple[str, ...] = STAGES) -> dict[str, bytes]:
     """All files of some stages, by name."""
     paths = (path for stage in stages for path in (run / stage).rglob("*") if path.is_file())
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
+    """`python -m generation ...`, running; killed at the end if it still does."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
@@ -45,7 +60,7 @@ def descendants(process: int, word: str) -> list[psutil.Process]:
 def asked_rows(server: FakeTGI) -> Counter[str]:
     """How often each request was asked, warm-ups left out."""
     bodies = [request["body"] for request in server.requests if request["route"] == "/v1/chat/completions"]
-    return Counter(json.dumps(body) for body in bodies if body["max_tokens"] != 16)
+    return Counter(json.dumps(body) for body in bodies if body and body["max_tokens"] != 16)  # none of a wrong key
 
 
 def asked_again(server: FakeTGI) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster_runs import asked_again, asked_rows, descendants, sealed, wait_until
+from tests.cluster_runs import asked_again, asked_rows, descendants, sealed, started, wait_until
 from tests.conftest import ROOT, TASK_NAMES, command, generation, manifest, recipe_data, write_recipe
 from tests.fake_tgi import FakeTGI
 
@@ -25,10 +25,6 @@ def seeded(tmp_path: Path) -> Path:
 def options(run: Path, server: FakeTGI, tasks: int, workers: int) -> tuple[Any, ...]:
     place = ("--config", run.parent / "recipe.yaml", "--run-dir", run, "--endpoint", server.url)
     return (*place, "--executor", "local", "--tasks", tasks, "--workers", workers)
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def folder(run: Path, stage: str, number: int = 0) -> Path:
@@ -58,12 +54,12 @@ def test_kill_9_of_a_task_is_told_and_the_same_command_asks_no_answered_row_agai
     seeded: Path, finished_run: Path
 ) -> None:
     with FakeTGI(latency_s=0.15, batch_slots=2) as server:
-        process = start("captions", *options(seeded, server, 3, 1))
         completed = folder(seeded, "captions") / "work" / "completions"
-        wait_until(lambda: (completed / "00000").exists() and len(asked_rows(server)) > 8 + 3)
-        (task,) = descendants(process.pid, "work")
-        task.kill()
-        _, said = process.communicate(timeout=60)
+        with started("captions", *options(seeded, server, 3, 1)) as process:
+            wait_until(lambda: (completed / "00000").exists() and len(asked_rows(server)) > 8 + 3)
+            (task,) = descendants(process.pid, "work")
+            task.kill()
+            _, said = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "captions: work: 2 of 3 tasks are not completed. task 1:" in said
         assert "give the same command again" in said
@@ -80,12 +76,10 @@ def test_kill_9_of_a_task_is_told_and_the_same_command_asks_no_answered_row_agai
 
 def test_kill_9_of_the_command_takes_its_tasks_along_and_they_resume(seeded: Path, finished_run: Path) -> None:
     with FakeTGI(latency_s=0.1, batch_slots=2) as server:
-        process = start("captions", *options(seeded, server, 2, 2))
-        wait_until(lambda: len(asked_rows(server)) > 6)
-        tasks = descendants(process.pid, "work")
-        assert tasks
-        process.kill()
-        process.communicate()
+        with started("captions", *options(seeded, server, 2, 2)) as process:
+            wait_until(lambda: len(asked_rows(server)) > 6)
+            tasks = descendants(process.pid, "work")
+            assert tasks
         psutil.wait_procs(tasks, timeout=60)
         assert not any(task.is_running() for task in tasks)
         again = generation("captions", *options(seeded, server, 2, 2))

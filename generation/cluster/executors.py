@@ -99,6 +99,7 @@ def slurm(
         qos=job["qos"],
         env_command=_environment(cluster),
         sbatch_args={"kill-on-invalid-dep": "yes", **job["sbatch"]},  # else jobs after a failed one wait for ever
+        srun_args={"cpus-per-task": job["cpus"]},  # not taken over from sbatch since Slurm 22.05
         depends=after,
         logging_dir=_logs(step),
     )
