@@ -110,8 +110,9 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    content = _read(folder / "plan.json", "no plan was made there yet; give the command with --executor again")
-    return Plan(folder, *(content[name] for name in ("tasks", "shards", "settings", "key")))
+    names = ("tasks", "shards", "settings", "key")
+    content = _read(folder / "plan.json", names, "give the command with --executor again, which makes it first")
+    return Plan(folder, *(content[name] for name in names))
 
 
 class Part(RunDir):
@@ -216,7 +217,7 @@ def read_part(plan: Plan, rank: int) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, or is of another plan or task.
     """
-    content = _read(plan.part_path(rank), plan.remedy(rank))
+    content = _read(plan.part_path(rank), ("key", "rank", "worked", "stages"), plan.remedy(rank))
     if (content["key"], content["rank"]) != (plan.key, rank):
         raise RunError(
             f"{plan.part_path(rank)} is a part of another plan or task than {plan.folder / 'plan.json'}, task {rank}; "
@@ -244,11 +245,11 @@ def _folders(run: Path, command: str) -> list[Path]:
     return sorted(path for path in (run / "tasks" / command).glob("[0-9]" * 5) if path.is_dir())
 
 
-def _read(path: Path, remedy: str) -> dict[str, Any]:
+def _read(path: Path, names: tuple[str, ...], remedy: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] == FORMAT:
-            return content
+            return {name: content[name] for name in names}
         raise ValueError(f"format {content['format']}; wanted {FORMAT}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error!r}; {remedy}") from error

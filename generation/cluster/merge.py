@@ -57,18 +57,17 @@ def _merged(run: RunDir, plan: Plan, stage: str, parts: list[dict[str, Any]]) ->
 
 def _agreed(plan: Plan, stage: str, known: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
     """The stage's fingerprint with what became known only once its tasks ran, in which all must agree."""
-    fingerprint, pinned, first = dict(known["fingerprint"]), set(known.get("pinned", ())), None
+    fingerprint, pinned, before = dict(known["fingerprint"]), set(known.get("pinned", ())), "the run before"
     for rank, record in enumerate(records):
         if not record["files"]:
             continue  # a task without shards has seen no server
         own = fingerprint | record["fingerprint"]
-        if first is None:
-            first, fingerprint = rank, own
-        elif moved := changes(fingerprint, own):
+        if moved := changes({key: fingerprint.get(key, value) for key, value in own.items()}, own):
             raise RunError(
-                f"{plan.part_path(rank)}: stage '{stage}' was made otherwise than in task {first}: "
+                f"{plan.part_path(rank)}: stage '{stage}' was made otherwise than in {before}: "
                 f"{'; '.join(moved)}. Nothing was merged; {plan.remedy(rank)}"
             )
+        fingerprint, before = own, f"task {rank}"
         pinned |= set(record.get("pinned", ()))
     return {"fingerprint": fingerprint, **({"pinned": sorted(pinned)} if pinned else {})}
 
