@@ -12,13 +12,14 @@ from generation.cluster.merge import merge
 from generation.cluster.stages import make_plan, take_in, work
 from generation.config import Recipe
 from generation.errors import RunError
+from generation.instructions import make_instructions
 from generation.parts import Part, Plan, plan_folder, read_plan, refuse_under_way, under_way
 from generation.recipe import load_recipe
 from generation.report.stages import seconds_covered
 from generation.rundir import RunDir
 from generation.sealing import rejected_rows
 from tests.cluster_runs import sealed
-from tests.conftest import manifest, rows
+from tests.conftest import TASK_NAMES, manifest, rows
 from tests.fake_tgi import FakeTGI, Fault
 
 TASKS = 2
@@ -94,7 +95,7 @@ def test_tasks_write_to_their_parts_alone_until_they_are_merged(worked: Path, fi
 
 
 def test_rejected_rows_and_requests_asked_again_sum_up_over_parts(seeded: Path) -> None:
-    faults = [Fault("garbage", frozenset(range(1, 38))), Fault("unavailable", frozenset({38, 50, 51}))]
+    faults = [Fault("garbage", frozenset(range(1, 38))), Fault("unavailable", frozenset({38, 46}))]
     with FakeTGI(faults=faults) as server:
         recipe = recipe_of(seeded, server.url)
         folder = planned(seeded, recipe)
@@ -110,7 +111,34 @@ def test_rejected_rows_and_requests_asked_again_sum_up_over_parts(seeded: Path) 
     rejected = sum(len(rejected_rows(run, "captions", shard)) for shard in run.sealed("captions"))
     assert record["balance"] == {"items": 18, "accepted": 18 - rejected, "rejected": rejected, "pending": 0}
     assert len(rows(seeded, "captions")) + rejected == 18
-    assert rejected and sum(sum(shard["retries"].values()) for shard in shards) == 3
+    assert rejected and sum(sum(shard["retries"].values()) for shard in shards) == 2
+
+
+def test_conversations_are_topped_up_in_the_finish_as_one_process_does(run_copy: Path, finished_run: Path) -> None:
+    """At one of the captions that are asked about the server fails, whoever asks."""
+    content = manifest(run_copy)
+    for stage in [stage for stage in content["stages"] if stage.startswith("instructions/")]:
+        del content["stages"][stage]
+        shutil.rmtree(run_copy / stage)
+    (run_copy / "manifest.json").write_text(json.dumps(content))
+    alone = shutil.copytree(run_copy, run_copy.parent / "alone")
+    asked = {row["id"] for task in TASK_NAMES for row in rows(finished_run, f"instructions/{task}")}
+    poison = next(row["caption"] for row in rows(run_copy, "captions") if row["id"] in asked)[:40]
+    with FakeTGI(poison=poison) as server:
+        recipe = recipe_of(run_copy, server.url)
+        make_instructions(RunDir(alone), recipe)
+        folder = planned(run_copy, recipe, "instructions")
+        for rank in range(TASKS):
+            work(run_copy, recipe, "instructions", folder, rank)
+        run = RunDir(run_copy)
+        take_in(run, recipe, "instructions", folder)
+        make_instructions(run, recipe)
+    assert sealed(run_copy, ("instructions",)) == sealed(alone, ("instructions",))
+    ours, other = manifest(run_copy)["stages"], manifest(alone)["stages"]
+    assert sum(ours[f"instructions/{task}"]["balance"]["rejected"] for task in TASK_NAMES) > 0
+    for stage in [stage for stage in ours if stage.startswith("instructions/")]:
+        for key in ("balance", "samples", "statistics", "fingerprint"):
+            assert ours[stage][key] == other[stage][key]
 
 
 def other_model(content: Any) -> None:
