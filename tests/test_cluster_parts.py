@@ -18,8 +18,9 @@ from generation.recipe import load_recipe
 from generation.report.stages import seconds_covered
 from generation.rundir import RunDir
 from generation.sealing import rejected_rows
+from generation.seeds import make_seeds
 from tests.cluster_runs import sealed
-from tests.conftest import TASK_NAMES, manifest, rows
+from tests.conftest import TASK_NAMES, manifest, rows, write_recipe
 from tests.fake_tgi import FakeTGI, Fault
 
 TASKS = 2
@@ -256,6 +257,24 @@ def test_more_tasks_than_shards_are_no_fault(seeded: Path, fake: FakeTGI, finish
         work(seeded, recipe, "captions", folder, rank)
     merge(RunDir(seeded), read_plan(folder))
     assert manifest(seeded)["stages"]["captions"]["files"] == manifest(finished_run)["stages"]["captions"]["files"]
+
+
+def test_an_extended_run_goes_on_in_tasks_and_keeps_what_it_was(run_copy: Path, fake: FakeTGI) -> None:
+    write_recipe(run_copy.parent, captions=34)
+    recipe, run = recipe_of(run_copy, fake.url), RunDir(run_copy)
+    make_seeds(run, recipe, extend=True)
+    before = manifest(run_copy)["stages"]["captions"]
+    folder = planned(run_copy, recipe)
+    assert read_plan(folder).shards == {"captions": [3, 4]}
+    for rank in range(TASKS):
+        work(run_copy, recipe, "captions", folder, rank)
+    run.reload()
+    take_in(run, recipe, "captions", folder)
+    after = manifest(run_copy)["stages"]["captions"]
+    assert after["sessions"][: len(before["sessions"])] == before["sessions"]
+    assert [session["rows"] for session in after["sessions"]] == [18, 8, 8]
+    assert after["files"].items() > before["files"].items()
+    assert after["balance"] == {"items": 34, "accepted": 34, "rejected": 0, "pending": 0}
 
 
 def test_a_plan_stays_and_the_next_one_comes_after_its_finish(worked: Path) -> None:
