@@ -80,6 +80,8 @@ def _task(options: argparse.Namespace) -> None:
     from .recipe import load_recipe
     from .rundir import RunDir
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's workers hand it on blocked
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's background jobs ignored
     threading.Thread(target=_stop_with_stdin, daemon=True).start()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is loaded

@@ -13,6 +13,7 @@ import psutil
 from tests.conftest import ROOT, command
 from tests.fake_tgi import FakeTGI
 
+SLOWLY = {"max_in_flight": 2, "grace_s": 0.2}  # a recipe's section: a server's latency then sets the pace
 STAGES = ("captions", "instructions", "text_embeddings", "image_embeddings", "transfer")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster_runs import asked_again, asked_rows, descendants, sealed, started, wait_until
+from tests.cluster_runs import SLOWLY, asked_again, asked_rows, descendants, sealed, started, wait_until
 from tests.conftest import ROOT, TASK_NAMES, command, generation, manifest, recipe_data, write_recipe
 from tests.fake_tgi import FakeTGI
 
@@ -75,13 +75,16 @@ def test_kill_9_of_a_task_is_told_and_the_same_command_asks_no_answered_row_agai
 
 
 def test_kill_9_of_the_command_takes_its_tasks_along_and_they_resume(seeded: Path, finished_run: Path) -> None:
-    with FakeTGI(latency_s=0.1, batch_slots=2) as server:
+    write_recipe(seeded.parent, server=SLOWLY)
+    with FakeTGI(latency_s=1.0) as server:
         with started("captions", *options(seeded, server, 2, 2)) as process:
             wait_until(lambda: len(asked_rows(server)) > 6)
             tasks = descendants(process.pid, "work")
             assert tasks
         psutil.wait_procs(tasks, timeout=60)
         assert not any(task.is_running() for task in tasks)
+        assert len(asked_rows(server)) < 18  # they have not gone on to their ends
+        server.configure(latency_s=0.0)
         again = generation("captions", *options(seeded, server, 2, 2))
         assert again.returncode == 0, again.stderr
         assert asked_again(server) <= server.max_in_flight

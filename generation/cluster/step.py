@@ -72,12 +72,12 @@ class Step(PipelineStep):  # type: ignore[misc]  # datatrove has no types
 def _wait(process: "subprocess.Popen[bytes]") -> int:
     """The exit status. If whoever has started this worker is gone, nobody waits any more: the process is told to stop
     (its stdin closes), and so ends this one."""
-    parent = os.getppid() if multiprocess.process.parent_process() else None
+    parent = multiprocess.process.parent_process()  # None where datatrove runs the step in its main process
     while True:
         try:
             return process.wait(_LOOK_S)
         except subprocess.TimeoutExpired:
-            if parent is not None and os.getppid() != parent:
+            if parent is not None and not parent.is_alive():
                 os._exit(1)
 
 
