@@ -21,12 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
-    return run_command(
-        lambda: _COMMANDS.get(options.command, _generate)(options),
-        options.log_json,
-        f"stopped; nothing that was answered is lost. The same command goes on:\n  {again}",
-    )
+    stopped = "stopped; nothing that was answered is lost"
+    if options.command != "task":  # whose command nobody has given
+        again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
+        stopped += f". The same command goes on:\n  {again}"
+    return run_command(lambda: _COMMANDS.get(options.command, _generate)(options), options.log_json, stopped)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -25,9 +25,11 @@ def sealed(run: Path, stages: tuple[str, ...] = STAGES) -> dict[str, bytes]:
 
 @contextmanager
 def started(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
-    """`python -m generation ...`, running; killed at the end if it still does."""
+    """`python -m generation ...`, running in a process group of its own; killed at the end if it still does."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        command(*arguments), cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:

@@ -1,6 +1,8 @@
 """Stages in many tasks under datatrove's local executor: real processes, killed for real."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,23 @@ def test_kill_9_of_the_command_takes_its_tasks_along_and_they_resume(seeded: Pat
         assert again.returncode == 0, again.stderr
         assert asked_again(server) <= server.max_in_flight
     assert sealed(seeded, ("captions",)) == sealed(finished_run, ("captions",))
+
+
+@pytest.mark.parametrize("workers", [1, 2])  # 1 is done without a pool
+def test_ctrl_c_lets_what_is_in_flight_end(workers: int, seeded: Path) -> None:
+    write_recipe(seeded.parent, server=SLOWLY | {"grace_s": 20.0})
+    with FakeTGI(latency_s=1.0) as server, started("captions", *options(seeded, server, 2, workers)) as process:
+        wait_until(lambda: len(asked_rows(server)) >= 2)
+        tasks = descendants(process.pid, "work")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "The same command goes on" in said
+        assert "Traceback" not in said
+        psutil.wait_procs(tasks, timeout=60)
+        asked = len(asked_rows(server))
+    answered = sum(path.read_bytes().count(b"\n") for path in (seeded / "captions").glob("*.jsonl"))
+    assert 2 <= answered == asked < 18
 
 
 def test_tasks_that_failed_are_taken_up_by_another_number_of_workers_but_not_of_tasks(seeded: Path) -> None:

@@ -86,8 +86,10 @@ def _run_all(asked: Launch, cluster: Cluster, stages: Sequence[str]) -> None:
     if asked.executor == "ray":
         executors.start_ray()
     for stage in stages:
-        for step, tasks in _steps(asked, stage):
+        steps = _steps(asked, stage)
+        for step, tasks in steps:
             _run(make(step, cluster, tasks, asked.workers), step, tasks)
+        print(f"{stage}: done; what its tasks said is in {steps[0][0].folder / 'logs'}")
 
 
 def _run(executor: Any, step: "Step", tasks: int) -> None:

@@ -5,6 +5,7 @@ its end, a ``kill -9`` included, is seen by all of them alike: a pool whose own 
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -73,6 +74,8 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
     """The exit status. If whoever has started this worker is gone, nobody waits any more: the process is told to stop
     (its stdin closes), and so ends this one."""
     parent = multiprocess.process.parent_process()  # None where datatrove runs the step in its main process
+    if parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all; the main process sees to it
     while True:
         try:
             return process.wait(_LOOK_S)
