@@ -1,6 +1,7 @@
 """Runs in many tasks, for the tests of the executors: what is asked, which processes there are, what must be equal."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -10,11 +11,22 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, manifest, write_recipe
 from tests.fake_tgi import FakeTGI
 
 SLOWLY = {"max_in_flight": 2, "grace_s": 0.2}  # a recipe's section: a server's latency then sets the pace
 STAGES = ("captions", "instructions", "text_embeddings", "image_embeddings", "transfer")
+
+
+def seeded_copy(finished_run: Path, folder: Path) -> Path:
+    """The finished run as it was when it had its seeds alone, in three shards; its recipe lies beside it."""
+    run = folder / "run"
+    shutil.copytree(finished_run / "seeds", run / "seeds")
+    content = manifest(finished_run)
+    content["stages"] = {"seeds": content["stages"]["seeds"]}
+    (run / "manifest.json").write_text(json.dumps(content))
+    write_recipe(folder)
+    return run
 
 
 def sealed(run: Path, stages: tuple[str, ...] = STAGES) -> dict[str, bytes]:

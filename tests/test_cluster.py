@@ -11,17 +11,15 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster_runs import SLOWLY, asked_again, asked_rows, descendants, sealed, started, wait_until
-from tests.conftest import ROOT, TASK_NAMES, command, generation, manifest, recipe_data, write_recipe
+from tests.cluster_runs import SLOWLY, asked_again, asked_rows, descendants, sealed, seeded_copy, started, wait_until
+from tests.conftest import ROOT, TASK_NAMES, command, generation, manifest, write_recipe
 from tests.fake_tgi import FakeTGI
 
 
 @pytest.fixture
-def seeded(tmp_path: Path) -> Path:
-    """A run that has its seeds, in three shards; its recipe lies beside it."""
-    run = tmp_path / "run"
-    assert generation("seeds", "--config", write_recipe(tmp_path), "--run-dir", run).returncode == 0
-    return run
+def seeded(finished_run: Path, tmp_path: Path) -> Path:
+    """A run that has its seeds."""
+    return seeded_copy(finished_run, tmp_path)
 
 
 def options(run: Path, server: FakeTGI, tasks: int, workers: int) -> tuple[Any, ...]:
@@ -126,17 +124,6 @@ def test_tasks_that_failed_are_taken_up_by_another_number_of_workers_but_not_of_
     logs = b"".join(path.read_bytes() for path in (seeded / "tasks").rglob("*") if path.is_file())
     assert b"sesame-opens" not in logs + failed.stderr.encode() + done.stderr.encode()
     assert b"Traceback" not in failed.stderr.encode()
-
-
-def test_a_recipe_that_changes_under_way_is_refused_by_name(seeded: Path, fake: FakeTGI) -> None:
-    with FakeTGI(api_key="k") as closed:
-        assert generation("captions", *options(seeded, closed, 2, 2)).returncode == 1
-    data = recipe_data(captions_section={"min_words": 60})
-    (seeded.parent / "recipe.yaml").write_text(json.dumps(data))
-    refused = generation("captions", *options(seeded, fake, 2, 2))
-    assert refused.returncode == 1
-    assert "min_words: 51 -> 60" in refused.stderr
-    assert not asked_rows(fake)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from generation.report.stages import seconds_covered
 from generation.rundir import RunDir
 from generation.sealing import rejected_rows
 from generation.seeds import make_seeds
-from tests.cluster_runs import sealed
+from tests.cluster_runs import sealed, seeded_copy
 from tests.conftest import TASK_NAMES, manifest, rows, write_recipe
 from tests.fake_tgi import FakeTGI, Fault
 
@@ -27,15 +27,9 @@ TASKS = 2
 
 
 @pytest.fixture
-def seeded(run_copy: Path) -> Path:
-    """A run that has its seeds alone, in three shards."""
-    content = manifest(run_copy)
-    for stage in [stage for stage in content["stages"] if stage != "seeds"]:
-        del content["stages"][stage]
-        shutil.rmtree(run_copy / stage.split("/")[0], ignore_errors=True)
-    shutil.rmtree(run_copy / "transfer")
-    (run_copy / "manifest.json").write_text(json.dumps(content))
-    return run_copy
+def seeded(finished_run: Path, tmp_path: Path) -> Path:
+    """A run that has its seeds."""
+    return seeded_copy(finished_run, tmp_path)
 
 
 def recipe_of(run: Path, *urls: str) -> Recipe:
@@ -300,6 +294,16 @@ def test_there_is_no_task_beyond_the_plan(rank: int, worked: Path) -> None:
 def test_a_plan_that_is_not_there_is_told(seeded: Path) -> None:
     with pytest.raises(RunError, match=r"plan\.json cannot be read: FileNotFoundError.*give the command with --exec"):
         work(seeded, recipe_of(seeded), "captions", plan_folder(seeded, "captions"), 0)
+
+
+def test_a_recipe_that_changes_under_way_is_refused_by_name(seeded: Path, fake: FakeTGI) -> None:
+    folder = planned(seeded, recipe_of(seeded, fake.url))
+    write_recipe(seeded.parent, captions_section={"min_words": 60})
+    with pytest.raises(RunError, match=r"planned with other settings: min_words: 51 -> 60\. Restore them to go on"):
+        work(seeded, recipe_of(seeded, fake.url), "captions", folder, 0)
+    with pytest.raises(RunError, match=r"min_words: 51 -> 60"):
+        take_in(RunDir(seeded), recipe_of(seeded, fake.url), "captions", folder)
+    assert not fake.requests
 
 
 def test_every_shard_is_one_tasks(tmp_path: Path) -> None:

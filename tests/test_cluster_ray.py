@@ -4,16 +4,15 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster_runs import SLOWLY, asked_again, asked_rows, descendants, sealed, started, wait_until
-from tests.conftest import generation, manifest, write_recipe
+from tests.cluster_runs import SLOWLY, asked_again, asked_rows, descendants, sealed, seeded_copy, started, wait_until
+from tests.conftest import manifest, write_recipe
 from tests.fake_tgi import FakeTGI
 
 
 def test_a_worker_of_ray_that_is_killed_in_mid_task_is_made_good(tmp_path: Path, finished_run: Path) -> None:
-    run = tmp_path / "run"
+    run = seeded_copy(finished_run, tmp_path)
     recipe = write_recipe(tmp_path, cluster={"memory_per_cpu_gb": 1}, server=SLOWLY)
     place = ("--config", recipe, "--run-dir", run)
-    assert generation("seeds", *place).returncode == 0
     with FakeTGI(latency_s=1.0) as server:
         many = ("--executor", "ray", "--tasks", 2, "--workers", 2)
         with started("captions", *place, "--endpoint", server.url, *many) as process:

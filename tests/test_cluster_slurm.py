@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from generation.parts import read_part, read_plan
-from tests.cluster_runs import asked_again, sealed
+from tests.cluster_runs import asked_again, sealed, seeded_copy
 from tests.conftest import ROOT, generation, write_recipe
 from tests.fake_slurm import FIRST_JOB, install, submitted
 from tests.fake_tgi import FakeTGI
@@ -66,11 +66,9 @@ JOBS = ("plan", "work", "finish")
 
 
 def test_jobs_run_in_their_order_make_what_one_process_makes(tmp_path: Path, finished_run: Path) -> None:
-    path, run = install(tmp_path / "slurm"), tmp_path / "run"
-    seeds = (*place(tmp_path, partition="cpu"), "--tasks", 2)
-    assert generation("seeds", *seeds, PATH=path, FAKE_SLURM_RUN="1").returncode == 0
+    path, run = install(tmp_path / "slurm"), seeded_copy(finished_run, tmp_path)
     with FakeTGI(api_key="k") as server:
-        captions = ("captions", *seeds, "--endpoint", server.url)
+        captions = ("captions", *place(tmp_path, partition="cpu"), "--tasks", 2, "--endpoint", server.url)
         failed = generation(*captions, PATH=path, FAKE_SLURM_RUN="1", TGI_API_KEY="wrong")
         assert failed.returncode == 0  # they are submitted
         assert [job["failed"] for job in submitted(tmp_path / "slurm") if "captions-plan" in job["script"]][0] is False
