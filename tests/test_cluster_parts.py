@@ -253,6 +253,17 @@ def test_more_tasks_than_shards_are_no_fault(seeded: Path, fake: FakeTGI, finish
     assert manifest(seeded)["stages"]["captions"]["files"] == manifest(finished_run)["stages"]["captions"]["files"]
 
 
+@pytest.mark.parametrize("command", ["captions", "instructions", "embed", "transfer"])
+def test_tasks_of_a_finished_stage_change_nothing(command: str, run_copy: Path, fake: FakeTGI) -> None:
+    recipe, before = recipe_of(run_copy, fake.url), manifest(run_copy)
+    folder = planned(run_copy, recipe, command)
+    for rank in range(TASKS):
+        work(run_copy, recipe, command, folder, rank)
+    take_in(RunDir(run_copy), recipe, command, folder)
+    assert manifest(run_copy) == before
+    assert not fake.requests
+
+
 def test_an_extended_run_goes_on_in_tasks_and_keeps_what_it_was(run_copy: Path, fake: FakeTGI) -> None:
     write_recipe(run_copy.parent, captions=34)
     recipe, run = recipe_of(run_copy, fake.url), RunDir(run_copy)
