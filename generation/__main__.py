@@ -42,7 +42,7 @@ def _generate(options: argparse.Namespace) -> None:
     if getattr(options, "dry_run", False):
         return _dry_run(options, recipe)
     stages = STAGES if options.command == "run" else (options.command,)
-    if options.executor:
+    if options.executor or options.tasks or options.workers:
         return _launch(options, recipe, stages)
     for stage in stages:
         refuse_under_way(options.run_dir, stage)
@@ -59,6 +59,8 @@ def _launch(options: argparse.Namespace, recipe: Any, stages: Sequence[str]) -> 
     from .cluster.launch import Launch, launch
     from .errors import ClusterError
 
+    if options.executor is None:
+        raise ClusterError("--tasks and --workers are for --executor: say which, local, slurm or ray")
     if options.tasks is None:
         raise ClusterError(f"--executor {options.executor} needs --tasks: how many share the shards of each stage")
     if getattr(options, "judge", None):

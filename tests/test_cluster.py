@@ -129,13 +129,14 @@ def test_tasks_that_failed_are_taken_up_by_another_number_of_workers_but_not_of_
 @pytest.mark.parametrize(
     ("added", "said"),
     [
-        ((), "--executor local needs --tasks"),
-        (("--tasks", 2, "--judge", "http://127.0.0.1:1"), "--judge is for one process"),
+        (("--executor", "local"), "--executor local needs --tasks"),
+        (("--executor", "local", "--tasks", 2, "--judge", "http://127.0.0.1:1"), "--judge is for one process"),
+        (("--tasks", 2), "--tasks and --workers are for --executor"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(added: tuple[object, ...], said: str, tmp_path: Path) -> None:
     place = ("--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
-    refused = generation("run", *place, "--executor", "local", *added)
+    refused = generation("run", *place, *added)
     assert refused.returncode == 1
     assert said in refused.stderr
     assert not (tmp_path / "run").exists()

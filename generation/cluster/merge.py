@@ -26,10 +26,8 @@ def merge(run: RunDir, plan: Plan) -> None:
             "same command again"
         )
     parts = [read_part(plan, rank) for rank in range(plan.tasks)]
-    number = plan.folder.name
-    due = [
-        stage for stage, shards in plan.shards.items() if shards and number not in run.stage(stage).get("tasks", {})
-    ]
+    planned = [stage for stage, shards in plan.shards.items() if shards]
+    due = [stage for stage in planned if plan.folder.name not in run.stage(stage).get("tasks", {})]
     merged = {stage: _merged(run, plan, stage, parts) for stage in due}
     for stage, record in merged.items():
         run.note(stage, **record)
