@@ -41,6 +41,6 @@ help: ## list the commands
 	$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
 
-.venv/ready-to-test: .venv/ready requirements-dev.txt requirements-export.txt
+.venv/ready-to-test: .venv/ready requirements-dev.txt requirements-export.txt requirements-cluster.txt
 	$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -4,9 +4,12 @@ Heavy libraries are imported inside the command that needs them, so that ``--hel
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 from .arguments import STAGES, parser
@@ -18,16 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
-    return run_command(
-        lambda: _COMMANDS.get(options.command, _generate)(options),
-        options.log_json,
-        f"stopped; nothing that was answered is lost. The same command goes on:\n  {again}",
-    )
+    stopped = "stopped; nothing that was answered is lost"
+    if options.command != "task":  # whose command nobody has given
+        again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
+        stopped += f". The same command goes on:\n  {again}"
+    return run_command(lambda: _COMMANDS.get(options.command, _generate)(options), options.log_json, stopped)
 
 
 def _generate(options: argparse.Namespace) -> None:
     """Runs one stage, or all of them."""
+    from .parts import refuse_under_way
     from .recipe import load_recipe
     from .rundir import RunDir
 
@@ -38,12 +41,69 @@ def _generate(options: argparse.Namespace) -> None:
         check_prompts(recipe)
     if getattr(options, "dry_run", False):
         return _dry_run(options, recipe)
+    stages = STAGES if options.command == "run" else (options.command,)
+    if options.executor or options.tasks or options.workers:
+        return _launch(options, recipe, stages)
+    for stage in stages:
+        refuse_under_way(options.run_dir, stage)
     run = RunDir(options.run_dir, create=options.command in ("seeds", "run"))
     with run.lock():
-        for stage in STAGES if options.command == "run" else (options.command,):
+        for stage in stages:
             _run_stage(stage, run, recipe, getattr(options, "extend", False))
         if getattr(options, "judge", None):
             _judge(options, run, recipe)
+
+
+def _launch(options: argparse.Namespace, recipe: Any, stages: Sequence[str]) -> None:
+    """Hands stages to an executor."""
+    from .cluster.launch import Launch, launch
+    from .errors import ClusterError
+
+    if options.executor is None:
+        raise ClusterError("--tasks and --workers are for --executor: say which, local, slurm or ray")
+    if options.tasks is None:
+        raise ClusterError(f"--executor {options.executor} needs --tasks: how many share the shards of each stage")
+    if getattr(options, "judge", None):
+        raise ClusterError("--judge is for one process: give the command again without --executor, once all is made")
+    arguments = ["--config", str(options.config.resolve()), "--run-dir", str(options.run_dir.resolve())]
+    for url in getattr(options, "endpoint", None) or ():
+        arguments += ["--endpoint", url]
+    arguments += ["--api", options.api] if getattr(options, "api", None) else []
+    arguments += ["--extend"] if getattr(options, "extend", False) else []
+    workers = options.workers or options.tasks
+    asked = Launch(options.executor, options.tasks, workers, options.run_dir.resolve(), tuple(arguments))
+    launch(asked, recipe.cluster, stages)
+
+
+def _task(options: argparse.Namespace) -> None:
+    """One task of a job that an executor has started. It is told to stop by the end of its stdin."""
+    from .cluster.stages import make_plan, take_in, work
+    from .recipe import load_recipe
+    from .rundir import RunDir
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's workers hand it on blocked
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's background jobs ignored
+    threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is loaded
+    recipe = load_recipe(options.config, _server_overrides(options))
+    stage = options.stage
+    if options.job == "work":
+        return work(options.run_dir, recipe, stage, options.folder, options.rank)
+    run = RunDir(options.run_dir, create=stage == "seeds")
+    with run.lock():
+        if options.job == "plan":
+            make_plan(run, recipe, stage, options.folder, options.tasks)
+        else:
+            if stage != "seeds":
+                take_in(run, recipe, stage, options.folder)
+            _run_stage(stage, run, recipe, options.extend and stage == "seeds")
+
+
+def _stop_with_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin, which Python could not close at its end
+        pass
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:
@@ -213,6 +273,7 @@ _COMMANDS = {
     "retry": _retry,
     "serve": _serve,
     "show": _show,
+    "task": _task,
     "verify": _verify,
 }
 

@@ -37,8 +37,10 @@ def parser() -> argparse.ArgumentParser:
                 metavar="URL",
                 help="afterwards, have this server's model say of each answer whether it follows from its caption",
             )
+        _add_executor(command)
         if name in ("seeds", "run"):
             command.add_argument("--extend", action="store_true", help="add the seeds that the run does not hold yet")
+    _add_task(commands.add_parser("task"))
     _add_retry(commands.add_parser("retry", help="ask the rejected rows of a run again"))
     _add_serve(commands.add_parser("serve", help="serve the embedded default model over HTTP, for use by hand"))
     show = commands.add_parser("show", help="print one record as it passed through every stage")
@@ -76,6 +78,34 @@ def _add_server(command: argparse.ArgumentParser) -> None:
         help="a TGI, vLLM, SGLang or llama.cpp server; may be repeated; its key is read from $TGI_API_KEY",
     )
     command.add_argument("--api", choices=("chat", "generate"), help="chat completions, or TGI's native /generate")
+
+
+def _add_executor(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("in many tasks, on a cluster")
+    group.add_argument("--executor", choices=("local", "slurm", "ray"), help="datatrove's; it needs datatrove")
+    group.add_argument("--tasks", type=positive, metavar="N", help="that share the shards of each stage")
+    group.add_argument("--workers", type=positive, metavar="W", help="tasks at once, at most (all)")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def _add_task(command: argparse.ArgumentParser) -> None:
+    """What the jobs of ``--executor`` run; not for people, and so without help."""
+    command.add_argument("job", choices=("plan", "work", "finish"))
+    command.add_argument("stage", choices=STAGES)
+    command.add_argument("--config", type=Path, required=True)
+    command.add_argument("--run-dir", type=Path, required=True)
+    command.add_argument("--folder", type=Path, required=True, help="of the plan")
+    command.add_argument("--tasks", type=positive, required=True)
+    command.add_argument("--rank", type=int, required=True)
+    command.add_argument("--threads", type=positive, help="of the process's arithmetic; the default is one a core")
+    command.add_argument("--extend", action="store_true")
+    _add_server(command)
 
 
 def _add_dry_run(command: argparse.ArgumentParser) -> None:

@@ -37,6 +37,15 @@ def make_captions(run: RunDir, recipe: Recipe) -> None:
         ServerError: the servers cannot be used; what was answered so far is kept.
         Stopped: by a signal; what was answered so far is kept.
     """
+    carry_out(run, recipe.server, begin_captions(run, recipe))
+
+
+def begin_captions(run: RunDir, recipe: Recipe) -> BulkTask[SeedRow]:
+    """Opens the stage; returns what it asks.
+
+    Raises:
+        RunError: the seeds are not complete, or the stage was begun with other settings.
+    """
     if not run.stage("seeds").get("complete"):
         raise RunError(f"{run.path}: the seeds are not complete; run the seeds stage to its end first")
     task = caption_task(run, recipe.captions, recipe.random_seed)
@@ -50,7 +59,7 @@ def make_captions(run: RunDir, recipe: Recipe) -> None:
             "random_seed": recipe.random_seed,
         },
     )
-    carry_out(run, recipe.server, task)
+    return task
 
 
 def caption_task(run: RunDir, captions: Captions, random_seed: int) -> BulkTask[SeedRow]:

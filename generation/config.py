@@ -208,6 +208,31 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Job:
+    """What one task of a stage asks of a cluster; what is None is as for all stages (``Cluster``)."""
+
+    partition: str | None = None  # Slurm's; the other executors have none
+    time: Annotated[str, Field(pattern=r"^[0-9]+([-:][0-9]+)*$")] | None = None  # Slurm's limit, such as 2-00:00:00
+    cpus: Positive | None = None
+    memory_per_cpu_gb: Positive | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    qos: str | None = None  # Slurm's
+    sbatch: dict[str, str] | None = None  # further options of sbatch, such as {gres: "gpu:8"}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Cluster(Job):
+    """What tasks are run with, under ``--executor``: for all stages, and what single ones need otherwise."""
+
+    environment: str | None = None  # a shell command that Slurm's jobs begin with, such as "module load cuda"
+    seeds: Job = Job()
+    captions: Job = Job()
+    instructions: Job = Job()
+    embed: Job = Job()
+    transfer: Job = Job()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. ``directory`` is where the recipe lies: its paths are relative to it."""
 
@@ -220,6 +245,7 @@ class Recipe:
     instructions: Instructions = Instructions()
     embed: Embed = Embed()
     transfer: Transfer = Transfer()
+    cluster: Cluster = Cluster()
 
 
 def caption_sources(seeds: Seeds) -> tuple[CaptionFile | HubCaptions, ...]:
@@ -230,6 +256,15 @@ def caption_sources(seeds: Seeds) -> tuple[CaptionFile | HubCaptions, ...]:
 def instruction_tasks(recipe: Recipe) -> dict[str, InstructionTask]:
     """The instruction tasks of a recipe by name, in the paper's order."""
     return {task: getattr(recipe.instructions, task) for task in TASKS}
+
+
+def job_settings(cluster: Cluster, stage: str) -> dict[str, Any]:
+    """The keys of ``Job`` for the tasks of one stage: its own, else those of all stages, else the defaults."""
+    job: dict[str, Any] = {"partition": None, "time": "24:00:00", "qos": "", "sbatch": {}}
+    job |= {"cpus": 1, "memory_per_cpu_gb": 4, "gpus": 0}
+    for section in (cluster, getattr(cluster, stage)):
+        job |= {key: value for key in job if (value := getattr(section, key)) is not None}
+    return job
 
 
 def settings(section: Any) -> dict[str, Any]:

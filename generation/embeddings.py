@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from .config import Recipe
-from .encoders import Encoded, load_encoder
+from .encoders import Encoded, TextEncoder, load_encoder
 from .encoders.workers import encode_shards
 from .errors import EmbeddingError
 from .progress import progress
@@ -29,10 +29,8 @@ def embed(run: RunDir, recipe: Recipe) -> None:
         RunError: the captions are not complete, or the stage was begun with another encoder.
         EmbeddingError: the encoder cannot be loaded, or gives vectors that are not finite.
     """
-    run.finished("captions", "seeds")
-    encoder = load_encoder(recipe.embed, recipe.directory)
+    encoder = begin_embed(run, recipe)
     facts = encoder.provenance()
-    run.begin(STAGE, facts)
     shards = run.due(STAGE, "captions")
     if not shards:
         return
@@ -56,6 +54,19 @@ def embed(run: RunDir, recipe: Recipe) -> None:
             _seal(run, shard, encoded, facts)
             warned = warned or warn_if_cut(run, facts)  # after the first shard, not after the last hour
     warn_if_cut(run, facts)
+
+
+def begin_embed(run: RunDir, recipe: Recipe) -> TextEncoder:
+    """Opens the stage; returns its encoder.
+
+    Raises:
+        RunError: the captions are not complete, or the stage was begun with another encoder.
+        EmbeddingError: the encoder cannot be loaded.
+    """
+    run.finished("captions", "seeds")
+    encoder = load_encoder(recipe.embed, recipe.directory)
+    run.begin(STAGE, encoder.provenance())
+    return encoder
 
 
 def warn_if_cut(run: RunDir, facts: dict[str, Any]) -> bool:

@@ -44,6 +44,10 @@ class ExportError(UnicornError):
     """An export that cannot be made as it was asked for."""
 
 
+class ClusterError(UnicornError):
+    """Tasks that cannot be handed to an executor, or that failed under it."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 

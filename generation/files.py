@@ -1,9 +1,12 @@
 """Files that are there whole or not at all, and errors of the file system that say what to do."""
 
+import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +19,7 @@ from .progress import SOON_S, progress
 T = TypeVar("T")
 _LARGE = 1 << 28  # bytes; hashing fewer takes no time worth a bar
 _CHUNK = 1 << 20  # bytes
+_LOOK_S = 0.1  # between two tries to lock
 
 
 def file_sha256(path: Path) -> str:
@@ -82,6 +86,56 @@ def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
 def seal_table(path: Path, table: pa.Table) -> dict[str, Any]:
     """Writes a table as Parquet that is there whole or not at all; returns its rows, size in bytes and sha256."""
     return seal(path, lambda target: pq.write_table(table, target, compression="zstd")) | {"rows": len(table)}
+
+
+def seal_json(path: Path, value: Any) -> dict[str, Any]:
+    """Writes a JSON value that is there whole or not at all; returns its size in bytes and its sha256."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return seal(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def locked(path: Path, what: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Keeps every other process, on this machine or on one that shares the file system, from the same block.
+
+    Args:
+        path: the lock file; made if need be.
+        what: what it protects, for messages.
+        wait_s: how long to wait for a process that holds it.
+
+    Raises:
+        RunError: another process holds it, or the file cannot be written.
+    """
+    descriptor = guarded(what, lambda: os.open(path, os.O_CREAT | os.O_RDWR, 0o644))
+    give_up = time.monotonic() + wait_s
+    try:
+        while not _try_lock(descriptor):
+            if time.monotonic() >= give_up:
+                raise RunError(f"{what} is in use by another process; wait for it, or stop it")
+            time.sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock file; nothing is written to find out."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def guarded(path: Path, act: Callable[[], T]) -> T:

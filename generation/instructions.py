@@ -42,27 +42,45 @@ def make_instructions(run: RunDir, recipe: Recipe) -> None:
         ServerError: the servers cannot be used; what was answered so far is kept.
         Stopped: by a signal; what was answered so far is kept.
     """
-    run.finished("captions", "seeds")
-    pools = task_pools(recipe)
-    for name, task in instruction_tasks(recipe).items():
-        prompt, stage = load_prompt(task.prompt), stage_of(name)
-        run.begin(
-            stage,
-            settings(task)
-            | {
-                "prompt": {"name": prompt.name, "sha256": prompt.sha256},
-                "attempts": recipe.instructions.attempts,
-                "random_seed": recipe.random_seed,
-                "pools": pools,
-            },
-        )
+    for name in instruction_tasks(recipe):
         for _ in range(1 + TOP_UPS):
-            asked = conversation_task(run, name, task, recipe.instructions.attempts, recipe.random_seed, pools)
-            carry_out(run, recipe.server, asked)
-            sample = task_sample(run, name, recipe.random_seed, pools)
-            if not sample.top_up(partial(open_again, run, stage)):
+            carry_out(run, recipe.server, begin_task(run, recipe, name))
+            sample = task_sample(run, name, recipe.random_seed, task_pools(recipe))
+            if not sample.top_up(partial(open_again, run, stage_of(name))):
                 break
-        run.note(stage, statistics=asdict(checks.answer_statistics(_items(run, stage))))
+        run.note(stage_of(name), statistics=asdict(checks.answer_statistics(_items(run, stage_of(name)))))
+
+
+def ask_instructions(run: RunDir, recipe: Recipe) -> None:
+    """Asks about the captions drawn for each task, and about none in the place of rejected ones.
+
+    Raises:
+        RunError, ServerError, Stopped: see ``make_instructions``.
+    """
+    for name in instruction_tasks(recipe):
+        carry_out(run, recipe.server, begin_task(run, recipe, name))
+
+
+def begin_task(run: RunDir, recipe: Recipe, name: str) -> BulkTask[CaptionRow]:
+    """Opens a task's stage and draws its captions; returns what it asks.
+
+    Raises:
+        RunError: the captions are not complete, or the stage was begun with other settings.
+    """
+    run.finished("captions", "seeds")
+    task, pools = instruction_tasks(recipe)[name], task_pools(recipe)
+    prompt, attempts = load_prompt(task.prompt), recipe.instructions.attempts
+    run.begin(
+        stage_of(name),
+        settings(task)
+        | {
+            "prompt": {"name": prompt.name, "sha256": prompt.sha256},
+            "attempts": attempts,
+            "random_seed": recipe.random_seed,
+            "pools": pools,
+        },
+    )
+    return conversation_task(run, name, task, attempts, recipe.random_seed, pools)
 
 
 def check_prompts(recipe: Recipe) -> None:

@@ -10,14 +10,13 @@
       unpaired_images/00000.safetensors        embeddings of a folder of pictures, where a transfer was given one
       transfer/<method>.safetensors            the statistics, to treat real images alike
       rejected/<stage>/00000.parquet ...       what failed a check, with reason and raw answer
+      tasks/<command>/00000/ ...               a stage done in many tasks, on a cluster (parts.py)
 
 A file counts once the manifest holds its record. It is written under a temporary name, synced, renamed, hashed, and
 only then recorded: a run killed at any moment makes again what is not recorded, and nothing else.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .errors import RunError
-from .files import check_unchanged, guarded, mending, seal, seal_table
+from .files import check_unchanged, guarded, is_locked, locked, mending, seal, seal_json, seal_table
 from .manifest import FORMAT, changes, now, read_manifest
 from .progress import counted
 
@@ -70,29 +69,22 @@ class RunDir:
         Raises:
             RunError: another process holds the lock, or the directory cannot be written.
         """
-        descriptor = guarded(self.path, lambda: os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644))
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise RunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
-        try:
-            if (manifest := self.path / "manifest.json").exists():
-                self.manifest = read_manifest(manifest)  # another process may have written since it was read
+        with locked(self.path / ".lock", self.path):
+            self.reload()  # another process may have written since it was read
             yield
-        finally:
-            os.close(descriptor)
+
+    def reload(self) -> None:
+        """Reads the manifest again, if there is one.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        if (manifest := self.path / "manifest.json").exists():
+            self.manifest = read_manifest(manifest)
 
     def in_use(self) -> bool:
         """Whether another process holds the lock; nothing is written to find out."""
-        try:
-            with (self.path / ".lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.path / ".lock")
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -286,8 +278,7 @@ class RunDir:
 
     def save(self) -> None:
         """Writes the manifest atomically."""
-        text = json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n"
-        seal(self.path / "manifest.json", lambda target: target.write_text(text, encoding="utf-8"))
+        seal_json(self.path / "manifest.json", self.manifest)
 
     def _refuse(self, stage: str, moved: list[str]) -> None:
         if moved:

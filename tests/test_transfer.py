@@ -183,7 +183,7 @@ def _zero(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
     [
         (_other_captions, r"00001\.safetensors was made from other captions"),
         (_other_encoder, r"00001\.safetensors was made by another encoder"),
-        (_other_dimension, r"00001\.safetensors: 100 dimensions; the first has 384"),
+        (_other_dimension, r"00001\.safetensors: 100 dimensions; the encoder has 384"),
         (_twice, r"00001\.safetensors, row 3: the id 0000100001 is there for the second time"),
         (_nan, r"00001\.safetensors, row 2: the embedding is no finite vector"),
         (_zero, r"00001\.safetensors, row 2: the embedding is no finite vector"),

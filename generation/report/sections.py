@@ -9,7 +9,7 @@ from ..config import TASKS
 from . import charts
 from .charts import label
 from .parts import NONE, Picture, Section, Table, compared, count, duration, number, share, size
-from .stages import FINISHED, GENERATED, Stage
+from .stages import FINISHED, GENERATED, Stage, seconds_covered
 from .texts import Captions
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def throughput(sessions: Sequence[Mapping[str, Any]], stages: Mapping[str, Stage
     rows = []
     for name in GENERATED:
         of_stage = [session for session in sessions if session["stage"] == name]
-        if seconds := sum(session["seconds"] for session in of_stage):
+        if seconds := seconds_covered(of_stage):
             rate = sum(session["rows"] for session in of_stage) / seconds
             paper = number(1_243_195 / (PAPER_DAYS * 86_400)) if name == "captions" else NONE
             rows.append((f"{label(name)} a second", number(rate), paper))

@@ -1,8 +1,10 @@
 """What the manifest says of a run: how far each stage is, where rows were lost, and what it took."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ..config import TASKS
@@ -90,6 +92,16 @@ def sessions(run: RunDir) -> list[dict[str, Any]]:
         for session in known[name].get("sessions", ())
     ]
     return sorted(listed, key=lambda session: str(session["begun"]))
+
+
+def seconds_covered(sessions: Iterable[Mapping[str, Any]]) -> float:
+    """How long at least one of the sessions lasted: those of tasks on a cluster last side by side."""
+    covered, end = 0.0, -math.inf
+    spans = ((datetime.fromisoformat(session["begun"]).timestamp(), session["seconds"]) for session in sessions)
+    for start, seconds in sorted(spans):
+        covered += max(0.0, start + seconds - max(start, end))
+        end = max(end, start + seconds)
+    return covered
 
 
 def _seeds(run: RunDir) -> Stage:

@@ -39,8 +39,13 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
         EmbeddingError: a shard cannot be read, a row is no finite unit vector, an id is there twice, or the images
             that the method needs are missing or of another dimension.
     """
-    asked = recipe.transfer
-    stage = f"image_embeddings/{asked.method}"
+    if fit_transfer(run, recipe):
+        transfer_shards(run, recipe)
+
+
+def fit_transfer(run: RunDir, recipe: Recipe) -> list[int]:
+    """The first half of ``transfer``: begins the stage and seals its statistics; returns the shards that are due."""
+    asked, stage = recipe.transfer, stage_of(recipe)
     shards = run.finished(SOURCE, "captions")
     inputs = run.hashes(SOURCE)
     dimension = run.stage(SOURCE)["fingerprint"]["dimension"]
@@ -48,25 +53,45 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     basis = image_basis(recipe.directory / asked.image_basis, dimension) if asked.image_basis else None
     run.begin(stage, _fingerprint(recipe, inputs, images), changed="discard")
     due = run.due(stage, SOURCE)
-    path = run.path / "transfer" / f"{asked.method}.safetensors"
-    if not due and str(path.relative_to(run.path)) in run.stage(stage)["files"]:
-        return
+    if not due and str(_statistics(run, recipe).relative_to(run.path)) in run.stage(stage)["files"]:
+        return due
     opened = _open(run, shards)
-    rows = {shard: len(opened[shard].embeddings) for shard in shards}
-    total = text_passes(asked) * sum(rows.values()) + sum(rows[shard] for shard in due)
-    with progress(stage, total, 0, "row") as bar:
+    _refuse_twice(list(opened.values()))
+    total = text_passes(asked) * sum(len(shard.embeddings) for shard in opened.values())
+    with progress(f"{stage}, statistics", total, 0, "row") as bar:
         texts = Rows([shard_part(opened[s], {str(s): inputs[str(s)]}) for s in shards], cores(), bar.update)
         pictures = one_part(str(images.path), images.chunks) if images else None
         fitted = fit_rows(asked, texts, pictures, basis, recipe.random_seed)
-        fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
-        _warn(fitted.facts)
-        run.seal_tensors(stage, path, used_tensors(fitted), fitted.facts, rows=fitted.facts["rows"])
-        facts = _facts(run, stage, path, fitted)
-        with ThreadPoolExecutor(cores()) as pool, one_thread_an_operation():
-            jobs = pool.map(lambda shard: _seal(run, stage, opened[shard], shard, fitted, facts), due)
-            for shard, made in zip(due, jobs, strict=True):
-                run.sealed_elsewhere(stage, run.shard_path(stage, shard), made)
-                bar.update(rows[shard])
+    fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
+    _warn(fitted.facts)
+    run.seal_tensors(stage, _statistics(run, recipe), used_tensors(fitted), fitted.facts, rows=fitted.facts["rows"])
+    return due
+
+
+def transfer_shards(run: RunDir, recipe: Recipe) -> None:
+    """The second half of ``transfer``: transfers the shards that are due, by the statistics that were sealed."""
+    stage, path = stage_of(recipe), _statistics(run, recipe)
+    fitted = Fitted.load(run.verified(stage, path))
+    facts = _facts(run, stage, path, fitted)
+    opened = _open(run, run.due(stage, SOURCE))
+    with (
+        progress(stage, sum(len(shard.embeddings) for shard in opened.values()), 0, "row") as bar,
+        ThreadPoolExecutor(cores()) as pool,
+        one_thread_an_operation(),
+    ):
+        jobs = pool.map(lambda shard: _seal(run, stage, opened[shard], shard, fitted, facts), opened)
+        for shard, made in zip(opened, jobs, strict=True):
+            run.sealed_elsewhere(stage, run.shard_path(stage, shard), made)
+            bar.update(made["rows"])
+
+
+def stage_of(recipe: Recipe) -> str:
+    """The folder of the recipe's method."""
+    return f"image_embeddings/{recipe.transfer.method}"
+
+
+def _statistics(run: RunDir, recipe: Recipe) -> Path:
+    return run.path / "transfer" / f"{recipe.transfer.method}.safetensors"
 
 
 def transferred(shard: EmbeddingShard, fitted: Fitted) -> Iterator[torch.Tensor]:
@@ -108,18 +133,18 @@ def _facts(run: RunDir, stage: str, path: Path, fitted: Fitted) -> dict[str, Any
 
 
 def _open(run: RunDir, shards: list[int]) -> dict[int, EmbeddingShard]:
-    """All source shards, their hashes, origin and ids checked."""
+    """Source shards, their hashes and origin checked."""
     paths = [run.shard_path(SOURCE, shard) for shard in shards]
     opened = dict(zip(shards, map(open_shard, run.all_verified(SOURCE, paths)), strict=True))
-    encoder, dimension = run.stage(SOURCE)["fingerprint"], opened[shards[0]].embeddings.shape[1]
+    encoder = run.stage(SOURCE)["fingerprint"]
+    dimension = encoder["dimension"]
     for shard, found in opened.items():
         if found.facts.get("captions_sha256") != run.record("captions", shard)["sha256"]:
             raise RunError(f"{found.path} was made from other captions than {run.shard_path('captions', shard)}")
         if found.facts.get("encoder") != encoder:
             raise RunError(f"{found.path} was made by another encoder than the run's: {found.facts.get('encoder')}")
         if found.embeddings.shape[1] != dimension:
-            raise EmbeddingError(f"{found.path}: {found.embeddings.shape[1]} dimensions; the first has {dimension}")
-    _refuse_twice(list(opened.values()))
+            raise EmbeddingError(f"{found.path}: {found.embeddings.shape[1]} dimensions; the encoder has {dimension}")
     return opened
 
 
