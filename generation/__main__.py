@@ -174,11 +174,21 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(options.run_dir, options.output, options.rows, options.images, pairs, prices)[0])
 
 
+def _rehearse(options: argparse.Namespace) -> None:
+    from .rehearsal.command import grow, rehearse
+
+    if options.growth:
+        grow(options.growth, options.folder, options.seed)
+    else:
+        rehearse(options.rows, options.folder, options.seed, options.keep, options.tokens_per_s)
+
+
 _COMMANDS = {
     "diagnose": _diagnose,
     "duplicates": _duplicates,
     "export": _export,
     "import-original": _import_original,
+    "rehearse": _rehearse,
     "report": _report,
     "retry": _retry,
     "serve": _serve,

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     _add_export(commands.add_parser("export", help="write a built data set in another format"))
     _add_report(commands.add_parser("report", help="write one HTML page about a run, with figures and rows to browse"))
+    _add_rehearse(commands.add_parser("rehearse", help="run every stage at a size of your choice, with stand-ins"))
     for command in commands.choices.values():
         add_log_json(command)
     return top
@@ -200,4 +201,21 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--embeddings",
         metavar="DIR",
         help="the built Unicorn-1.2M to take vectors from; the default is DATASET's config with_embeddings",
+    )
+
+
+def _add_rehearse(command: argparse.ArgumentParser) -> None:
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--rows", type=int, default=3_000, help="captions to be made (3000; the paper's: 1200000)")
+    size.add_argument("--growth", type=int, nargs="+", metavar="ROWS", help="at several sizes, and how the cost grows")
+    command.add_argument("--folder", type=Path, metavar="DIR", help="an empty one; the default is a temporary one")
+    command.add_argument("--seed", type=int, default=0, help="of all that is made up (0)")
+    command.add_argument("--keep", action="store_true", help="leave the run and the data sets in DIR")
+    command.add_argument("--chaos", action="store_true", help="with kills, damage, a full disk and a jumping clock")
+    command.add_argument(
+        "--tokens-per-s",
+        type=float,
+        default=5_000.0,
+        metavar="N",
+        help="answer tokens a second of all your servers, for the projection (5000)",
     )

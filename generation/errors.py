@@ -40,6 +40,10 @@ class ExportError(UnicornError):
     """An export that cannot be made as it was asked for."""
 
 
+class RehearsalError(UnicornError):
+    """A rehearsal that cannot be held, or in which a command failed."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config import STAND_IN
 from ..diagnostics.of_run import diagnose_run
 from ..diagnostics.pictures import save
 from ..diagnostics.report import to_json
-from ..config import STAND_IN
 from ..errors import RunError
 from ..files import seal
 from ..progress import progress
