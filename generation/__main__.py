@@ -175,10 +175,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _rehearse(options: argparse.Namespace) -> None:
-    from .rehearsal.command import grow, rehearse
+    from .rehearsal.command import grow, rehearse, rehearse_chaos
 
     if options.growth:
         grow(options.growth, options.folder, options.seed)
+    elif options.chaos:
+        rehearse_chaos(options.rows, options.folder, options.seed, options.keep)
     else:
         rehearse(options.rows, options.folder, options.seed, options.keep, options.tokens_per_s)
 

@@ -5,12 +5,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import RehearsalError
 from ..files import guarded
 from . import counts, table
+from .chaos import chaos
+from .faults import Struck
 from .ground import Ground, ServerProcess
 from .server import SLOTS, TOKENS_PER_S
 from .steps import Done, steps, take
@@ -75,6 +78,30 @@ def grow(sizes: list[int], folder: Path | None = None, seed: int = 0) -> None:
         words = "\n".join(f"- {line}" for line in said) or "Time grows as the rows do, and memory does not grow."
         print(f"{text}\n{words}")
         (chosen / "growth.md").write_text(f"{text}\n{words}\n", encoding="utf-8")
+
+
+def rehearse_chaos(rows: int, folder: Path | None = None, seed: int = 0, keep: bool = False) -> list[Struck]:
+    """Rehearses twice, the second time under faults, and prints a line for each of them.
+
+    Args:
+        rows, folder, seed, keep: see ``rehearse``.
+
+    Raises:
+        RehearsalError: see ``rehearse``; or a fault did not end as it should.
+    """
+    check_rows(rows)
+    with place(folder) as chosen:
+        struck = chaos(chosen, rows, seed)
+        lines = [one.line() for one in struck]
+        write(chosen, "\n".join(lines) + "\n", {"rows": rows, "seed": seed, "struck": [asdict(one) for one in struck]})
+        if not keep:
+            for name in ("alone", "chaos"):
+                shutil.rmtree(chosen / name, ignore_errors=True)
+    wrong = [one.line() for one in struck if not one.right]
+    if wrong:
+        raise RehearsalError(f"{len(wrong)} of {len(struck)} did not end as they should: " + "; ".join(wrong))
+    print(f"{len(struck)} faults and looks, all as they should be")
+    return struck
 
 
 def check_rows(rows: int) -> None:

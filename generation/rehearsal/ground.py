@@ -1,6 +1,8 @@
 """Where a rehearsal takes place: its folder, and the stand-in server as a process."""
 
+import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +58,6 @@ class ServerProcess:
         log: where its stderr goes.
         slots, tokens_per_s: see ``server``.
         fault_seed: of its faults.
-        environment: of the process.
 
     Raises:
         RehearsalError: it did not come up.
@@ -69,10 +70,9 @@ class ServerProcess:
         slots: int,
         tokens_per_s: float,
         fault_seed: int,
-        environment: dict[str, str] | None = None,
     ) -> None:
         self._options = ["--account", account, "--slots", slots, "--tokens-per-s", tokens_per_s]
-        self._log, self._fault_seed, self._environment = log, fault_seed, environment
+        self._log, self._fault_seed = log, fault_seed
         self._port = 0
         self.starts = 0
         self.start()
@@ -90,14 +90,13 @@ class ServerProcess:
         """Where it answers."""
         return f"http://127.0.0.1:{self._port}"
 
-    def start(self) -> None:
-        """Starts it, with other faults than before."""
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Starts it, with other faults than before; ``environment`` holds variables besides those of this process."""
         seed = self._fault_seed + self.starts
         command = module("server", *self._options, "--port", self._port, "--fault-seed", seed)
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environment
-            )
+            pipe, own = subprocess.PIPE, {**os.environ, **(environment or {})}
+            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log, env=own)
         assert self.process.stdout is not None
         said = self.process.stdout.readline().decode().strip()
         if not said:
