@@ -174,6 +174,35 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(options.run_dir, options.output, options.rows, options.images, pairs, prices)[0])
 
 
+def _verify(options: argparse.Namespace) -> None:
+    from .errors import DamageError
+    from .verification.command import told, verify
+
+    found = verify(options.path, options.embeddings)
+    print(told(found, options.json))
+    if found.faults:
+        raise DamageError(f"{options.path} has {len(found.faults)} faults")
+
+
+def _repair(options: argparse.Namespace) -> None:
+    from .verification.command import repair
+
+    recipe = None
+    if options.config:
+        from .recipe import load_recipe
+
+        recipe = load_recipe(options.config, _server_overrides(options))
+    repair(options.path, recipe, options.run_dir, _builders, options.dry_run)
+
+
+def _builders() -> tuple[Any, ...]:
+    """Those of both data sets, whose scripts stand above this package."""
+    from unicorn_1_2m import Unicorn12M
+    from unicorn_471k_instruction import Unicorn471KInstruction
+
+    return Unicorn12M, Unicorn471KInstruction
+
+
 def _rehearse(options: argparse.Namespace) -> None:
     from .rehearsal.command import grow, rehearse, rehearse_chaos
 
@@ -191,10 +220,12 @@ _COMMANDS = {
     "export": _export,
     "import-original": _import_original,
     "rehearse": _rehearse,
+    "repair": _repair,
     "report": _report,
     "retry": _retry,
     "serve": _serve,
     "show": _show,
+    "verify": _verify,
 }
 
 

@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     _add_diagnose(commands.add_parser("diagnose", help="measure the modality gap, and what the transfer does to it"))
     _add_export(commands.add_parser("export", help="write a built data set in another format"))
     _add_report(commands.add_parser("report", help="write one HTML page about a run, with figures and rows to browse"))
+    _add_verify(commands.add_parser("verify", help="check everything that a run or a built data set holds"))
+    _add_repair(commands.add_parser("repair", help="make again what is broken in a run or a built data set"))
     _add_rehearse(commands.add_parser("rehearse", help="run every stage at a size of your choice, with stand-ins"))
     for command in commands.choices.values():
         add_log_json(command)
@@ -202,6 +204,22 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the built Unicorn-1.2M to take vectors from; the default is DATASET's config with_embeddings",
     )
+
+
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, metavar="PATH", help="a run directory or a built data set")
+    command.add_argument(
+        "--embeddings", type=Path, metavar="DIR", help="the built Unicorn-1.2M that holds the vectors of PATH"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_repair(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, metavar="PATH", help="a run directory or a built data set")
+    command.add_argument("--config", type=Path, metavar="RECIPE", help="the recipe of a run")
+    command.add_argument("--run-dir", type=Path, metavar="RUN", help="the run that a data set was built from")
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    _add_server(command)
 
 
 def _add_rehearse(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,10 @@ class RunError(UnicornError):
     """A run directory that is locked, incomplete, damaged, or was made with other settings."""
 
 
+class DamageError(UnicornError):
+    """A run or a built data set in which something is wrong, all of which has been told."""
+
+
 class EmbeddingError(UnicornError):
     """Vectors that cannot be used: not finite, of zero length, or of the wrong dimension."""
 

@@ -31,6 +31,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_facts(path: Path) -> dict[str, Any]:
+    """A file's size in bytes and its sha256, as manifests record them."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
 def check_unchanged(path: Path, sha256: str, made: str, remedy: str) -> None:
     """Holds a file against its recorded hash.
 
@@ -38,7 +43,7 @@ def check_unchanged(path: Path, sha256: str, made: str, remedy: str) -> None:
         path: the file.
         sha256: what is recorded.
         made: how it was made, such as ``sealed``, for the message.
-        remedy: what to do if it is gone, for the message.
+        remedy: what to do, for the message.
 
     Raises:
         RunError: it is gone, or was changed.
@@ -46,7 +51,12 @@ def check_unchanged(path: Path, sha256: str, made: str, remedy: str) -> None:
     if not path.is_file():
         raise RunError(f"{path} is gone; {remedy}")
     if (found := file_sha256(path)) != sha256:
-        raise RunError(f"{path} was changed after it was {made}: sha256 {found}, recorded {sha256}")
+        raise RunError(f"{path} was changed after it was {made}: sha256 {found}, recorded {sha256}; {remedy}")
+
+
+def mending(directory: Path) -> str:
+    """What to do where a file of a run or of a built data set is gone or was changed, for messages."""
+    return f"`python -m generation verify {directory}` lists all that is wrong, and `repair` mends it"
 
 
 def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
@@ -57,7 +67,7 @@ def seal(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _sync(temporary)
-        facts = {"bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        facts = file_facts(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
         return facts

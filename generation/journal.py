@@ -117,7 +117,7 @@ class Journal:
                     self._file.truncate(start)
                     break
                 try:
-                    self._note(orjson.loads(line), start)
+                    self._note(_parsed(line), start)
                 except (ValueError, KeyError, TypeError) as error:
                     raise RunError(
                         f"{self.path}, line {number} is damaged ({error!r}); delete that line and run the command "
@@ -125,3 +125,20 @@ class Journal:
                     ) from error
                 start += len(line)
         return start
+
+
+def damaged_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a journal, from 1, that opening it would refuse, each with the reason; it is left as it is."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                _parsed(line)
+            except (ValueError, KeyError, TypeError) as error:
+                if line.endswith(b"\n"):  # else it was torn, and its row is asked again
+                    yield number, repr(error)
+
+
+def _parsed(line: bytes) -> Record:
+    record: Record = orjson.loads(line)
+    record["id"]
+    return record

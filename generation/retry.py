@@ -87,12 +87,17 @@ def stage_task(run: RunDir, stage: str, prompt: str | None = None) -> BulkTask[A
     kept = run.stage(stage)["fingerprint"]
     kept = kept | {"prompt": prompt or kept["prompt"]["name"].split("@")[0]}
     if stage == "captions":
-        return caption_task(run, _section(Captions, kept), kept["random_seed"])
-    task = _section(InstructionTask, kept)
+        return caption_task(run, section_of(Captions, kept), kept["random_seed"])
+    task = section_of(InstructionTask, kept)
     return conversation_task(run, Path(stage).name, task, kept["attempts"], kept["random_seed"], kept["pools"])
 
 
-def _section(kind: type[Any], kept: dict[str, Any]) -> Any:
+def section_of(kind: type[Any], kept: dict[str, Any]) -> Any:
+    """A recipe's section of the given kind, as a stage's fingerprint keeps it.
+
+    Raises:
+        RecipeError: the manifest holds something else there.
+    """
     names = [field.name for field in fields(kind) if field.name in kept]
     return validate(kind, {name: kept[name] for name in names}, "the manifest")
 

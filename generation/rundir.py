@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .errors import RunError
-from .files import check_unchanged, guarded, seal, seal_table
+from .files import check_unchanged, guarded, mending, seal, seal_table
 from .manifest import FORMAT, changes, now, read_manifest
 from .progress import counted
 
@@ -82,6 +82,17 @@ class RunDir:
             yield
         finally:
             os.close(descriptor)
+
+    def in_use(self) -> bool:
+        """Whether another process holds the lock; nothing is written to find out."""
+        try:
+            with (self.path / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -263,8 +274,7 @@ class RunDir:
         if known is None:
             raise RunError(f"{path} is not recorded in the manifest; run stage '{stage}' to its end first")
         if name not in self._verified:
-            remedy = "restore it, or remove its record from manifest.json to make it again"
-            check_unchanged(path, known["sha256"], "sealed", remedy)
+            check_unchanged(path, known["sha256"], "sealed", mending(self.path))
             self._verified.add(name)
         return path
 

@@ -10,7 +10,7 @@ the rows that could be drawn, and topping up raises thresholds. Nothing is held 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,10 @@ class TaskSample:
     def choose(self, fraction: float) -> None:
         """Selects from the caption shards that have no selection yet, so that ``fraction`` of all captions are in.
 
-        The selection is added to the stage's record, if the stage has been begun.
+        Of shards whose captions were made anew (``forget``) those are in whose draws are below the thresholds. The
+        selection is added to the stage's record, if the stage has been begun.
         """
+        self._count_forgotten()
         known = {shard for batch in self.batches for shard in batch.of}
         of = {
             str(shard): int(self.run.record("captions", shard)["rows"])
@@ -88,6 +90,12 @@ class TaskSample:
         wanted = proportional({source: len(values) for source, values in draws.items()}, target)
         thresholds = {source: _threshold(draws[source], count) for source, count in wanted.items()}
         self.batches.append(self._counted(Batch(of, {}, wanted, thresholds)))
+        self._note()
+
+    def forget(self, shard: int) -> None:
+        """Has the next ``choose`` count a shard's captions again: they are others than those that were drawn from."""
+        for batch in self.batches:
+            batch.counts.pop(str(shard), None)
         self._note()
 
     def top_up(self, open_shard: Callable[[int], None]) -> int:
@@ -121,6 +129,15 @@ class TaskSample:
             added += sum(wider.counts.values()) - sum(batch.counts.values())
         self._note()
         return added
+
+    def _count_forgotten(self) -> None:
+        for number, batch in enumerate(self.batches):
+            lost = sorted(batch.of.keys() - batch.counts)
+            if lost:
+                of = {shard: int(self.run.record("captions", int(shard))["rows"]) for shard in lost}
+                counts = self._counted(replace(batch, of=of)).counts
+                self.batches[number] = replace(batch, of=batch.of | of, counts=batch.counts | counts)
+                self._note()
 
     def _short(self, batch: Batch) -> Counter[str]:
         """By source, how many conversations are missing of those wanted: rejected, less those topped up before."""

@@ -61,20 +61,20 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
 
 
 def note_balance(run: RunDir, task: BulkTask[Any]) -> dict[str, int]:
-    """Notes and returns where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``."""
-    records = [run.record(task.stage, shard) for shard in run.sealed(task.stage)]
-    records += run.unsealed(task.stage).values()
-    items = sum(map(task.count, run.sealed(task.source)))
-    accepted = sum(record["rows"] for record in records)
-    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
-    balance = {
-        "items": items,
-        "accepted": accepted,
-        "rejected": rejected,
-        "pending": items - accepted - rejected,
-    }
+    """Notes and returns where the items of a stage are (see ``balance_of``)."""
+    balance = balance_of(run, task.stage, sum(map(task.count, run.sealed(task.source))))
     run.note(task.stage, balance=balance)
     return balance
+
+
+def balance_of(run: RunDir, stage: str, items: int | None) -> dict[str, int]:
+    """Where the items of a stage are: ``items`` = ``accepted`` + ``rejected`` + ``pending``; ``items`` None means that
+    all have ended."""
+    records = [*(run.record(stage, shard) for shard in run.sealed(stage)), *run.unsealed(stage).values()]
+    accepted = sum(record["rows"] for record in records)
+    rejected = sum(sum(record["rejected_by_reason"].values()) for record in records)
+    items = accepted + rejected if items is None else items
+    return {"items": items, "accepted": accepted, "rejected": rejected, "pending": items - accepted - rejected}
 
 
 def rejected_rows(run: RunDir, stage: str, shard: int) -> list[Row]:
@@ -110,23 +110,55 @@ def open_again(
         RunError: the shard's files are gone or have changed, or the journal cannot be written.
     """
     lines: list[Record] = []
-    reasons = Counter[str]()
+    rejected: list[Row] = []
     for row in run.table(stage, shard).to_pylist():
         if why := reject(row):
-            row = {name: row.get(name) for name in REJECTED_SCHEMA.names} | why
-            reasons[why["reason"]] += 1
-            lines.append({"id": row["id"], "row": row})
+            rejected.append({name: row.get(name) for name in REJECTED_SCHEMA.names} | why)
         else:
-            lines.append({"id": row["id"], "row": row, "place": len(lines) - reasons.total()})
-    accepted = len(lines) - reasons.total()
+            lines.append({"id": row["id"], "row": row, "place": len(lines)})
+    accepted = len(lines)
     for row in rejected_rows(run, stage, shard):
         if again(row):
             lines.append({key: row[key] for key in ("id", "attempts", "prompt_tokens", "completion_tokens")})
         else:
-            reasons[row["reason"]] += 1
-            lines.append({"id": row["id"], "row": row})
+            rejected.append(row)
+    _reopen(run, stage, shard, lines, accepted, rejected)
+
+
+def open_what_is_left(run: RunDir, stage: str, shard: int, accepted: bool, rejected: bool) -> None:
+    """Turns a sealed shard of which a file is lost, or obsolete, back into a journal of the rest; the items of what is
+    lost are asked about anew.
+
+    Args:
+        run: the run directory.
+        stage: the shard's.
+        shard: its number.
+        accepted: its accepted rows stay, in their places.
+        rejected: its rejected rows stay.
+
+    Raises:
+        RunError: what is to stay is gone or has changed, or the journal cannot be written.
+    """
+    kept = run.table(stage, shard).to_pylist() if accepted else []
+    lines = [{"id": row["id"], "row": row, "place": place} for place, row in enumerate(kept)]
+    _reopen(run, stage, shard, lines, len(lines), rejected_rows(run, stage, shard) if rejected else [])
+
+
+def _reopen(run: RunDir, stage: str, shard: int, lines: list[Record], accepted: int, rejected: list[Row]) -> None:
+    """Writes the journal of a shard that was sealed; then it is unfinished.
+
+    Args:
+        run: the run directory.
+        stage: the shard's.
+        shard: its number.
+        lines: of accepted rows and of those to be asked again.
+        accepted: how many are accepted.
+        rejected: rows that stay rejected.
+    """
+    lines = lines + [{"id": row["id"], "row": row} for row in rejected]
     content = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
     seal(run.journal_path(stage, shard), lambda target: target.write_bytes(content))
+    reasons = Counter(row["reason"] for row in rejected)
     run.unseal(stage, shard, rows=accepted, rejected_by_reason=dict(reasons))
 
 

@@ -139,6 +139,9 @@ def test_a_sealed_file_with_one_flipped_byte_is_refused(tmp_path: Path, position
     with pytest.raises(RunError) as caught:
         run.table("captions", 0)
     assert f"{path} was changed after it was sealed" in str(caught.value)
+    assert f"`python -m generation verify {run.path}` lists all that is wrong, and `repair` mends it" in str(
+        caught.value
+    )
 
 
 def test_a_deleted_file_is_refused(tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_deleted_file_is_refused(tmp_path: Path) -> None:
     (path := run.shard_path("captions", 0)).unlink()
     with pytest.raises(RunError) as caught:
         run.table("captions", 0)
-    assert f"{path} is gone; restore it, or remove its record" in str(caught.value)
+    assert f"{path} is gone; `python -m generation verify {run.path}` lists all that is wrong" in str(caught.value)
 
 
 def test_a_file_that_is_not_recorded_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RunError
-from ..files import file_sha256
+from ..files import file_facts, guarded
 from ..progress import counted, progress
 from ..rundir import RunDir
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
@@ -70,7 +72,8 @@ def build(
         method: of the transfer, where the run has embeddings by several.
 
     Raises:
-        RunError: the run is not finished or not whole, or ``output`` holds something that is no earlier build.
+        RunError: the run is not finished or not whole, or ``output`` holds something that is no earlier build, or
+            cannot be written.
     """
     if output.exists() and any(output.iterdir()) and not (output / "manifest.json").is_file():
         raise RunError(f"{output} exists and is no earlier build (it has no manifest.json); choose another --output")
@@ -81,16 +84,7 @@ def build(
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        new.mkdir(parents=True)
-        built = _write_parts(builder_class, run, new, version, method)
-        for path in counted(builder_class.companions(run), "build, companions", "file"):
-            target = new / path.relative_to(run.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        files = {name: facts for config in built.configs for name, facts in config.files.items()}
-        manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(builder_class.card(run, built), encoding="utf-8")
+        guarded(output, lambda: _write_all(builder_class, run, new, version, method))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -100,40 +94,98 @@ def build(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _write_all(
+    builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str, method: str | None
+) -> None:
+    """Writes all files of a data set into a new directory."""
+    output.mkdir(parents=True)
+    built = _write_parts(builder_class, run, output, version, method)
+    for path in counted(builder_class.companions(run), "build, companions", "file"):
+        target = output / path.relative_to(run.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (output / "README.md").write_text(builder_class.card(run, built), encoding="utf-8")
+    files = {name: facts for config in built.configs for name, facts in config.files.items()}
+    files = _others(run, output, files) | files
+    manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
+    (output / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _others(run: RunDir, output: Path, files: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of what lies beside the Parquet files: companions, whose own are known; card and pictures."""
+    known = {name: facts for stage in run.manifest["stages"].values() for name, facts in stage["files"].items()}
+    names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    others = [name for name in names if name not in files]
+    return {name: known.get(name) or file_facts(output / name) for name in others}
+
+
 def _write_parts(
     builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str, method: str | None
 ) -> Built:
-    cache = output / ".cache"
-    builders = [
-        builder_class(
-            config_name=name, run_dir=str(run.path), method=method, version=version, hash="run", cache_dir=str(cache)
-        )
-        for name in FOLDERS
-    ]
-    parts = builders[0].run_parts()
-    rows = sum(run.record(stage, int(shard))["rows"] for stage, shard in (part.rsplit(":", 1) for part in parts))
-    step = -(-rows // SAMPLE) or 1
     for folder in FOLDERS.values():
         (output / folder).mkdir()
 
-    def write(number: int) -> _Part:
+    def write(table: pa.Table, name: str, config: str) -> dict[str, Any]:
+        return write_part(table, output / name, config)
+
+    return write_parts(builder_class, run, output, version, method, write)
+
+
+def write_parts(
+    builder_class: type[UnicornBuilder],
+    run: RunDir,
+    output: Path,
+    version: str,
+    method: str | None,
+    write: Callable[[pa.Table, str, str], dict[str, Any]],
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Built:
+    """Goes through the parts of a run, each in both configs.
+
+    Args:
+        builder_class: which data set.
+        run: a finished run.
+        output: the data set's directory.
+        version: the data set's.
+        method: of the transfer, where the run has embeddings by several.
+        write: given a part's rows, the file's name in ``output`` and its config; returns rows, bytes and sha256.
+        wanted: whether a part is to be gone through, by its number. The card needs all.
+
+    Raises:
+        RunError: the run is not finished or not whole, or has no row.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        builders = [
+            builder_class(
+                config_name=name, run_dir=str(run.path), method=method, version=version, hash="run", cache_dir=cache
+            )
+            for name in FOLDERS
+        ]
+        parts = builders[0].run_parts()
+    counts = [run.record(stage, int(shard))["rows"] for stage, shard in (part.rsplit(":", 1) for part in parts)]
+    step = -(-sum(counts) // SAMPLE) or 1
+
+    def make(number: int) -> _Part:
         text = builders[0].text(run, parts[number])
         files, sizes = {}, []
         for builder in builders:
             table = builder.finished(run, parts[number], text)
             name = f"{FOLDERS[builder.config.name]}/train-{number:05d}-of-{len(parts):05d}.parquet"
-            files[name] = _write(table, output / name, builder.config.name)
+            files[name] = write(table, name, builder.config.name)
             sizes.append(table.nbytes)
         new_task = not number or parts[number - 1].rsplit(":", 1)[0] != parts[number].rsplit(":", 1)[0]
         examples = [_example(text, builders[0].info.features)] if new_task else []
         return _Part(files, sizes, *_summary(text, step), examples)
 
     made: list[_Part] = []
-    with ThreadPoolExecutor(WRITERS) as pool, progress("build", rows, 0, "row") as bar:
-        for part in pool.map(write, range(len(parts))):
+    numbers = list(filter(wanted, range(len(parts))))
+    with (
+        ThreadPoolExecutor(WRITERS) as pool,
+        progress("build", sum(counts[number] for number in numbers), 0, "row") as bar,
+    ):
+        for part in pool.map(make, numbers):
             made.append(part)
             bar.update(sum(part.sources.values()))
-    shutil.rmtree(cache, ignore_errors=True)
     return _built(output, builders, made)
 
 
@@ -180,7 +232,7 @@ def _summary(text: pa.Table, step: int) -> tuple[Counter[int], np.ndarray[Any, n
     return sources, np.bincount(words.to_numpy()), sample
 
 
-def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
+def write_part(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
     """Writes one file as the Hub's viewer likes it best. Chunks of text are found by their content, so that a version
     that changes some rows uploads little. Vectors all change with the mean, and finding their chunks would take longer
     than everything else."""
@@ -195,7 +247,7 @@ def _write(table: pa.Table, path: Path, config: str) -> dict[str, Any]:
         use_dictionary=[name for name in REPEATING if name.split(".")[0] in table.column_names],
         write_statistics=[name for name in SEARCHED if name in table.column_names],
     )
-    return {"rows": len(table), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return {"rows": len(table)} | file_facts(path)
 
 
 def _info(builder: UnicornBuilder, files: dict[str, dict[str, Any]], size: int) -> datasets.DatasetInfo:

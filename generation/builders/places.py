@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RunError
-from ..files import check_unchanged
+from ..files import check_unchanged, mending
 from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard, parse_shard
 from .columns import vector_column
@@ -151,7 +151,7 @@ class Place:
             yield table.append_column("image_embedding", vector_column(shard, table))
 
     def _check(self, name: str, known: str) -> None:
-        check_unchanged(Path(self.url) / name, known, "built", "build the data set again")
+        check_unchanged(Path(self.url) / name, known, "built", mending(Path(self.url)))
 
     def _bytes(self, name: str) -> bytes:
         with self._open(name) as file:

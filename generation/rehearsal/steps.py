@@ -105,7 +105,13 @@ def steps(ground: Ground, url: str) -> list[Step]:
         left = (ground.sets / leaves,) if leaves else ()
         made.append(Step(what, module("reading", what, ground.sets), left))
     made.append(Step("report", generation("report", run), (run / "report",)))
-    return made
+    return made + [Step(f"verify {path.name}", verify(ground, path)) for path in (run, *ground.built)]
+
+
+def verify(ground: Ground, path: Path) -> list[str]:
+    """The command that verifies the run, or one of its data sets; the conversations' set has its vectors in the
+    captions'."""
+    return generation("verify", path, *(("--embeddings", ground.built[0]) if path == ground.built[1] else ()))
 
 
 def take(ground: Ground, server: ServerProcess, step: Step) -> Done:
@@ -158,7 +164,7 @@ def rows_of(ground: Ground, name: str, found: Any) -> int:
     ]
     if name == "instructions":
         return sum(balance["items"] for balance in conversations)
-    if name == f"build {SETS[1]}":
+    if name.endswith(SETS[1]):
         return sum(balance["accepted"] for balance in conversations)
     return int(records["captions"]["balance"]["accepted"])
 

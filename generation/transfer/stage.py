@@ -48,7 +48,8 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
     basis = image_basis(recipe.directory / asked.image_basis, dimension) if asked.image_basis else None
     run.begin(stage, _fingerprint(recipe, inputs, images), changed="discard")
     due = run.due(stage, SOURCE)
-    if not due:
+    path = run.path / "transfer" / f"{asked.method}.safetensors"
+    if not due and str(path.relative_to(run.path)) in run.stage(stage)["files"]:
         return
     opened = _open(run, shards)
     rows = {shard: len(opened[shard].embeddings) for shard in shards}
@@ -59,7 +60,6 @@ def transfer(run: RunDir, recipe: Recipe) -> None:
         fitted = fit_rows(asked, texts, pictures, basis, recipe.random_seed)
         fitted.facts.update(encoder=run.stage(SOURCE)["fingerprint"], inputs=inputs)
         _warn(fitted.facts)
-        path = run.path / "transfer" / f"{asked.method}.safetensors"
         run.seal_tensors(stage, path, used_tensors(fitted), fitted.facts, rows=fitted.facts["rows"])
         facts = _facts(run, stage, path, fitted)
         with ThreadPoolExecutor(cores()) as pool, one_thread_an_operation():
