@@ -106,15 +106,20 @@ def statistics_file(stage: str) -> str:
     return f"transfer/{stage.split('/')[1]}.safetensors"
 
 
+def unsealed(run: RunDir, stage: str) -> list[int]:
+    """The shards that a stage has not sealed, those included that are not due yet, since its source lacks them."""
+    return sorted(set(run.sealed("seeds")) - set(run.sealed(stage)))
+
+
 def unfinished_files(run: RunDir) -> Iterator[str]:
-    """Files that may be there, or half written, and count for nothing yet: those of shards that are due."""
+    """Files that may be there, or half written, and count for nothing yet: those of shards that are not sealed."""
     for stage in run.manifest["stages"]:
         paths = [
             place(stage, shard)
-            for shard in due(run, stage)
+            for shard in unsealed(run, stage)
             for place in (run.shard_path, run.rejected_path, run.journal_path)
         ]
-        if stage.startswith("image_embeddings/") and due(run, stage):
+        if stage.startswith("image_embeddings/") and unsealed(run, stage):
             paths.append(run.path / statistics_file(stage))
         for path in paths:
             yield from (str(one.relative_to(run.path)) for one in (path, path.with_name(f".{path.name}.tmp")))

@@ -19,6 +19,7 @@ from .layout import (
     kind_of,
     statistics_file,
     unknown_files,
+    unsealed,
 )
 from .shards import ShardCheck
 from .vectors import statistics_faults
@@ -80,7 +81,7 @@ def transfer_faults(run: RunDir, stage: str) -> Iterator[Fault]:
 def _journals(run: RunDir) -> Iterator[Fault]:
     """Journals of shards that are not sealed yet; those of an import count for nothing."""
     for stage in run.manifest["stages"]:
-        for shard in due(run, stage) if run.imported(stage) is None else ():
+        for shard in unsealed(run, stage) if run.imported(stage) is None else ():
             path = run.journal_path(stage, shard)
             if path.is_file():
                 name = str(path.relative_to(run.path))

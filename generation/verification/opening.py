@@ -108,6 +108,7 @@ def _open(run: RunDir, one: Opening) -> None:
 
 def _unseal(run: RunDir, stage: str, name: str) -> None:
     """A file of embeddings, or the statistics of a transfer."""
+    set_aside(run.path, run.path / ASIDE, name)
     if not name.startswith("transfer/"):
         run.unseal(stage, place_of(name)[1])
     else:

@@ -101,8 +101,8 @@ def _tell_hashes(run: RunDir) -> None:
             print(f"{name}: made again, byte for byte as it was")
         else:
             print(
-                f"{name}: made again, with other bytes than before (another machine or version of a library?); what is "
-                "made from it was made again, too"
+                f"{name}: made again, with other bytes than before (another machine, or version of a library?); what "
+                "is made from it was made again, too"
             )
 
 
