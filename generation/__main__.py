@@ -19,10 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
+    goes_on = f"stopped; nothing that was answered is lost. The same command goes on:\n  {again}"
     return run_command(
         lambda: _COMMANDS.get(options.command, _generate)(options),
         options.log_json,
-        f"stopped; nothing that was answered is lost. The same command goes on:\n  {again}",
+        "stopped; a rehearsal begins anew" if options.command == "rehearse" else goes_on,
     )
 
 
@@ -204,8 +205,11 @@ def _builders() -> tuple[Any, ...]:
 
 
 def _rehearse(options: argparse.Namespace) -> None:
+    from .errors import RehearsalError
     from .rehearsal.command import grow, rehearse, rehearse_chaos
 
+    if options.growth and (options.chaos or options.keep):
+        raise RehearsalError("--growth goes neither with --chaos nor with --keep; leave them out, or give --rows")
     if options.growth:
         grow(options.growth, options.folder, options.seed)
     elif options.chaos:

@@ -78,8 +78,12 @@ class Child:
         self.process.kill()
 
     def wait(self) -> Took:
-        """Waits for the end."""
-        _, status, usage = os.wait4(self.process.pid, 0)
+        """Waits for the end; stopped in that, it ends the command as well."""
+        try:
+            _, status, usage = os.wait4(self.process.pid, 0)
+        except BaseException:
+            self.kill()
+            raise
         seconds = time.perf_counter() - self._start
         self.process.returncode = os.waitstatus_to_exitcode(status)
         self._over.set()

@@ -37,7 +37,9 @@ def rehearse(
     Raises:
         RehearsalError: a number is out of range, the folder is not empty, a command failed, or counts do not add up.
     """
-    check_rows(rows)
+    check(rows, folder, keep)
+    if not tokens_per_s > 0:
+        raise RehearsalError(f"--tokens-per-s {tokens_per_s:g}: it must be above 0")
     with place(folder) as chosen:
         ground = Ground(chosen, rows, seed)
         done = _take_all(ground, seed)
@@ -71,7 +73,7 @@ def grow(sizes: list[int], folder: Path | None = None, seed: int = 0) -> None:
     if len(set(sizes)) < 2:
         raise RehearsalError(f"--growth {' '.join(map(str, sizes))}: name two sizes or more, such as 10000 100000")
     for rows in sizes:
-        check_rows(rows)
+        check(rows)
     with place(folder) as chosen:
         found = {rows: rehearse(rows, chosen / str(rows), seed) for rows in sorted(set(sizes))}
         text, said = table.growth(found)
@@ -89,7 +91,7 @@ def rehearse_chaos(rows: int, folder: Path | None = None, seed: int = 0, keep: b
     Raises:
         RehearsalError: see ``rehearse``; or a fault did not end as it should.
     """
-    check_rows(rows)
+    check(rows, folder, keep)
     with place(folder) as chosen:
         struck = chaos(chosen, rows, seed)
         lines = [one.line() for one in struck]
@@ -104,14 +106,16 @@ def rehearse_chaos(rows: int, folder: Path | None = None, seed: int = 0, keep: b
     return struck
 
 
-def check_rows(rows: int) -> None:
-    """Refuses fewer rows than make sense.
+def check(rows: int, folder: Path | None = None, keep: bool = False) -> None:
+    """Refuses fewer rows than make sense, and to keep what lies in a temporary folder.
 
     Raises:
-        RehearsalError: there are.
+        RehearsalError: it is so.
     """
     if rows < LEAST_ROWS:
         raise RehearsalError(f"{rows} rows: a rehearsal needs {LEAST_ROWS} or more, so that every stage has some")
+    if keep and folder is None:
+        raise RehearsalError("--keep needs --folder: a temporary folder is removed")
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def response(status: str, body: object, headers: str = "") -> bytes:
 FAULTS = {
     "429": response("429 Too Many Requests", {"error": "Model is overloaded", "error_type": "overloaded"}),
     "500": response("500 Internal Server Error", {"error": "Incomplete generation", "error_type": "incomplete"}),
+    "422": response("422 Unprocessable Entity", {"error": "no request of a rehearsal", "error_type": "validation"}),
     "503": response("503 Service Unavailable", "upstream connect error"),
     "reset": b"",
 }
@@ -187,7 +188,10 @@ class RehearsalStand(Stand):
 
     def reply(self, path: bytes, body: bytes) -> tuple[float, bytes, Reply | None]:
         """See ``Stand``."""
-        said = reply(body)
+        try:
+            said = reply(body)
+        except (LookupError, TypeError, ValueError):
+            return 0.0, FAULTS["422"], None
         self.account.add("in_flight")
         content = completion(STAND_IN, said.text, said.finish_reason, said.prompt_tokens, said.completion_tokens)
         return said.completion_tokens / self.tokens_per_s, content, said
