@@ -1,5 +1,5 @@
-"""What the stand-in for the language model says, and the source of seeds: held against the checks and the stage itself,
-at their real strictness."""
+"""What the stand-in for the language model says, and the source of seeds: held against the checks at their real
+strictness, and against the stage itself."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -116,7 +116,9 @@ def test_the_source_is_the_same_for_the_same_seed_and_another_for_another(tmp_pa
     assert lines[0] == one.count("\n")
 
 
-def test_the_source_has_dirt_and_repeats_and_yields_the_seeds_that_are_wanted(seeds: list[str], tmp_path: Path) -> None:
+def test_the_source_has_dirt_and_repeats_and_yields_the_seeds_that_are_wanted(
+    seeds: list[str], tmp_path: Path
+) -> None:
     lines = write_source(tmp_path / SOURCE, 1500)
     run = RunDir(tmp_path / "run", create=True)
     make_seeds(run, load_recipe(write_recipe(tmp_path, 1500)))

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..builders.builder import FOLDERS, WITH_EMBEDDINGS
 from ..config import TASKS
 from .answers import CAPTIONS
 from .children import bytes_of
@@ -70,6 +69,8 @@ def totals(ground: Ground, done: list[Done]) -> Totals:
 
 def content_bytes(built: Path) -> int:
     """What a built data set holds: captions and conversations as UTF-8, and each vector once."""
+    from ..builders.builder import FOLDERS, WITH_EMBEDDINGS
+
     size = 0
     for path in sorted((built / FOLDERS["default"]).glob("*.parquet")):
         table = pq.read_table(path, columns=["caption", "conversations"])
