@@ -5,7 +5,7 @@ Moments and places are drawn by the seed. Answers are a function of their reques
 lost or mixed up can make a difference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -39,6 +39,7 @@ JUMP_AFTER_S = 1.0  # from the start of a process on
 JOURNAL_ROW, VECTOR = 1_000, 2_560  # bytes of a row, roughly: in a journal, and in a shard of vectors
 DAMAGED = ("seeds", "captions", "instructions", "text_embeddings", "image_embeddings/unicorn")  # stages
 Damage = Callable[[Path, Random], str]  # does something to a file, and says what
+UNREAD = ("seeds", "text_embeddings")  # of these: by no builder
 BUILDS = tuple(f"build {name}" for name in SETS)
 
 
@@ -64,13 +65,13 @@ def chaos(folder: Path, rows: int, seed: int) -> list[Struck]:
     print(f"an undisturbed run of {rows:,} rows is done; now the same under faults", flush=True)
     struck = []
     with _server(ground, seed) as server:
-        for one in _Chaos(ground, alone, server, Random(f"chaos {seed}")).run():
+        for one in Chaos(ground, alone, server, Random(f"chaos {seed}")).run():
             print(one.line(), flush=True)
             struck.append(one)
     return struck
 
 
-class _Chaos:
+class Chaos:
     """The disturbed run.
 
     Args:
@@ -90,35 +91,35 @@ class _Chaos:
     def run(self) -> Iterator[Struck]:
         """All faults, stage by stage, and then the end."""
         run, sets = self.ground.run, self.ground.sets
-        yield self._killed("seeds", run / "seeds")
-        yield self._full_disk("captions", self.shard_rows * JOURNAL_ROW // 2)
-        yield from self._asking("captions")
-        yield from self._asking("instructions")
-        yield self._full_disk("embed", self.shard_rows * VECTOR // 2)
-        yield self._killed("embed", run / "text_embeddings")
-        yield self._killed("transfer", run / "image_embeddings" / "unicorn")
+        yield self.killed("seeds", run / "seeds")
+        yield self.full_disk("captions", self.shard_rows * JOURNAL_ROW // 2)
+        yield from self.asking("captions")
+        yield from self.asking("instructions")
+        yield self.full_disk("embed", self.shard_rows * VECTOR // 2)
+        yield self.killed("embed", run / "text_embeddings")
+        yield self.killed("transfer", run / "image_embeddings" / "unicorn")
         acts = [flip_bit, delete, flip_bit, delete, flip_bit]
         self.rng.shuffle(acts)
         for stage, act in zip(DAMAGED, acts, strict=True):
-            yield self._damaged(stage, self._shard(stage), act)
-        yield self._full_disk(BUILDS[0], self.shard_rows * VECTOR // 2)
+            yield self.damaged(stage, self.shard(stage), act)
+        yield self.full_disk(BUILDS[0], self.shard_rows * VECTOR // 2)
         for name, build in zip(SETS, BUILDS, strict=True):
-            yield self._killed(build, sets / f".{name}.new" / "data")
+            yield self.killed(build, sets / f".{name}.new" / "data")
         for path, act in zip(self.ground.built, (flip_bit, delete), strict=True):
             yield self._damaged_set(path, self.rng.choice(sorted(path.rglob("*.parquet"))), act)
         yield from self._end()
 
     # -- while a command runs ----------------------------------------------------------------------------------
 
-    def _killed(self, name: str, folder: Path) -> Struck:
+    def killed(self, name: str, folder: Path) -> Struck:
         """Killed once some of its files are there; then the same command."""
         count = self.rng.randint(1, max(1, self.shards - 1))
         strike = Strike(files(folder, count), lambda child: child.kill())
         _, struck = run_under(self.ground, self.steps[name], [strike])
         where = f"with {count} files of {folder.name} there" if struck else "(it had ended before)"
-        return self._again(f"{name} killed {where}", "nothing: kill -9", name, right=True)
+        return self.again(f"{name} killed {where}", "nothing: kill -9", name, right=True)
 
-    def _full_disk(self, name: str, free: int) -> Struck:
+    def full_disk(self, name: str, free: int) -> Struck:
         """No file can grow beyond ``free`` bytes; then the same command, with room."""
         took, _ = run_under(self.ground, self.steps[name], prepare=full_disk(free))
         self.allowed += SLOTS * bool(self.steps[name].asks)
@@ -126,21 +127,21 @@ class _Chaos:
         fault = f"{name} with a disk that is full at {free:,} bytes a file"
         if self.steps[name].asks:
             return Struck(fault, said, "the same command", "it went on, to the faults that follow", right)
-        return self._again(fault, said, name, right)
+        return self.again(fault, said, name, right)
 
-    def _again(self, fault: str, said: str, name: str, right: bool) -> Struck:
+    def again(self, fault: str, said: str, name: str, right: bool) -> Struck:
         """Gives the same command again, which must now come to its end."""
         took, _ = run_under(self.ground, self.steps[name])
         came = "it went on to its end" if not took.status else f"it ended with {took.status}: {last_words(took)}"
         return Struck(fault, said, "the same command", came, right and not took.status)
 
-    def _asking(self, name: str) -> Iterator[Struck]:
+    def asking(self, name: str) -> Iterator[Struck]:
         """Kills of the server and of the client in turns, while the clocks of both jump; then the same command."""
         before, expected = self.ground.account.answers(), sum(self._answers_alone(name))
         moments = sorted(before + int(expected * self.rng.uniform(0.05, 0.95)) for _ in range(4))
         days = [DAY_S, -DAY_S]
         self.rng.shuffle(days)
-        faults: list[tuple[str, str]] = []
+        done: list[tuple[str, str]] = []
         for first, day in zip((0, 2), days, strict=True):
             jump = clock_jump(JUMP_AFTER_S, day)
             strikes = [
@@ -154,17 +155,15 @@ class _Chaos:
             ]
             took, struck = run_under(self.ground, self.steps[name], strikes, jump)
             self.allowed += SLOTS * struck
-            faults.append(
-                (f"{name}: the client's clock jumped by {day / DAY_S:+.0f} day, the server's against it", "")
-            )
-            faults += [
+            done.append((f"{name}: the client's clock jumped by {day / DAY_S:+.0f} day, the server's against it", ""))
+            done += [
                 (f"{name}: server killed after {moments[first]:,} answers and started again", "the client ran on"),
                 (f"{name}: client killed after {moments[first + 1]:,} answers", "nothing: kill -9"),
             ][:struck]
             if took.status not in (0, -9):
                 raise RehearsalError(f"{name} ended with {took.status} under faults: {last_words(took)}")
-        last = self._again("", "", name, right=True)
-        for fault, said in faults:
+        last = self.again("", "", name, right=True)
+        for fault, said in done:
             yield Struck(fault, said or "nothing, and needed not", last.remedy, last.came, last.right)
 
     def _answers_alone(self, name: str) -> Iterator[int]:
@@ -173,42 +172,42 @@ class _Chaos:
 
     # -- between commands --------------------------------------------------------------------------------------
 
-    def _shard(self, stage: str) -> Path:
+    def shard(self, stage: str) -> Path:
         """A sealed shard of a stage."""
         run = RunDir(self.ground.run)
         stage = f"{stage}/{self.rng.choice(TASKS)}" if stage == "instructions" else stage
         return run.shard_path(stage, self.rng.choice(run.sealed(stage)))
 
-    def _damaged(self, stage: str, path: Path, act: Damage) -> Struck:
-        """Whoever reads the damaged file must refuse it, verify must find it, and repair must mend it."""
-        fault = f"{stage}: {act(path, self.rng)}"
-        refused = []
-        for build in BUILDS:
-            took, _ = run_under(self.ground, self.steps[build])
+    def damaged(self, stage: str, path: Path, act: Damage, readers: Sequence[str] = BUILDS) -> Struck:
+        """One of the steps that read the damaged file must refuse it, verify must find it, and repair must mend it."""
+        fault, refused = f"{stage}: {act(path, self.rng)}", list[str]()
+        for name in readers:
+            took, _ = run_under(self.ground, self.steps[name])
             if took.status and not clearly_refused(took, path.name):
                 return Struck(fault, last_words(took), "none was told", "left damaged", False)
             refused += [last_words(took)] * bool(took.status)
+        if not refused and readers and stage not in UNREAD:
+            return Struck(fault, "nothing", "none was told", "it was built from all the same", False)
         run = self.ground.run
         repair = generation("repair", run, "--config", self.ground.recipe, "--endpoint", self.server.url)
-        return self._repaired(fault, refused, verify(self.ground, run), repair)
+        return self._repaired(fault, path.name, refused, verify(self.ground, run), repair)
 
     def _damaged_set(self, built: Path, path: Path, act: Damage) -> Struck:
-        """Of a built data set."""
         fault = f"{built.name}: {act(path, self.rng)}"
-        return self._repaired(
-            fault, [], verify(self.ground, built), generation("repair", built, "--run-dir", self.ground.run)
-        )
+        repair = generation("repair", built, "--run-dir", self.ground.run)
+        return self._repaired(fault, path.name, [], verify(self.ground, built), repair)
 
-    def _repaired(self, fault: str, refused: list[str], verifying: list[str], repair: list[str]) -> Struck:
+    def _repaired(self, fault: str, name: str, refused: list[str], verifying: list[str], repair: list[str]) -> Struck:
         found, _ = run_under(self.ground, Step("verify", verifying))
         before = self.ground.account.answers()
         mended, _ = run_under(self.ground, Step("repair", repair))
         self.allowed += self.ground.account.answers() - before
         whole, _ = run_under(self.ground, Step("verify", verifying))
-        right = found.status == 1 and "Traceback" not in found.said and not mended.status and not whole.status
+        right = found.status == 1 and name in found.output and not mended.status and not whole.status
         came = "verify finds nothing more"
-        if mended.status or whole.status:
-            came = f"repair ended with {mended.status}, verify with {whole.status}: {last_words(mended)}"
+        if not right:
+            came = f"verify ended with {found.status}, repair with {mended.status}, verify with {whole.status}: "
+            came += last_words(mended if mended.status else whole)
         return Struck(fault, refused[0] if refused else "verify found it", "verify, repair", came, right)
 
     # -- the end -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Took:
         cpu_s: of all cores, its own children included.
         peak_mb: anonymous memory of the process that had most, sampled every ``SAMPLE_S``.
         status: exit status; -9 after a kill.
-        output: the last line on stdout.
+        output: all of stdout.
         said: all of stderr.
     """
 
@@ -88,13 +88,12 @@ class Child:
         self.process.returncode = os.waitstatus_to_exitcode(status)
         self._over.set()
         self._watch.join()
-        output = self._out.read_text(encoding="utf-8", errors="replace").splitlines()
         return Took(
             seconds=seconds,
             cpu_s=usage.ru_utime + usage.ru_stime,
             peak_mb=self._peak / 1000,
             status=self.process.returncode,
-            output=output[-1] if output else "",
+            output=self._out.read_text(encoding="utf-8", errors="replace").strip(),
             said=self._err.read_text(encoding="utf-8", errors="replace"),
         )
 
