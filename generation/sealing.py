@@ -53,6 +53,7 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
         requests=requests,
         retries=dict(sorted(retries.items())),
         **tokens,
+        **({"kept": len(journal.places)} if journal.places else {}),  # first rows, in their places
     )
     journal.path.unlink()
     del accepted, rejected

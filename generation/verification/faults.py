@@ -114,16 +114,16 @@ def file_fault(directory: Path, name: str, record: dict[str, Any], at: tuple[str
     return None
 
 
-def first_wrong(file: str, wrong: np.ndarray, what: Callable[[int], str]) -> list[Fault]:
+def first_wrong(file: str, wrong: np.ndarray, what: str | Callable[[int], str]) -> list[Fault]:
     """One fault for all rows that are wrong alike.
 
     Args:
         file: theirs.
         wrong: bool [n].
-        what: what is wrong, of the first of them.
+        what: what is wrong, or gives it for the row that is the first of them.
     """
     if not (count := int(wrong.sum())):
         return []
     row = int(wrong.argmax())
     others = f" (and {count - 1} rows more)" if count > 1 else ""
-    return [Fault(file, what(row) + others, row)]
+    return [Fault(file, (what if isinstance(what, str) else what(row)) + others, row)]

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard
 
@@ -22,7 +23,7 @@ from ..transfer import METHODS
 from . import texts, vectors
 from .faults import MANIFEST, Fault, Findings, command, file_fault, first_wrong, record_fault
 from .layout import check_file_record, check_records, names_in, place_of
-from .of_run import transfer_faults
+from .of_run import statistics_are_whole, transfer_faults
 from .shards import ShardCheck
 
 CARD = "README.md"
@@ -66,6 +67,7 @@ class _BuiltCheck:
         self.stage = f"image_embeddings/{transfer_method(run.manifest, run.path)}"
         self.own_shards = any(name.startswith("image_embeddings/") for name in self.files)
         self.shards = None if not (self.own_shards or embeddings) else Place(str(embeddings or run.path))
+        self.fitted = [self.stage] if self.own_shards and statistics_are_whole(run, self.stage) else []
         self.broken: set[str] = set()
         self.ids: dict[str, list[np.ndarray]] = {}  # of the parts of config default, by task
 
@@ -87,7 +89,7 @@ class _BuiltCheck:
         """A companion, the card or a picture."""
         (name,) = names
         if name.startswith("image_embeddings/"):
-            faults = ShardCheck(self.run, place_of(name)[1], {name: self.stage}).complete().faults
+            faults = ShardCheck(self.run, place_of(name)[1], {name: self.stage}, self.fitted).complete().faults
         elif name.startswith("transfer/"):
             faults = list(transfer_faults(self.run, self.stage))
         else:
@@ -166,7 +168,7 @@ class _BuiltCheck:
         """The card's numbers and features against the files."""
         try:
             infos = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(self.path / CARD).data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield Fault(CARD, f"its header cannot be read: {error!r}")
             return
         for config, folder in FOLDERS.items():
@@ -220,7 +222,5 @@ def _shard_rows(name: str, table: pa.Table, rows: np.ndarray, shard: EmbeddingSh
     faults = []
     for what, (found, wanted) in pairs.items():
         wrong = (found != wanted).any(1) if found.shape == wanted.shape else np.ones(len(found), bool)
-        faults += first_wrong(
-            name, wrong, lambda row, what=what: f"its {what} is not that of row {places[row]} of {shard.path}"
-        )  # type: ignore[misc]
+        faults += first_wrong(name, wrong, f"its {what} is not that of its embedding_row in {shard.path}")
     return faults

@@ -48,14 +48,15 @@ def verify_run(run: RunDir, held: bool = False) -> Findings:
     found.files, found.bytes = len(records), sum(facts["bytes"] for facts in records)
     totals: Counter[tuple[str | None, str]] = Counter()
     with ThreadPoolExecutor(SHARDS) as pool, progress("verify", found.bytes, 0, "B") as bar:
-        checks = [ShardCheck(run, shard, files) for shard, files in by_shard.items()]
+        transfers = {stage: list(transfer_faults(run, stage)) for stage in statistics}
+        bar.update(sum(run.stage(stage)["files"][statistics_file(stage)]["bytes"] for stage in statistics))
+        fitted = [stage for stage in statistics if not transfers[stage] or statistics_are_whole(run, stage)]
+        checks = [ShardCheck(run, shard, files, fitted) for shard, files in by_shard.items()]
         for check in pool.map(ShardCheck.complete, checks):
             found.faults += check.faults
             totals.update(check.totals)
             bar.update(sum(run.stage(stage)["files"][name]["bytes"] for name, stage in check.files.items()))
-        for stage in statistics:
-            found.faults += transfer_faults(run, stage)
-            bar.update(run.stage(stage)["files"][statistics_file(stage)]["bytes"])
+    found.faults += [fault for faults in transfers.values() for fault in faults]
     found.faults += total_faults(run, totals)
     found.faults += _journals(run)
     found.faults += [Fault(name, "is not in the manifest", kind="unknown") for name in unknown_files(run)]
@@ -66,10 +67,21 @@ def verify_run(run: RunDir, held: bool = False) -> Findings:
     return found
 
 
+def statistics_are_whole(run: RunDir, stage: str) -> bool:
+    """Whether a transfer's statistics file has the recorded bytes."""
+    fault = _statistics_fault(run, stage)
+    return fault is None or fault.kind == "record"
+
+
+def _statistics_fault(run: RunDir, stage: str) -> Fault | None:
+    name = statistics_file(stage)
+    return file_fault(run.path, name, run.stage(stage)["files"][name], ("stages", stage, "files", name))
+
+
 def transfer_faults(run: RunDir, stage: str) -> Iterator[Fault]:
     """A transfer's statistics file: its bytes and what it says of itself."""
     name, record = statistics_file(stage), run.stage(stage)["files"][statistics_file(stage)]
-    fault = file_fault(run.path, name, record, ("stages", stage, "files", name))
+    fault = _statistics_fault(run, stage)
     if fault:
         yield fault
     if fault is None or fault.kind == "record":

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .faults import MANIFEST, Findings
 from .of_built import CARD, verify_built
 from .opening import correct, set_aside
 
+ROUNDS = 3  # a file that is written again may show a wrong record
 _COMPANIONS = ("image_embeddings/", "transfer/")
 
 
@@ -36,31 +37,37 @@ def rebuild(path: Path, run_dir: Path, builders: Collection[type[UnicornBuilder]
     Raises:
         RunError: the run is not the one, or not whole, or a file comes out otherwise: it is left as it was.
     """
-    built = RunDir(path)  # a built data set keeps the layout of its run
-    found = verify_built(path)
-    if not found.faults:
-        print(f"{path}: whole; there is nothing to repair")
-        return
-    broken = _broken(built, found)
-    unknown = [fault.file for fault in found.faults if fault.kind == "unknown"]
-    records = [fault for fault in found.faults if fault.kind == "record"]
-    aside = path.with_name(f"{path.name}.damaged")
-    lines = [f"{name}: moved to {aside}/, since the manifest does not know it" for name in unknown]
-    lines += [f"{fault.what}: corrected" for fault in records]
-    print("\n".join(lines + [f"{name}: written again from {run_dir}; it must come out as it was" for name in broken]))
-    if dry_run:
-        return
-    for name in unknown:
-        set_aside(path, aside, name)
-    if records:
-        for fault in records:
-            correct(built.manifest, fault)
-        built.save()
-    if broken:
-        _write_again(built, run_dir, builders, broken, aside)
-    if left := verify_built(path).faults:
-        raise RunError(f"{path}: {len(left)} faults are left, the first: {left[0]}; build the data set again")
-    print(f"{path}: whole")
+    for number in range(ROUNDS):
+        found = verify_built(path)
+        if not found.faults:
+            print(f"{path}: {'whole' if number else 'whole; there is nothing to repair'}")
+            return
+        built = RunDir(path)  # a built data set keeps the layout of its run
+        broken = _broken(built, found)
+        aside = path.with_name(f"{path.name}.damaged")
+        print("\n".join(_words(found, broken, run_dir, aside)))
+        if dry_run:
+            return
+        for fault in found.faults:
+            if fault.kind == "unknown":
+                set_aside(path, aside, fault.file)
+            elif fault.kind == "record":
+                correct(built.manifest, fault)
+                built.save()
+        if broken:
+            _write_again(built, run_dir, builders, broken, aside)
+    raise RunError(f"{path}: faults are left after {ROUNDS} rounds; build the data set again")
+
+
+def _words(found: Findings, broken: list[str], run_dir: Path, aside: Path) -> Iterator[str]:
+    """What will be done, line by line."""
+    for fault in found.faults:
+        if fault.kind == "unknown":
+            yield f"{fault.file}: moved to {aside}/, since the manifest does not know it"
+        elif fault.kind == "record":
+            yield f"{fault.what}: corrected"
+    for name in broken:
+        yield f"{name}: written again from {run_dir}; it must come out as it was"
 
 
 def _broken(built: RunDir, found: Findings) -> list[str]:

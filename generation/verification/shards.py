@@ -2,7 +2,7 @@
 broken file is not judged by it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,15 @@ class ShardCheck:
         run: the run directory.
         shard: the number.
         files: the recorded files of that number, each with its stage.
+        fitted: the transfers whose statistics are whole.
 
     Attributes:
         faults: what was found, once ``complete`` has run.
         totals: by stage and name, what the stage's totals are made of: its rows by source, items, verdicts.
     """
 
-    def __init__(self, run: RunDir, shard: int, files: dict[str, str]) -> None:
-        self.run, self.shard, self.files = run, shard, files
+    def __init__(self, run: RunDir, shard: int, files: dict[str, str], fitted: Collection[str]) -> None:
+        self.run, self.shard, self.files, self.fitted = run, shard, files, fitted
         self.faults: list[Fault] = []
         self.totals: Counter[tuple[str | None, str]] = Counter()
         self._tables: dict[str, pa.Table] = {}  # by file, those that are whole
@@ -114,7 +115,9 @@ class ShardCheck:
             for entry in table["source"].value_counts().to_pylist():
                 self.totals[stage, str(entry["values"])] += entry["counts"]
         elif kind == "captions" and source is not None:
-            yield from texts.caption_faults(name, source, table, rejected, self.run.imported(stage) is not None)
+            if not (imported := self.run.imported(stage) is not None):
+                yield from texts.order_faults(name, table, self.run.record(stage, self.shard).get("kept", 0))
+            yield from texts.caption_faults(name, source, table, rejected, imported)
         elif kind == "instructions":
             self.totals[stage, "items"] += int(texts.item_counts(table).sum())
             yield from self._sample(stage, len(table) + len(rejected if rejected is not None else ()))
@@ -147,12 +150,12 @@ class ShardCheck:
         facts: dict[str, Any] = {"shard": self.shard, "encoder": self.run.stage("text_embeddings")["fingerprint"]}
         unit = True
         if stage == "text_embeddings":
-            captions = self.run.stage("captions")["files"].get(self._name("captions"))
-            facts |= {"captions_sha256": captions["sha256"]} if captions else {}
+            if self._table("captions") is not None:
+                facts["captions_sha256"] = self.run.record("captions", self.shard)["sha256"]
         else:
-            statistics = self.run.stage(stage)["files"].get(statistics_file(stage), {})
             facts |= {"method": stage.split("/")[1], "source_sha256": fingerprint["inputs"].get(str(self.shard))}
-            facts |= {"statistics_sha256": statistics["sha256"]} if statistics else {}
+            if stage in self.fitted:
+                facts["statistics_sha256"] = self.run.stage(stage)["files"][statistics_file(stage)]["sha256"]
             unit = shard.facts.get("text_ops", ["l2norm"])[-1] == "l2norm"
         dimension = self.run.stage("text_embeddings")["fingerprint"]["dimension"]
         yield from vectors.shard_faults(name, shard, facts, dimension, unit, self._owners(stage, fingerprint))

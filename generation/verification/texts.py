@@ -85,11 +85,14 @@ def seed_faults(name: str, shard: int, seeds: pa.Table) -> list[Fault]:
     return first_wrong(name, wrong, lambda row: f"the id is {seeds['id'][row]}, and should be {shard:05d}{row:05d}")
 
 
-def order_faults(name: str, table: pa.Table) -> list[Fault]:
-    """Rows out of the seeds' order. Those that were rejected first and asked again later follow the others."""
+def order_faults(name: str, table: pa.Table, kept: int) -> list[Fault]:
+    """Rows out of the seeds' order. The first ``kept`` rows were there when the shard was sealed before, and rows that
+    were asked again follow them. Where that is not recorded, their attempts tell them."""
     numbers = numbers_of(table["id"])
-    late = numbers < np.maximum.accumulate(numbers) if len(numbers) else numbers < 0
-    late &= np.asarray(pc.fill_null(table["attempts"], 2)) < 2
+    late = np.zeros(len(numbers), bool)
+    late[kept:] = numbers[kept:] < np.maximum.accumulate(numbers[kept:])
+    if not kept:
+        late &= np.asarray(pc.fill_null(table["attempts"], 2)) < 2
     return first_wrong(name, late, lambda row: f"the id {numbers[row]:010d} is out of order")
 
 
@@ -97,7 +100,7 @@ def caption_faults(
     name: str, seeds: pa.Table, captions: pa.Table, rejected: pa.Table | None, imported: bool
 ) -> list[Fault]:
     """Captions and rejected rows together are the seeds, each once; and a caption is of its seed."""
-    numbers, faults = numbers_of(captions["id"]), [] if imported else order_faults(name, captions)
+    numbers, faults = numbers_of(captions["id"]), list[Fault]()
     lost = numbers_of(rejected["id"]) if rejected is not None else numbers[:0]
     wanted = numbers_of(seeds["id"])
     both = np.isin(numbers, lost)
@@ -113,7 +116,7 @@ def caption_faults(
         rows = pa.array(numbers % MAX_SHARD_ROWS)
         for column in ("seed", "source"):
             differ = differs(captions[column], seeds[column].take(rows))
-            faults += first_wrong(name, differ, lambda row, column=column: f"its {column} is not that of its id")  # type: ignore[misc]
+            faults += first_wrong(name, differ, f"its {column} is not that of its id")
     return faults
 
 

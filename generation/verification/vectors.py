@@ -85,7 +85,7 @@ def owner_faults(name: str, shard: EmbeddingShard, rows: Rows) -> list[Fault]:
     faults = []
     for what, (own, wanted) in found.items():
         wrong = (own != wanted).any(1)
-        faults += first_wrong(name, wrong, lambda row, what=what: f"its {what} is not that of {rows.file}")  # type: ignore[misc]
+        faults += first_wrong(name, wrong, f"its {what} is not that of {rows.file}")
     return faults
 
 
