@@ -77,9 +77,11 @@ def make_run(path: Path, rows: int) -> None:
         facts = {
             "encoder": run.stage("text_embeddings")["fingerprint"],
             "captions_sha256": run.record("captions", shard)["sha256"],
+            "shard": shard,
         }
         target = run.shard_path("text_embeddings", shard)
         run.seal_tensors("text_embeddings", target, tensors, facts, rows=SHARD_ROWS, truncated=0)
+    run.note("seeds", complete=True)
     transfer(run, Recipe(name="benchmark", directory=path, seeds=Seeds()))
 
 

@@ -29,7 +29,7 @@ from generation.rehearsal.server import SLOTS
 from generation.rehearsal.steps import Step, steps, take
 from tests.conftest import generation, rows
 
-ROWS = 150
+ROWS, FEW_SLOTS = 150, 4
 REFUSED = Took(1.0, 1.0, 50.0, 1, "", "error: cannot write a/00001.parquet: full; give the same command again")
 
 
@@ -129,7 +129,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 def test_kills_clocks_and_a_full_disk_while_captions_are_made_change_no_byte(alone: Ground, tmp_path: Path) -> None:
     ground = Ground(tmp_path, ROWS, 5)
-    with ServerProcess(ground.folder / "account.counts", ground.logs / "server.err", SLOTS, 1000.0, 6) as server:
+    with ServerProcess(ground.folder / "account.counts", ground.logs / "server.err", FEW_SLOTS, 1000.0, 6) as server:
         chaos = Chaos(ground, alone, server, Random(1))
         struck = [
             chaos.killed("seeds", ground.run / "seeds"),
@@ -143,7 +143,7 @@ def test_kills_clocks_and_a_full_disk_while_captions_are_made_change_no_byte(alo
     assert "No space left on device" in said or "File too large" in said
     for path in (alone.run / "captions").glob("*.parquet"):
         assert path.read_bytes() == (ground.run / "captions" / path.name).read_bytes()
-    assert ground.account.answered_again() <= chaos.allowed
+    assert ground.account.answered_again() <= chaos.allowed <= 5 * FEW_SLOTS
     ended = [row["id"] for row in (*rows(ground.run, "captions"), *rows(ground.run, "rejected/captions"))]
     assert sorted(ended) == [row["id"] for row in rows(ground.run, "seeds")]
 

@@ -122,7 +122,7 @@ class Chaos:
     def full_disk(self, name: str, free: int) -> Struck:
         """No file can grow beyond ``free`` bytes; then the same command, with room."""
         took, _ = run_under(self.ground, self.steps[name], prepare=full_disk(free))
-        self.allowed += SLOTS * bool(self.steps[name].asks)
+        self.allowed += self.server.slots * bool(self.steps[name].asks)
         right, said = clearly_refused(took, str(self.ground.folder)), last_words(took)
         fault = f"{name} with a disk that is full at {free:,} bytes a file"
         if self.steps[name].asks:
@@ -154,7 +154,7 @@ class Chaos:
                 Strike(answers(self.ground, moments[first + 1]), lambda child: child.kill()),
             ]
             took, struck = run_under(self.ground, self.steps[name], strikes, jump)
-            self.allowed += SLOTS * struck
+            self.allowed += self.server.slots * struck
             done.append((f"{name}: the client's clock jumped by {day / DAY_S:+.0f} day, the server's against it", ""))
             done += [
                 (f"{name}: server killed after {moments[first]:,} answers and started again", "the client ran on"),

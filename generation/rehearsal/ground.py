@@ -72,7 +72,7 @@ class ServerProcess:
         fault_seed: int,
     ) -> None:
         self._options = ["--account", account, "--slots", slots, "--tokens-per-s", tokens_per_s]
-        self._log, self._fault_seed = log, fault_seed
+        self._log, self._fault_seed, self.slots = log, fault_seed, slots
         self._port = 0
         self.starts = 0
         self.start()

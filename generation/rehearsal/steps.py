@@ -14,7 +14,6 @@ from .answers import CAPTIONS
 from .children import ROOT, Child, Took, bytes_of, generation, module
 from .ground import Ground, ServerProcess
 from .reading import SETS
-from .server import SLOTS
 
 CAPACITY_S = 5.0  # for which the server's capacity is measured, for each kind of request; less for few rows
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -175,7 +174,7 @@ def _asked(ground: Ground, server: ServerProcess, kind: str, answers: int) -> As
     seconds = sum(session["seconds"] for session in ground.manifest()["stages"][stage]["sessions"])
     measured = min(CAPACITY_S, 0.5 + ground.rows / 10_000)
     command = module("load", server.url, "--run-dir", ground.run, "--config", ground.recipe, "--kind", kind)
-    command += ["--in-flight", str(SLOTS), "--seconds", str(measured)]
+    command += ["--in-flight", str(server.slots), "--seconds", str(measured)]
     took = Child(command, ground.logs / f"load_{kind}").wait()
     if took.status:
         raise RehearsalError(f"the server's capacity for {kind} could not be measured: {last_words(took)}")

@@ -20,6 +20,7 @@ from ..progress import progress
 from ..rundir import RunDir
 from ..tensors import EmbeddingShard, open_shard
 from ..transfer import METHODS
+from ..transfer.sums import CHUNK_ROWS
 from . import texts, vectors
 from .faults import MANIFEST, Fault, Findings, command, file_fault, first_wrong, record_fault
 from .layout import check_file_record, check_records, names_in, place_of
@@ -120,6 +121,8 @@ class _BuiltCheck:
         for name, table in tables.items():
             if VECTOR in table.column_names:
                 faults += self._vectors(name, table)
+        tables.clear()
+        pa.default_memory_pool().release_unused()  # it would keep what the largest part took
         return faults
 
     def _rows(self, name: str, table: pa.Table) -> list[Fault]:
@@ -208,19 +211,22 @@ def _same_rows(tables: dict[str, pa.Table]) -> list[Fault]:
 def _shard_rows(name: str, table: pa.Table, rows: np.ndarray, shard: EmbeddingShard) -> list[Fault]:
     """Each row's vector, id and text against the row of the shard that it names."""
     places = np.asarray(table["embedding_row"])
-    outside = (places < 0) | (places >= len(shard.ids))
-    if outside.any():
+    if (outside := (places < 0) | (places >= len(shard.ids))).any():
         what = f"there are {len(shard.ids)} rows in {shard.path}"
         return first_wrong(name, outside, lambda row: f"embedding_row is {places[row]}; {what}")
-    own = vectors.Rows.of_table(str(shard.path), table["id"], table["caption"])
-    stored = shard.embeddings.numpy()[places]
-    pairs = {
-        "vector": (rows.view(np.uint16), stored.view(np.uint16)),
-        "id": (own.ids, shard.ids.numpy()[places]),
-        "text": (own.text_sha256, shard.text_sha256.numpy()[places]),
-    }
-    faults = []
-    for what, (found, wanted) in pairs.items():
-        wrong = (found != wanted).any(1) if found.shape == wanted.shape else np.ones(len(found), bool)
-        faults += first_wrong(name, wrong, f"its {what} is not that of its embedding_row in {shard.path}")
-    return faults
+    if rows.shape[1] != shard.embeddings.shape[1]:
+        return [Fault(name, f"has {rows.shape[1]} dimensions; {shard.path} has {shard.embeddings.shape[1]}")]
+    wrong: dict[str, list[np.ndarray]] = {"vector": [], "id": [], "text": []}
+    for first in range(0, len(table), CHUNK_ROWS):
+        part, chosen = table.slice(first, CHUNK_ROWS), places[first : first + CHUNK_ROWS]
+        own = vectors.Rows.of_table(str(shard.path), part["id"], part["caption"])
+        stored = shard.embeddings.numpy()[chosen].view(np.uint16)
+        wrong["vector"].append((rows[first : first + CHUNK_ROWS].view(np.uint16) != stored).any(1))
+        wrong["id"].append((own.ids != shard.ids.numpy()[chosen]).any(1))
+        wrong["text"].append((own.text_sha256 != shard.text_sha256.numpy()[chosen]).any(1))
+    words = f"is not that of its embedding_row in {shard.path}"
+    return [
+        fault
+        for what, parts in wrong.items()
+        for fault in first_wrong(name, np.concatenate(parts), f"its {what} {words}")
+    ]

@@ -50,6 +50,7 @@ class ShardCheck:
                 self.totals[str(fault.at[1]), "broken"] += 1
         self._tables.clear()
         self._opened.clear()
+        pa.default_memory_pool().release_unused()  # it would keep what the largest shard took
         return self
 
     def _read(self, name: str, stage: str) -> Iterator[Fault]:
