@@ -106,6 +106,20 @@ def test_other_texts_move_the_mean_and_so_all_image_embeddings(run_copy: Path) -
     assert verify(run_copy).faults == []
 
 
+def test_captions_that_are_rejected_this_time_are_not_asked_about(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(run_copy / CAPTIONS)
+    with FakeTGI(faults=[Fault("garbage", frozenset(range(1, 33)))]) as server:  # four attempts at eight rows
+        repair(run_copy, server)
+    assert "corrected" not in capsys.readouterr().out
+    assert manifest(run_copy)["stages"]["captions"]["balance"]["rejected"] == 8
+    for talk in TALKS:
+        stage = manifest(run_copy)["stages"][stage_of(talk)]
+        assert (stage["samples"][0]["counts"]["1"], stage["balance"]["pending"]) == (0, 0)
+    assert verify(run_copy).faults == []
+
+
 def test_lost_conversations_alone_are_asked_again(run_copy: Path, fake: FakeTGI) -> None:
     (run_copy / TALK).unlink()
     before = state(run_copy)

@@ -95,10 +95,9 @@ def _write_again(
         otherwise = []
         for name in broken:
             made = scratch / name
-            if not made.is_file() or (sha256 := file_sha256(made)) != files[name]["sha256"]:
-                otherwise.append(
-                    f"{name} (sha256 {sha256 if made.is_file() else 'none'}, wanted {files[name]['sha256']})"
-                )
+            sha256 = file_sha256(made) if made.is_file() else "none"
+            if sha256 != files[name]["sha256"]:
+                otherwise.append(f"{name} (sha256 {sha256}, recorded {files[name]['sha256']})")
                 continue
             set_aside(path, aside, name)
             seal(path / name, lambda target: os.replace(made, target))  # noqa: B023
