@@ -29,7 +29,7 @@ from generation.rehearsal.server import SLOTS
 from generation.rehearsal.steps import Step, steps, take
 from tests.conftest import generation, rows
 
-ROWS, FEW_SLOTS = 150, 4
+ROWS, FEW_SLOTS = 150, 1
 REFUSED = Took(1.0, 1.0, 50.0, 1, "", "error: cannot write a/00001.parquet: full; give the same command again")
 
 
@@ -129,7 +129,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 def test_kills_clocks_and_a_full_disk_while_captions_are_made_change_no_byte(alone: Ground, tmp_path: Path) -> None:
     ground = Ground(tmp_path, ROWS, 5)
-    with ServerProcess(ground.folder / "account.counts", ground.logs / "server.err", FEW_SLOTS, 1000.0, 6) as server:
+    with ServerProcess(ground.folder / "account.counts", ground.logs / "server.err", FEW_SLOTS, 5000.0, 6) as server:
         chaos = Chaos(ground, alone, server, Random(1))
         struck = [
             chaos.killed("seeds", ground.run / "seeds"),
