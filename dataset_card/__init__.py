@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCardData
 from generation import __version__
 from generation.builders.builder import FOLDERS
 from generation.builders.places import transfer_method
+from generation.config import STAND_IN
 from generation.errors import RunError
 from generation.metrics.caption_diversity.caption_diversity import measure
 from generation.progress import counted
@@ -99,6 +100,8 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
     }
     written_here = {name: record for name, record in generated.items() if not run.imported(name)}
     statistics = {name: record["statistics"] for name, record in generated.items() if name != "captions"}
+    models = sorted({record["fingerprint"]["model"]["id"] for record in generated.values()})
+    encoder = stages["text_embeddings"]["fingerprint"]
     method = transfer_method(run.manifest, run.path)
     return {
         "code_version": __version__,
@@ -107,8 +110,9 @@ def _facts(run: RunDir, built: "Built") -> dict[str, Any]:
         "configs": built.configs,
         "examples": built.examples,
         "demonstration": any(record["demonstration"] for record in generated.values()),
-        "models": sorted({record["fingerprint"]["model"]["id"] for record in generated.values()}),
-        "encoder": stages["text_embeddings"]["fingerprint"],
+        "models": models,
+        "stand_ins": ["text"] * (STAND_IN in models) + ["vectors"] * (encoder["model"] == STAND_IN),
+        "encoder": encoder,
         "method": method,
         "transfer": Fitted.load(run.path / "transfer" / f"{method}.safetensors").facts,
         "funnel": {name: _funnel(run, name) for name in generated},

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import STAGES, parser
+from .arguments import RESUMING, STAGES, parser
 from .events import run_command
 
 
@@ -21,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # SIGTERM ends a run as Ctrl-C does; asyncio turns SIGINT, and only that, into an orderly cancellation.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    stopped = "stopped; nothing that was answered is lost"
-    if options.command != "task":  # whose command nobody has given
+    stopped = "stopped; nothing that was made is lost"
+    if options.command in RESUMING:
         again = shlex.join([sys.executable, "-m", "generation", *(arguments or sys.argv[1:])])
         stopped += f". The same command goes on:\n  {again}"
     return run_command(lambda: _COMMANDS.get(options.command, _generate)(options), options.log_json, stopped)
@@ -263,11 +263,26 @@ def _builders() -> tuple[Any, ...]:
     return Unicorn12M, Unicorn471KInstruction
 
 
+def _rehearse(options: argparse.Namespace) -> None:
+    from .errors import RehearsalError
+    from .rehearsal.command import grow, rehearse, rehearse_chaos
+
+    if options.growth and (options.chaos or options.keep):
+        raise RehearsalError("--growth goes neither with --chaos nor with --keep; leave them out, or give --rows")
+    if options.growth:
+        grow(options.growth, options.folder, options.seed)
+    elif options.chaos:
+        rehearse_chaos(options.rows, options.folder, options.seed, options.keep)
+    else:
+        rehearse(options.rows, options.folder, options.seed, options.keep, options.tokens_per_s)
+
+
 _COMMANDS = {
     "diagnose": _diagnose,
     "duplicates": _duplicates,
     "export": _export,
     "import-original": _import_original,
+    "rehearse": _rehearse,
     "repair": _repair,
     "report": _report,
     "retry": _retry,

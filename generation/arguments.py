@@ -5,6 +5,7 @@ from pathlib import Path
 
 STAGES = ("seeds", "captions", "instructions", "embed", "transfer")
 ASKING = ("captions", "instructions", "run")  # commands that ask a server
+RESUMING = (*STAGES, "run", "retry", "repair", "import-original")  # that go on where they were when given again
 _HELP = {
     "seeds": "stage 0: read the seed sources into shards",
     "captions": "stage 1: have a language model expand every seed into a dense caption",
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _add_report(commands.add_parser("report", help="write one HTML page about a run, with figures and rows to browse"))
     _add_verify(commands.add_parser("verify", help="check everything that a run or a built data set holds"))
     _add_repair(commands.add_parser("repair", help="make again what is broken in a run or a built data set"))
+    _add_rehearse(commands.add_parser("rehearse", help="run every stage at a size of your choice, with stand-ins"))
     for command in commands.choices.values():
         add_log_json(command)
     return top
@@ -249,3 +251,20 @@ def _add_repair(command: argparse.ArgumentParser) -> None:
     command.add_argument("--run-dir", type=Path, metavar="RUN", help="the run that a data set was built from")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     _add_server(command)
+
+
+def _add_rehearse(command: argparse.ArgumentParser) -> None:
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--rows", type=int, default=3_000, help="captions to be made (3000; the paper's: 1200000)")
+    size.add_argument("--growth", type=int, nargs="+", metavar="ROWS", help="at several sizes, and how the cost grows")
+    command.add_argument("--folder", type=Path, metavar="DIR", help="an empty one; the default is a temporary one")
+    command.add_argument("--seed", type=int, default=0, help="of all that is made up (0)")
+    command.add_argument("--keep", action="store_true", help="leave the run and the data sets in DIR")
+    command.add_argument("--chaos", action="store_true", help="with kills, damage, a full disk and a jumping clock")
+    command.add_argument(
+        "--tokens-per-s",
+        type=float,
+        default=5_000.0,
+        metavar="N",
+        help="answer tokens a second of all your servers, for the projection (5000)",
+    )

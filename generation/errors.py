@@ -48,6 +48,10 @@ class ClusterError(UnicornError):
     """Tasks that cannot be handed to an executor, or that failed under it."""
 
 
+class RehearsalError(UnicornError):
+    """A rehearsal that cannot be held, or in which a command failed."""
+
+
 class Stopped(UnicornError):
     """The user stopped the run, by a signal."""
 

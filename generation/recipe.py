@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIGS, Embed, Recipe, Seeds, Transfer, caption_sources, instruction_tasks
+from .config import CONFIGS, STAND_IN, Embed, Recipe, Seeds, Transfer, caption_sources, instruction_tasks
 from .errors import RecipeError
 from .validation import read_yaml, validate
 
@@ -93,14 +93,15 @@ def _transfer_faults(transfer: Transfer, directory: Path) -> list[str]:
 
 def _embed_faults(embed: Embed) -> list[str]:
     faults = []
-    if embed.encoder == "embedded" and (embed.text_head or embed.revision or embed.trust_remote_code):
-        faults.append("embed.encoder is 'embedded', which takes no text_head, revision or trust_remote_code")
+    own = embed.encoder in ("embedded", STAND_IN)
+    if own and (embed.text_head or embed.revision or embed.trust_remote_code):
+        faults.append(f"embed.encoder is '{embed.encoder}', which takes no text_head, revision or trust_remote_code")
     if embed.text_head is None and embed.text_head_revision:
         faults.append("embed.text_head_revision is given, but no text_head")
     revisions = {"revision": embed.revision}
     if embed.text_head is not None:
         revisions["text_head_revision"] = embed.text_head_revision
     missing = [f"embed.{key}" for key, revision in revisions.items() if revision is None]
-    if embed.encoder != "embedded" and embed.trust_remote_code and missing:
+    if not own and embed.trust_remote_code and missing:
         faults.append(f"embed.trust_remote_code needs {' and '.join(missing)}: code that runs must be pinned")
     return faults

@@ -1,7 +1,7 @@
 """Drives rejected rows again: their shards are opened, and what was rejected for the given reasons is asked anew.
 
-Rows that were accepted before keep their places in the shard, and those that are recovered follow them, since later
-stages refer to captions by shard and row.
+Captions that were accepted before keep their places in the shard, and those that are recovered follow them, since
+later stages refer to captions by shard and row.
 """
 
 from collections.abc import Collection

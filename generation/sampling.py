@@ -8,9 +8,11 @@ the rows that could be drawn, and topping up raises thresholds. Nothing is held 
 """
 
 import math
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,11 +165,11 @@ class TaskSample:
 
     def _draws(self, of: Mapping[str, int]) -> dict[str, Any]:
         """By source, the draws of all captions that this task may have, uint64 [n]."""
-        draws: defaultdict[str, list[int]] = defaultdict(list)
+        draws: defaultdict[str, array[int]] = defaultdict(partial(array, "Q"))
         for candidate in _candidates(self.run, of):
             if self.eligible(candidate[2]):
                 draws[candidate[3]].append(draw(self.key, candidate[2]))
-        return {source: np.array(values, dtype=np.uint64) for source, values in sorted(draws.items())}
+        return {source: np.frombuffer(values, np.uint64) for source, values in sorted(draws.items())}
 
     def _counted(self, batch: Batch) -> Batch:
         counts = dict.fromkeys(batch.of, 0)

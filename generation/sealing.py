@@ -23,7 +23,8 @@ SEAL_ROWS = 1_000  # rows that are turned into Arrow at a time
 def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journal: Journal) -> None:
     """Writes the rows of a closed journal, which has the end of all ``items``, in the order of these; removes it.
 
-    Rows that were sealed before keep their places, and others follow them: later stages refer to places.
+    Captions that were sealed before keep their places, and others follow them: later stages refer to places. Nothing
+    refers to those of conversations, which so lie in the order of their captions however often a shard was opened.
 
     Raises:
         RunError: the files cannot be written.
@@ -32,7 +33,8 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
     requests, retries = spent.get("requests", 0), Counter(spent.get("retries", {}))
     tokens = Counter(prompt_tokens=0, completion_tokens=0)
     accepted, rejected, reasons = ArrowRows(task.columns), ArrowRows(REJECTED_SCHEMA), Counter[str]()
-    ordered = sorted(items, key=lambda item: journal.places.get(item.id, MAX_SHARD_ROWS))
+    places = journal.places if task.source == "seeds" else {}
+    ordered = sorted(items, key=lambda item: places.get(item.id, MAX_SHARD_ROWS))
     for record in journal.records(item.id for item in ordered):
         row = record["row"]
         if "reason" in row:
@@ -53,7 +55,7 @@ def seal_shard(run: RunDir, task: BulkTask[I], shard: int, items: list[I], journ
         requests=requests,
         retries=dict(sorted(retries.items())),
         **tokens,
-        **({"kept": len(journal.places)} if journal.places else {}),  # first rows, in their places
+        **({"kept": len(places)} if places else {}),  # first rows, in their places
     )
     del accepted, rejected
     pa.default_memory_pool().release_unused()  # it would keep what the largest shard took

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 from generation.checks import LIMITS, caption_fault, instruction_items
+from generation.rehearsal import scenes
+from generation.rehearsal.scenes import caption, scene, seed
 from tests.synthetic_caption_defects import CAPTION_DEFECTS
-from tests.synthetic_item_defects import ANSWER_DEFECTS, CHOICE_DEFECTS, ITEM_DEFECTS, LETTERS, Context, dump
-from tests.synthetic_scenes import Item, Scene, caption, facts, reasons, scene, seed
+from tests.synthetic_item_defects import ANSWER_DEFECTS, CHOICE_DEFECTS, ITEM_DEFECTS, Context, dump
 
 CLEAN_SHARE = 0.5
 TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
@@ -63,28 +64,10 @@ def _caption(rng: Random, defect: str | None) -> Synthetic:
     return Synthetic(kind="caption", defect=defect, text=text, finish_reason="stop", seed=seed(rng, s), caption=text)
 
 
-def clean_items(rng: Random, task: str, s: Scene) -> list[Item]:
-    """6 to 8 clean items (reasoning: 3 to 7), in any order."""
-    if task == "complex_reasoning":
-        return [{"Question": q, "Answer": a} for q, a in rng.sample(reasons(s), rng.randint(3, 7))]
-    items = []
-    for questions, right, kin, worded in rng.sample(facts(s), rng.randint(6, 8)):
-        item: Item = {"Question": rng.choice(questions)}
-        if task == "multiple_choice":
-            options = [right, *rng.sample([option for option in kin if option != right], 3)]
-            rng.shuffle(options)
-            item["Options"] = dict(zip(LETTERS, options, strict=True))
-            item["Answer"] = LETTERS[options.index(right)]
-        else:
-            item["Answer"] = rng.choice(worded)
-        items.append(item)
-    return items
-
-
 def _instructions(rng: Random, task: str, defect: str | None) -> Synthetic:
     s = scene(rng)
     source = caption(rng, s)
-    items = clean_items(rng, task, s)
+    items = scenes.items(rng, task, s)
     bad: Any = None
     text = ""
     if defect and defect in ANSWER_DEFECTS:

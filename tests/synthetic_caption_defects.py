@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from random import Random
 
-from tests.synthetic_scenes import caption, scene
+from generation.rehearsal.scenes import caption, scene
 
 FOREIGN = (
     "Eine alte Frau verkauft auf dem Markt frisches Gemüse und unterhält sich mit ihren Kunden.",

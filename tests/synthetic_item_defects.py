@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from generation.rehearsal.scenes import Item, Scene
 from tests.synthetic_caption_defects import strange_letters
-from tests.synthetic_scenes import Item, Scene
 
 LETTERS = "ABCD"
 

@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from generation.retry import stage_task
+from generation.rundir import RunDir
+from generation.sealing import open_again, seal_again
 from tests.conftest import generation, manifest, rows, write_recipe
 from tests.fake_tgi import FakeTGI, Fault
 from tests.test_pipeline import answered, start, wait_until
@@ -189,3 +192,16 @@ def test_a_stage_that_has_not_ended_is_not_driven_again(tmp_path: Path) -> None:
         process.wait()
         refused = generation("retry", run, "--endpoint", server.url)
     assert "shards to go; run it to its end first" in refused.stderr
+
+
+def test_conversations_that_come_later_lie_in_the_order_of_their_captions(run_copy: Path) -> None:
+    run, stage = RunDir(run_copy), "instructions/multiple_choice"
+    shard = max(run.sealed(stage), key=lambda shard: run.record(stage, shard)["rows"])
+    before = run.shard_path(stage, shard).read_bytes()
+    open_again(run, stage, shard)
+    journal = run.journal_path(stage, shard)
+    first, *others = map(json.loads, journal.read_text().splitlines())
+    del first["place"]  # as if its answer had come once the others were sealed
+    journal.write_text("".join(json.dumps(line) + "\n" for line in (*others, first)))
+    seal_again(run, stage_task(run, stage), [shard])
+    assert run.shard_path(stage, shard).read_bytes() == before

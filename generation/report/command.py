@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..config import STAND_IN
 from ..diagnostics.of_run import diagnose_run
 from ..diagnostics.pictures import save
 from ..diagnostics.report import to_json
@@ -133,6 +134,7 @@ def _facts(run: RunDir, known: dict[str, Stage], listed: list[Section]) -> dict[
         "began": str(run.manifest.get("created", "")).replace("T", " ").replace("+00:00", " UTC"),
         "code_version": run.manifest.get("code_version", ""),
         "demonstration": any(record.get(name, {}).get("demonstration") for name in GENERATED),
+        "rehearsal": STAND_IN in (*models, encoder.get("model")),
         "models": models,
         "encoder": encoder.get("model", ""),
         "dimension": encoder.get("dimension", ""),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tests.synthetic_words import (
+from ..checks import LETTERS
+from .words import (
     ACTIONS,
     AGES,
     ANIMAL_PLACES,
@@ -267,3 +268,21 @@ def reasons(s: Scene) -> list[tuple[str, str]]:
             f"the shelter there; the {s.colour} {s.garment} alone would not keep {him} dry for long.",
         ),
     ]
+
+
+def items(rng: Random, task: str, s: Scene) -> list[Item]:
+    """6 to 8 items of an instruction task about a scene (reasoning: 3 to 7), in any order."""
+    if task == "complex_reasoning":
+        return [{"Question": q, "Answer": a} for q, a in rng.sample(reasons(s), rng.randint(3, 7))]
+    made = []
+    for questions, right, kin, worded in rng.sample(facts(s), rng.randint(6, 8)):
+        item: Item = {"Question": rng.choice(questions)}
+        if task == "multiple_choice":
+            options = [right, *rng.sample([option for option in kin if option != right], 3)]
+            rng.shuffle(options)
+            item["Options"] = dict(zip(LETTERS, options, strict=True))
+            item["Answer"] = LETTERS[options.index(right)]
+        else:
+            item["Answer"] = rng.choice(worded)
+        made.append(item)
+    return made
