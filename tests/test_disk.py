@@ -2,6 +2,7 @@
 
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, command, generation, rows, write_recipe
@@ -39,3 +40,20 @@ def test_a_read_only_place_is_named(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "cannot write /proc/run" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_build_on_a_full_disk_says_so_and_leaves_nothing_behind(finished_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "unicorn-1.2m"
+    stopped = subprocess.run(
+        [sys.executable, "unicorn_1_2m.py", "--run-dir", finished_run, "--output", output],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FEW_BYTES, FEW_BYTES)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 1
+    assert f"error: cannot write {output}: " in stopped.stderr
+    assert "give the same command again" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert list(tmp_path.iterdir()) == []
