@@ -113,8 +113,9 @@ def module(name: str, *arguments: object) -> list[str]:
 
 
 def bytes_of(folder: Path) -> int:
-    """The size of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """The size of all files below a folder but for links: those of a built data set are files of its run."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(stat.st_size for stat in found if stat.st_nlink == 1)
 
 
 def _family(pid: int) -> list[int]:
