@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.processes import in_fresh_process, peak_bytes
+from generation.rehearsal.sources import DIRT
 
 _WORDS = {
     "who": [
@@ -95,14 +96,6 @@ _WORDS = {
         "in soft light",
     ],
 }
-_DIRT = (
-    "Visit www.example{0}.com for more pictures of the harbour",
-    "Write to user{0}@example.org about this old wooden boat",
-    "Old wooden boat in the harbour - stock photo {0}",
-    "Ein alter Mann sitzt auf einer Bank und liest das Buch {0}",
-    "boat, harbour, water, old, wood, blue, sky, number {0}, summer, holiday",
-    "Call 555 0100 {0} for a boat trip around the bay",
-)
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -120,7 +113,7 @@ def write_rows(path: Path, rows: int) -> None:
             elif kind < 10:
                 text = f"{generator.choice(recent).removesuffix('.')} today."
             elif kind < 20:
-                text = _DIRT[kind % len(_DIRT)].format(row)
+                text = DIRT[kind % len(DIRT)].format(row)
             recent[row % 1000] = text
             file.write(text + "\n")
 

@@ -19,7 +19,7 @@ MOST_SHARD_ROWS, SHARDS = 10_000, 12  # rows of a shard; how many there are, as 
 # What lines are, of a hundred: exactly one of before, one of before and a word, dirt; all others are new captions.
 REPEATED, NEARLY, DIRTY = 4, 3, 8
 _PLACES = [place for place in PLACES if ". " not in place]  # a caption's first sentence is its seed: see ``answers``
-_DIRT = (
+DIRT = (
     "Visit www.example{0}.com for more pictures of the harbour",
     "Write to user{0}@example.org about this old wooden boat",
     "Old wooden boat in the harbour - stock photo {0}",
@@ -79,7 +79,7 @@ def _lines(captions: int, rng: Random) -> Iterator[str]:
         elif kind < REPEATED + NEARLY:
             line = f"{rng.choice(recent).removesuffix('.')} today."
         elif kind < REPEATED + NEARLY + DIRTY:
-            yield rng.choice(_DIRT).format(rng.randrange(10**6))
+            yield rng.choice(DIRT).format(rng.randrange(10**6))
             continue
         else:
             line, made = _caption(rng, labels), made + 1
