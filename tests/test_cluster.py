@@ -93,8 +93,8 @@ def test_kill_9_of_the_command_takes_its_tasks_along_and_they_resume(seeded: Pat
 
 @pytest.mark.parametrize("workers", [1, 2])  # 1 is done without a pool
 def test_ctrl_c_lets_what_is_in_flight_end(workers: int, seeded: Path) -> None:
-    write_recipe(seeded.parent, server=SLOWLY | {"grace_s": 20.0})
-    with FakeTGI(latency_s=1.0) as server, started("captions", *options(seeded, server, 2, workers)) as process:
+    write_recipe(seeded.parent, server=SLOWLY | {"grace_s": 60.0})
+    with FakeTGI(latency_s=6.0) as server, started("captions", *options(seeded, server, 2, workers)) as process:
         wait_until(lambda: len(asked_rows(server)) >= 2)
         tasks = descendants(process.pid, "work")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
