@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,14 +75,12 @@ def _launch(options: argparse.Namespace, recipe: Any, stages: Sequence[str]) -> 
 
 
 def _task(options: argparse.Namespace) -> None:
-    """One task of a job that an executor has started. It is told to stop by the end of its stdin."""
-    from .cluster.stages import make_plan, take_in, work
+    """One task of a job that an executor has started."""
+    from .cluster.stages import make_plan, stop_with_stdin, take_in, work
     from .recipe import load_recipe
     from .rundir import RunDir
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's workers hand it on blocked
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's background jobs ignored
-    threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    stop_with_stdin()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is loaded
     recipe = load_recipe(options.config, _server_overrides(options))
@@ -98,12 +95,6 @@ def _task(options: argparse.Namespace) -> None:
             if stage != "seeds":
                 take_in(run, recipe, stage, options.folder)
             _run_stage(stage, run, recipe, options.extend and stage == "seeds")
-
-
-def _stop_with_stdin() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin, which Python could not close at its end
-        pass
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _run_stage(stage: str, run: Any, recipe: Any, extend: bool) -> None:

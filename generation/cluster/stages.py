@@ -1,5 +1,9 @@
 """What the jobs of a command do with a run; any executor, or a person, may start them."""
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,19 @@ from ..manifest import changes
 from ..parts import Part, Plan, read_plan, refuse_other_tasks, write_plan
 from ..rundir import RunDir
 from .merge import merge
+
+
+def stop_with_stdin() -> None:
+    """Has the end of stdin, by which whoever started this process tells it to stop, act as Ctrl-C does."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's workers hand it on blocked
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a shell's background jobs ignored
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # not sys.stdin, which Python could not close at its end
+            pass
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def make_plan(run: RunDir, recipe: Recipe, command: str, folder: Path, tasks: int) -> None:

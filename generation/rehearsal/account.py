@@ -26,7 +26,7 @@ class Account:
     """
 
     def __init__(self, path: Path) -> None:
-        self.log = path.with_suffix(".keys")
+        self.path, self.log = path, path.with_suffix(".keys")
         with path.open("ab") as file:
             file.truncate(8 * len(COUNTS))
         with path.open("r+b") as file:

@@ -31,7 +31,6 @@ from .faults import (
 )
 from .ground import Ground, ServerProcess
 from .reading import SETS
-from .server import SLOTS, TOKENS_PER_S
 from .steps import Step, last_words, steps, take, verify
 
 LEFT_OUT = ("load", "stream", "train", "report", "verify")  # steps that change nothing
@@ -58,13 +57,13 @@ def chaos(folder: Path, rows: int, seed: int) -> list[Struck]:
         RehearsalError: the undisturbed run failed, or a command could not be brought to its end.
     """
     alone, ground = Ground(folder / "alone", rows, seed), Ground(folder / "chaos", rows, seed)
-    with _server(alone, seed) as server:
+    with alone.serve() as server:
         for step in steps(alone, server.url):
             if step.name.split()[0] not in LEFT_OUT:
                 take(alone, server, step)
     print(f"an undisturbed run of {rows:,} rows is done; now the same under faults", flush=True)
     struck = []
-    with _server(ground, seed) as server:
+    with ground.serve() as server:
         for one in Chaos(ground, alone, server, Random(f"chaos {seed}")).run():
             print(one.line(), flush=True)
             struck.append(one)
@@ -237,8 +236,3 @@ def _told(what: str, came: str, right: bool, took: Took | None = None) -> Struck
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and file_sha256(one) == file_sha256(other)
-
-
-def _server(ground: Ground, seed: int) -> ServerProcess:
-    account, log = ground.folder / "account.counts", ground.logs / "server.err"
-    return ServerProcess(account, log, SLOTS, TOKENS_PER_S, seed)

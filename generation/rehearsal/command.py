@@ -14,8 +14,7 @@ from ..files import guarded
 from . import counts, table
 from .chaos import chaos
 from .faults import Struck
-from .ground import Ground, ServerProcess
-from .server import SLOTS, TOKENS_PER_S
+from .ground import Ground
 from .steps import Done, steps, take
 
 LEAST_ROWS = 100
@@ -42,7 +41,7 @@ def rehearse(
         raise RehearsalError(f"--tokens-per-s {tokens_per_s:g}: it must be above 0")
     with place(folder) as chosen:
         ground = Ground(chosen, rows, seed)
-        done = _take_all(ground, seed)
+        done = _take_all(ground)
         loaded = next(step.found["loaded"] for step in done if step.name == "load")
         wrong = counts.faults(ground, loaded)
         sums, projected = table.totals(ground, done), table.projection(ground.manifest(), tokens_per_s)
@@ -148,10 +147,9 @@ def clear(ground: Ground) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _take_all(ground: Ground, seed: int) -> list[Done]:
+def _take_all(ground: Ground) -> list[Done]:
     done: list[Done] = []
-    account, log = ground.folder / "account.counts", ground.logs / "server.err"
-    with ServerProcess(account, log, SLOTS, TOKENS_PER_S, seed) as server:
+    with ground.serve() as server:
         for step in steps(ground, server.url):
             done.append(take(ground, server, step))
             print(f"{step.name}: {done[-1].rows:,} rows in {done[-1].took.seconds:.1f} s", flush=True)

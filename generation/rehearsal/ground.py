@@ -12,6 +12,7 @@ from ..manifest import read_manifest
 from .account import Account
 from .children import ROOT, module
 from .reading import SETS
+from .server import SLOTS, TOKENS_PER_S
 from .sources import SOURCE, write_recipe, write_source
 
 SPARE = 0.012  # seeds beyond the rows that are wanted: for those that are rejected
@@ -40,6 +41,14 @@ class Ground:
     def built(self) -> list[Path]:
         """The directories of both data sets."""
         return [self.sets / name for name in SETS]
+
+    def serve(self) -> "ServerProcess":
+        """Starts the stand-in server, at its own pace.
+
+        Raises:
+            RehearsalError: it did not come up.
+        """
+        return ServerProcess(self.account.path, self.logs / "server.err", SLOTS, TOKENS_PER_S, self.seed)
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest.
