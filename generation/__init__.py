@@ -1,7 +1,7 @@
-"""Text-only synthesis of vision-language training data (Unicorn, arXiv 2503.22655).
+"""Generate the Unicorn data sets: seeds, dense captions, instructions, and synthetic image embeddings from text alone.
 
-The stages, each a module and a sub-command of ``python -m generation``:
-seeds -> captions -> instructions, and captions -> embed -> transfer.
+Read ``pipeline.py`` first: it is the paper's figure. Imports point in one direction only; ``tests/test_layout.py``
+lists the modules in that order and fails on an import that points the other way.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

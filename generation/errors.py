@@ -1,6 +1,6 @@
-"""One tree of errors. Each message says what failed, with its value; where; and what to do.
+"""One tree of errors. A message says what failed, with its value; where; and what to do.
 
-The command line prints a ``UnicornError`` as one clean message; any other exception is a bug and keeps its traceback.
+The command line prints a ``UnicornError`` as one line and exits with status 1; any other exception is a bug.
 """
 
 
@@ -9,23 +9,19 @@ class UnicornError(Exception):
 
 
 class RecipeError(UnicornError):
-    """A recipe or prompt file that cannot be used as it stands."""
+    """A recipe or prompt file that cannot be used."""
 
 
 class SeedError(UnicornError):
-    """A file of seeds or of benchmark questions that cannot be read, or that yields nothing."""
-
-
-class OriginalError(UnicornError):
-    """A released file of the original that cannot be read as what it should be."""
+    """A file of seeds that cannot be read, or that yields nothing."""
 
 
 class RunError(UnicornError):
-    """A run directory that is locked, incomplete, damaged, or was made with other settings."""
+    """A run directory that is locked, incomplete or damaged, or was made with other settings."""
 
 
-class DamageError(UnicornError):
-    """A run or a built data set in which something is wrong, all of which has been told."""
+class StageFailed(UnicornError):
+    """A stage that accepted no row, or whose first rows all failed for the same reason."""
 
 
 class EmbeddingError(UnicornError):
@@ -33,61 +29,55 @@ class EmbeddingError(UnicornError):
 
 
 class DatasetError(UnicornError):
-    """A built data set that cannot be read, or whose rows and vectors do not belong together."""
-
-
-class PublishError(UnicornError):
-    """A built data set that the Hub does not take."""
-
-
-class ExportError(UnicornError):
-    """An export that cannot be made as it was asked for."""
+    """A built data set that cannot be read, published or exported, or whose rows and vectors do not match."""
 
 
 class ClusterError(UnicornError):
     """Tasks that cannot be handed to an executor, or that failed under it."""
 
 
-class RehearsalError(UnicornError):
-    """A rehearsal that cannot be held, or in which a command failed."""
-
-
-class Stopped(UnicornError):
-    """The user stopped the run, by a signal."""
+class Interrupted(UnicornError):
+    """The user stopped the command with a signal (SIGINT or SIGTERM)."""
 
 
 class ServerError(UnicornError):
-    """Base of what a text-generation server can answer, or fail to answer. Its subclasses say what is to be done.
+    """Base of what a text-generation server can answer, or fail to answer. The subclass says how to react.
 
     Attributes:
-        endpoint: the server's URL, or None where no single one is meant.
-        status: HTTP's, where it answered.
-        error_type: the server's own name for the error, such as TGI's ``overloaded``, where it gave one.
+        endpoint: URL of the server, or None.
+        status: HTTP status, or None if there was no HTTP answer.
+        error_type: the server's own name of the error (``overloaded``), or None.
+        retry_after_s: seconds from a ``Retry-After`` header, or None.
     """
 
     def __init__(
-        self, message: str, status: int | None = None, error_type: str | None = None, endpoint: str | None = None
+        self,
+        message: str,
+        status: int | None = None,
+        error_type: str | None = None,
+        endpoint: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.error_type, self.endpoint = status, error_type, endpoint
+        self.retry_after_s = retry_after_s
 
 
-class StopRun(ServerError):
-    """Stop the run: wrong key, URL or model, or no endpoint that answers any more."""
+class FatalServerError(ServerError):
+    """Stop the run: a wrong key, URL or model, an exhausted quota, or no endpoint that answers."""
 
 
-class RequestRefused(ServerError):
-    """Reject the item: the server refuses this one prompt (HTTP 400, 413, 422), or fails on it alone."""
+class RequestRejected(ServerError):
+    """Reject the row: the server refuses this one prompt, or fails on it alone."""
 
 
-class Overloaded(ServerError):
-    """Retry: the server has no free place (HTTP 429); the request is good and is never given up."""
+class RateLimited(ServerError):
+    """Wait and retry: the server has no free slot. The request is good and is never given up."""
 
 
-class Transient(ServerError):
-    """Retry: a failure that asking again may cure: a dropped connection, HTTP 5xx, a time-out."""
+class TransientError(ServerError):
+    """Retry: a failure that may pass, such as a dropped connection, HTTP 5xx or a time-out."""
 
 
-class BatchFailed(Transient):
-    """Retry, then isolate: HTTP 424 fails a whole batch for what may be one item's fault; that item is found by
-    asking it alone."""
+class BatchFailed(TransientError):
+    """Retry, then isolate: HTTP 424 fails a whole batch for what may be the fault of one row."""

@@ -1,107 +1,121 @@
-"""Recipes: read from YAML, and checked before any work begins."""
+"""Read recipes and other YAML files; name every fault in one error."""
 
+import difflib
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .config import CONFIGS, STAND_IN, Embed, Recipe, Seeds, Transfer, caption_sources, instruction_tasks
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .config import Recipe, Section
 from .errors import RecipeError
-from .validation import read_yaml, validate
 
-# Keys of Transfer that are for some methods alone.
-_TRANSFER_KEYS = {
-    "images": ("anchor", "realign", "experimental_bc_align", "experimental_aniso_init"),
-    "strength": ("anchor",),
-    "centroid_iterations": ("realign",),
-    "noise_ratio": ("c3", "capdec", "close", "lafite"),
-    "bake_noise": ("c3", "capdec", "close", "lafite"),
-    "unit_images": ("mean_shift", "unicorn"),
-    "memory_rows": ("decap",),
-    "image_basis": ("experimental_column_space",),
-}
+S = TypeVar("S", bound=Section)
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A YAML loader that refuses a key which occurs twice in one mapping: YAML's own keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping, its keys checked first."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                raise yaml.YAMLError(
+                    f"key '{name}' occurs twice, in lines {lines[name]} and {line}; remove one of them"
+                )
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping with unique keys.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, repeats a key, or holds something else.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot read {what} {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{what} {path} must hold a mapping of keys to values, not {type(data).__name__}")
+    return data
 
 
 def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
-    """Reads and checks a recipe.
+    """Read and check a recipe.
 
     Args:
         path: the YAML file.
-        server: values of the ``server`` section given on the command line; they win over the file's.
+        server: keys of the ``server`` section given on the command line; they win over the file's.
 
     Raises:
-        RecipeError: the file is missing or no YAML mapping, or a key or value in it is wrong. All faults are named.
+        RecipeError: the file cannot be read, or a key or value is wrong. All faults are named.
     """
-    if not path.exists():
-        known = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
-        raise RecipeError(f"recipe {path} does not exist; those that come with the project: {known}")
+    if not path.is_file():
+        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.yaml")))
+        raise RecipeError(f"recipe {path} does not exist. Recipes that come with the project: {known}")
     data = read_yaml(path, "recipe")
     if "directory" in data:
-        raise RecipeError(f"recipe {path}: 'directory' is set by the program; remove it")
+        raise RecipeError(f"recipe {path}: remove the key 'directory'; it is the recipe's own directory")
+    return parse_recipe(data | {"directory": str(path.resolve().parent)}, f"recipe {path}", server)
+
+
+def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None = None) -> Recipe:
+    """Check a recipe that is already read, such as the one that ``run.json`` remembers.
+
+    Args:
+        data: the recipe, ``directory`` included.
+        what: what it is, for messages.
+        server: keys of the ``server`` section that win over those of ``data``.
+
+    Raises:
+        RecipeError: a key or value is wrong. All faults are named.
+    """
     if server:
         section = data.get("server") or {}
         if not isinstance(section, dict):
-            raise RecipeError(f"recipe {path}: server must be a mapping, but holds {type(section).__name__}")
-        data["server"] = {**section, **server}
-    recipe: Recipe = validate(Recipe, {**data, "directory": str(path.resolve().parent)}, f"recipe {path}")
-    if faults := _contradictions(recipe):
-        raise RecipeError(f"recipe {path}: {'; '.join(faults)}")
-    return recipe
+            raise RecipeError(f"{what}: 'server' must be a mapping, not {type(section).__name__}")
+        data = data | {"server": section | server}
+    if isinstance(transfer := data.get("transfer"), dict):
+        data = data | {"transfer": {"method": "unicorn"} | transfer}
+    return validate(Recipe, data, what)
 
 
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What is wrong between values that are each right by themselves."""
-    bounds = {"captions.min_words": (recipe.captions.min_words, "max_words", recipe.captions.max_words)}
-    for name, task in instruction_tasks(recipe).items():
-        bounds[f"instructions.{name}.min_items"] = (task.min_items, "max_items", task.max_items)
-    faults = [f"{key} {low} > {top} {high}" for key, (low, top, high) in bounds.items() if low > high]
-    shares = sum(task.fraction for task in instruction_tasks(recipe).values())
-    if not recipe.instructions.overlap and shares > 1:
-        faults.append(f"instructions.overlap is false, but the tasks' fractions add up to {shares:g}")
-    if recipe.server.give_up_s <= recipe.server.timeout_s:
-        faults.append(f"server.give_up_s {recipe.server.give_up_s} must be above timeout_s {recipe.server.timeout_s}")
-    faults += _embed_faults(recipe.embed)
-    faults += _seed_faults(recipe.seeds)
-    faults += _transfer_faults(recipe.transfer, recipe.directory)
-    return faults
+def validate(kind: type[S], data: dict[str, Any], what: str) -> S:
+    """Build a section from plain data.
+
+    Raises:
+        RecipeError: one error that names every wrong key and value.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        faults = dict.fromkeys(_describe(kind, fault) for fault in error.errors())
+        raise RecipeError(f"{what}: {'; '.join(faults)}") from None
 
 
-def _seed_faults(seeds: Seeds) -> list[str]:
-    names = [source.name for source in caption_sources(seeds)]
-    faults = [f"seeds names '{name}' twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    faults += [f"seeds: the name '{n}' begins like a domain's" for n in names if n.startswith("domain_")]
-    for source in caption_sources(seeds):
-        if source.filters and source.filters.min_words > source.filters.max_words:
-            low, top = source.filters.min_words, source.filters.max_words
-            faults.append(f"seeds: the filters of '{source.name}' have min_words {low} > max_words {top}")
-    if not names and seeds.domains is None:
-        faults.append("seeds names no source; give seeds.captions, seeds.hub or seeds.domains")
-    return faults
+def _describe(kind: type[BaseModel], fault: Any) -> str:
+    where = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _all_keys(kind), n=1, cutoff=0.5)
+        return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if fault["type"] == "missing":
+        return f"missing key '{where}'"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} = {json.dumps(fault['input'], default=str)[:200]}: {message}" if where else message
 
 
-def _transfer_faults(transfer: Transfer, directory: Path) -> list[str]:
-    """Keys that the method does not take, or that it needs and lacks."""
-    faults = []
-    for key, methods in _TRANSFER_KEYS.items():
-        given = getattr(transfer, key) != getattr(Transfer(), key)
-        if given and transfer.method not in methods:
-            faults.append(f"transfer.{key} is for {', '.join(methods)}; method is {transfer.method}")
-        if not given and transfer.method in methods and key in ("images", "image_basis"):
-            faults.append(f"transfer.method {transfer.method} needs transfer.{key}, a file or folder")
-        if given and key in ("images", "image_basis") and not (path := directory / getattr(transfer, key)).exists():
-            faults.append(f"transfer.{key} {path}: there is no such file or folder")
-    return faults
-
-
-def _embed_faults(embed: Embed) -> list[str]:
-    faults = []
-    own = embed.encoder in ("embedded", STAND_IN)
-    if own and (embed.text_head or embed.revision or embed.trust_remote_code):
-        faults.append(f"embed.encoder is '{embed.encoder}', which takes no text_head, revision or trust_remote_code")
-    if embed.text_head is None and embed.text_head_revision:
-        faults.append("embed.text_head_revision is given, but no text_head")
-    revisions = {"revision": embed.revision}
-    if embed.text_head is not None:
-        revisions["text_head_revision"] = embed.text_head_revision
-    missing = [f"embed.{key}" for key, revision in revisions.items() if revision is None]
-    if not own and embed.trust_remote_code and missing:
-        faults.append(f"embed.trust_remote_code needs {' and '.join(missing)}: code that runs must be pinned")
-    return faults
+def _all_keys(kind: Any) -> set[str]:
+    """Return the names of all keys of a section and of those inside it."""
+    keys: set[str] = set()
+    for name, field in getattr(kind, "model_fields", {}).items():
+        keys.add(name)
+        keys |= _all_keys(field.annotation)
+    for part in getattr(kind, "__args__", ()):
+        keys |= _all_keys(part)
+    return keys

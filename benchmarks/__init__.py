@@ -1,1 +1,0 @@
-"""Side-by-side measurements; each script ends with one line of JSON."""

@@ -1,1 +1,0 @@
-"""Measurements of generated text, one `evaluate` folder each."""

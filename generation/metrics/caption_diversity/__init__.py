@@ -1,1 +1,0 @@
-"""How long and how varied captions are."""

@@ -1,1 +1,0 @@
-"""Whether instruction data leans."""

@@ -1,0 +1,334 @@
+"""The run directory: one record a shard, and the one rule that says which shards are due.
+
+    RUN/run.json                        format, code version, time of creation, the recipe
+    RUN/<stage>/stage.json              what the stage was begun with: settings, prompt, model
+    RUN/<stage>/00000.parquet           accepted rows (.safetensors for vectors)
+    RUN/<stage>/00000.rejected.parquet  rejected rows, if there are any
+    RUN/<stage>/00000.json              the record, written last: rows, files, inputs, counts
+    RUN/<stage>/00000.jsonl             journal of a shard in progress (engine.py)
+    RUN/<stage>/sessions.jsonl          one line a session: rows, tokens, retries, seconds
+
+A shard counts once its record exists. It is due if its record is missing or names other inputs than there are now;
+that rule alone is resume, extend, retry and transfer with new statistics. Processes that make different shards share no
+file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from . import __version__
+from .config import Recipe
+from .errors import RunError
+from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
+from .recipe import parse_recipe
+from .stages import Stage
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished shard.
+
+    Attributes:
+        rows: in its data file.
+        files: size in bytes and sha256 of each of its files, by name.
+        inputs: what it was made from: sha256 of upstream files by their path in the run, and further values.
+        counts: figures of the stage, such as ``rejected`` by reason and tokens.
+    """
+
+    rows: int
+    files: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """A run directory and its recipe.
+
+    Args:
+        path: the directory.
+        recipe: the recipe that was given; None: the one that ``run.json`` remembers.
+        create: make the directory if it does not exist; needs a recipe.
+        extend: the seeds' settings may differ from those the run was begun with.
+
+    Raises:
+        RunError: it is not a run directory, or the recipe differs in what a begun stage was begun with.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe | None = None, create: bool = False, extend: bool = False) -> None:
+        self.path = path
+        self._verified: set[Path] = set()
+        file = path / "run.json"
+        if not file.is_file():
+            if not create or recipe is None:
+                raise RunError(
+                    f"Not a run directory: {path} (no run.json). Create one with "
+                    "`python -m generation run --config RECIPE --run-dir DIR`"
+                )
+            write_json(file, self._description(recipe), exclusive=True)
+        described = read_json(file)
+        if described.get("format") != FORMAT:
+            raise RunError(f"{file} has format {described.get('format')!r}; this version of the code reads {FORMAT}")
+        remembered = parse_recipe(described["recipe"], str(file))
+        self.recipe = recipe or remembered
+        self.created = str(described["created"])
+        if recipe is not None and recipe != remembered:
+            self._refuse_changes(recipe, extend)
+            write_json(file, self._description(recipe) | {"created": self.created})
+
+    def _description(self, recipe: Recipe) -> dict[str, Any]:
+        return {"format": FORMAT, "code": __version__, "created": now(), "recipe": recipe.model_dump(mode="json")}
+
+    def _refuse_changes(self, recipe: Recipe, extend: bool) -> None:
+        for file in sorted(self.path.glob("**/stage.json")):
+            stage = str(file.parent.relative_to(self.path))
+            if not (extend and stage == "seeds"):
+                self._compare(stage, read_json(file)["settings"], recipe.settings(stage))
+
+    def _compare(self, stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        if moved := changes(old, new):
+            extend = " To add seeds to this run, give --extend." if stage == "seeds" else ""
+            raise RunError(
+                f"{self.path}: stage '{stage}' was begun with other settings: {'; '.join(moved)}. Restore them, or "
+                f"choose another --run-dir.{extend}"
+            )
+
+    # Stages
+
+    def directory(self, stage: Stage) -> Path:
+        """Return the directory of a stage."""
+        return self.path / stage.name
+
+    def begin(self, stage: Stage, identity: Mapping[str, Any] | None = None, replace: bool = False) -> None:
+        """Write what a stage is begun with, or compare it with what another process or session wrote.
+
+        Args:
+            stage: the stage.
+            identity: what decides its rows besides the recipe: prompt and its hash, model, encoder.
+            replace: overwrite instead of comparing (``--extend``, ``retry``).
+
+        Raises:
+            RunError: it was begun with other settings or another identity.
+        """
+        file = self.directory(stage) / "stage.json"
+        described: dict[str, Any] = {
+            "stage": stage.name,
+            "begun": now(),
+            "code": __version__,
+            "settings": self.recipe.settings(stage.name),
+            "identity": dict(identity or {}),
+        }
+        if replace or not write_json(file, described, exclusive=True):
+            old = read_json(file) if file.exists() else described
+            if not replace:
+                self._compare(stage.name, old["settings"], described["settings"])
+                self._compare(stage.name, old["identity"], described["identity"])
+            else:
+                write_json(file, described | {"begun": old["begun"]})
+
+    def facts(self, stage: Stage) -> dict[str, Any]:
+        """Return the content of ``stage.json``; empty if the stage is not begun."""
+        file = self.directory(stage) / "stage.json"
+        return read_json(file) if file.exists() else {}
+
+    def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        """Append one line to the sessions of a stage."""
+        path = self.directory(stage) / "sessions.jsonl"
+        line = json.dumps({"time": now(), **facts}, sort_keys=True) + "\n"
+        with explained(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def sessions(self, stage: Stage) -> list[dict[str, Any]]:
+        """Return the lines of ``log_session``, without a last line that a kill has torn."""
+        path = self.directory(stage) / "sessions.jsonl"
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    # Shards
+
+    def file(self, stage: Stage, shard: int, suffix: str = "") -> Path:
+        """Return the path of a file of a shard: its data file, or with ``suffix`` (``.json``) another."""
+        return self.directory(stage) / f"{shard:05d}{suffix or stage.suffix}"
+
+    def shards(self, stage: Stage) -> list[int]:
+        """Return the numbers of the shards that have a record, in order."""
+        return sorted(int(file.stem) for file in self.directory(stage).glob("[0-9]*.json") if file.stem.isdigit())
+
+    def record(self, stage: Stage, shard: int) -> Record | None:
+        """Return the record of a shard, or None if it has none.
+
+        Raises:
+            RunError: the record cannot be read.
+        """
+        file = self.file(stage, shard, ".json")
+        if not file.exists():
+            return None
+        data = read_json(file)
+        try:
+            return Record(data["rows"], data["files"], data["inputs"], data["counts"])
+        except KeyError as error:
+            remedy = f"`python -m generation verify {self.path} --fix` removes it"
+            raise RunError(f"{file} has no key {error}. {remedy}") from error
+
+    def records(self, stage: Stage) -> dict[int, Record]:
+        """Return the records of all finished shards, in order."""
+        found = ((shard, self.record(stage, shard)) for shard in self.shards(stage))
+        return {shard: record for shard, record in found if record is not None}
+
+    def inputs(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> dict[str, str] | None:
+        """Return what the shard would be made from now, or None if its upstream shard is not finished.
+
+        Args:
+            stage: its stage.
+            shard: its number.
+            extra: further values that the stage's rows depend on and that may change, such as ``fraction``.
+        """
+        if stage.source is None:
+            return dict(extra or {})
+        upstream = self.record(stage.source, shard)
+        if upstream is None:
+            return None
+        file = self.file(stage.source, shard)
+        return {f"{stage.source.name}/{file.name}": str(upstream.files[file.name]["sha256"]), **(extra or {})}
+
+    def is_due(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> bool:
+        """Return whether a shard is to be made: its record is missing or names other inputs than there are now."""
+        record = self.record(stage, shard)
+        return record is None or record.inputs != self.inputs(stage, shard, extra)
+
+    def due(self, stage: Stage, extra: Mapping[str, str] | None = None) -> list[int]:
+        """Return the shards of a stage that are due, of those whose upstream shard is finished."""
+        assert stage.source is not None
+        return [shard for shard in self.shards(stage.source) if self.is_due(stage, shard, extra)]
+
+    @contextmanager
+    def claim(self, stage: Stage, shard: int | None = None, wait_s: float = 0.0) -> Iterator[bool]:
+        """Hold a shard, or with None the whole stage, against other processes; yield whether that succeeded."""
+        name = "stage" if shard is None else f"{shard:05d}"
+        path = self.directory(stage) / f".{name}.lock"
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, mode=0o666)
+            try:
+                lock.acquire(timeout=wait_s)
+            except Timeout:
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def commit(
+        self,
+        stage: Stage,
+        shard: int,
+        rows: int,
+        write: Write,
+        rejected: pa.Table | None = None,
+        extra: Mapping[str, str] | None = None,
+        counts: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """Finish a shard: write its files, then its record.
+
+        Args:
+            stage: its stage.
+            shard: its number.
+            rows: how many rows ``write`` writes.
+            write: writes the data file; ``parquet(table)`` for rows.
+            rejected: rejected rows; None or empty: there are none, and an older file of them is removed.
+            extra: see ``inputs``.
+            counts: figures of the stage.
+
+        Raises:
+            RunError: the files cannot be written, or the upstream shard is not finished.
+        """
+        inputs = self.inputs(stage, shard, extra)
+        if inputs is None:
+            raise RunError(
+                f"{self.file(stage, shard)}: its input is not finished; give the command of that stage again"
+            )
+        path, aside = self.file(stage, shard), self.file(stage, shard, ".rejected.parquet")
+        files = {path.name: write_atomically(path, write)}
+        if rejected is not None and len(rejected):
+            files[aside.name] = write_atomically(aside, parquet(rejected))
+        record = Record(rows, files, inputs, dict(counts or {}))
+        write_json(self.file(stage, shard, ".json"), asdict(record))
+        if aside.name not in files:
+            aside.unlink(missing_ok=True)
+        self._verified |= {self.directory(stage) / name for name in files}
+        return record
+
+    def reopen(self, stage: Stage, shard: int) -> None:
+        """Make a finished shard due, its rows kept: remove its record."""
+        self.file(stage, shard, ".json").unlink(missing_ok=True)
+
+    def verified(self, stage: Stage, shard: int, suffix: str = "") -> Path:
+        """Return the path of a file of a finished shard whose bytes are those of the record (checked once a process).
+
+        Raises:
+            RunError: the shard is not finished, or the file is missing or was changed.
+        """
+        path, record = self.file(stage, shard, suffix), self.record(stage, shard)
+        remedy = f"`python -m generation verify {self.path} --fix` and then the same command make it again"
+        if record is None or path.name not in record.files:
+            raise RunError(f"{path} has no record; finish stage '{stage.command}' first")
+        if path not in self._verified:
+            if not path.is_file():
+                raise RunError(f"{path} is missing; {remedy}")
+            if (found := sha256(path)) != record.files[path.name]["sha256"]:
+                raise RunError(
+                    f"{path} was changed: sha256 {found}, recorded {record.files[path.name]['sha256']}; {remedy}"
+                )
+            self._verified.add(path)
+        return path
+
+    def table(self, stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows of a finished shard."""
+        return read_table(self.verified(stage, shard), columns)
+
+    def rejected(self, stage: Stage, shard: int) -> pa.Table | None:
+        """Return the rejected rows of a finished shard, or None if there are none."""
+        record, path = self.record(stage, shard), self.file(stage, shard, ".rejected.parquet")
+        if record is None or path.name not in record.files:
+            return None
+        return read_table(self.verified(stage, shard, ".rejected.parquet"))
+
+    def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:
+        """Return the records of a stage that is complete.
+
+        Raises:
+            RunError: it has no shard, or some of its shards are due.
+        """
+        records = self.records(stage)
+        due = self.due(stage, extra) if stage.source is not None else []
+        if not records or due:
+            total = len(records.keys() | set(due))
+            raise RunError(
+                f"{self.path}: stage '{stage.name}' is not complete ({total - len(due)} of {total} shards). Run "
+                f"`python -m generation {stage.command} --run-dir {self.path}`"
+            )
+        return records
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what differs between two mappings, in words: ``captions.min_words: 51 -> 60``."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return found
