@@ -9,7 +9,7 @@
     RUN/<stage>/sessions.jsonl          one line a session: rows, tokens, retries, seconds
 
 A shard counts once its record exists. It is due if its record is missing or names other inputs than there are now;
-that rule alone is resume, extend, retry and transfer with new statistics. Processes that make different shards share no
+that rule alone is resume, extend, retry and re-transfer. Processes that make different shards share no
 file.
 """
 
