@@ -1,0 +1,152 @@
+"""Prompts as versioned data: one YAML file each, in this folder.
+
+A file holds ``id``, ``version`` (semantic: major = another task or output format, minor = wording that changes the
+output, patch = neither), ``changelog``, templates ``system`` (optional), ``user`` and ``answer_prefix`` (optional),
+few-shot ``examples``, ``sampling``, the JSON ``schema`` of the answer (optional), ``question_types`` and ``openings``
+(from which each request draws its own), and ``warm_up`` values. A template names its fields as ``{field}``. Values are
+inserted once and are never read as templates, so braces or instructions inside them change nothing.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..config import Name, Positive, Section
+from ..errors import RecipeError
+from ..recipe import read_yaml, validate
+from ..rows import stable_hash
+
+PROMPTS = Path(__file__).parent
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Sampling(Section):
+    """Sampling parameters that TGI, vLLM, SGLang and llama.cpp share; all of them are always sent."""
+
+    max_tokens: Positive
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    top_p: Annotated[float, Field(gt=0, lt=1)]  # TGI refuses 1.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+
+
+class Example(Section):
+    """One few-shot exchange: values for the user template, and the answer (text, or JSON if there is a schema)."""
+
+    values: dict[str, str]
+    answer: Any
+
+
+class Prompt(Section):
+    """A prompt file, checked and ready to render."""
+
+    id: Name
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    changelog: tuple[str, ...]
+    user: str
+    sampling: Sampling
+    warm_up: dict[str, str]
+    system: str | None = None
+    answer_prefix: str | None = None
+    examples: tuple[Example, ...] = ()
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    question_types: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> dict[str, Any] | None:  # type: ignore[override]  # hides a deprecated method of pydantic
+        """JSON schema of the answer, or None for plain text."""
+        return self.json_schema
+
+    @property
+    def name(self) -> str:
+        """``id@version``, as rows and cards cite it."""
+        return f"{self.id}@{self.version}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that can change the output: all but the changelog and the warm-up values."""
+        content = self.model_dump(mode="json", by_alias=True, exclude={"changelog", "warm_up"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    def messages(self, values: Mapping[str, str]) -> list[Message]:
+        """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``.
+
+        Raises:
+            RecipeError: a template names a field that has no value.
+        """
+        turns = [_turn("system", render(self.system, values))] if self.system else []
+        for example in self.examples:
+            answer = example.answer if isinstance(example.answer, str) else json.dumps(example.answer)
+            turns += [_turn("user", render(self.user, {**values, **example.values})), _turn("assistant", answer)]
+        turns.append(_turn("user", render(self.user, values)))
+        if self.answer_prefix:
+            turns.append(_turn("assistant", self.prefix(values)))
+        return turns
+
+    def prefix(self, values: Mapping[str, str]) -> str:
+        """Return the text that the answer already begins with; empty without an ``answer_prefix``."""
+        return render(self.answer_prefix or "", values).strip()
+
+    def answer_schema(self, min_items: int, max_items: int) -> dict[str, Any]:
+        """Return the JSON schema of an answer with ``min_items`` to ``max_items`` items.
+
+        Raises:
+            RecipeError: the prompt has no schema, or no array named "QA Pairs" in it.
+        """
+        try:
+            schema: dict[str, Any] = json.loads(json.dumps(self.json_schema))
+            schema["properties"]["QA Pairs"].update(minItems=min_items, maxItems=max_items)
+        except (TypeError, KeyError) as error:
+            raise RecipeError(f"prompt {self.name}: its schema needs an array property 'QA Pairs'") from error
+        return schema
+
+    def draw_types(self, count: int, *key: object) -> str:
+        """Return ``count`` of the question types (all if there are fewer), chosen and ordered by ``key``."""
+        return "; ".join(sorted(self.question_types, key=lambda name: stable_hash("types", *key, name))[:count])
+
+
+def load_prompt(name: str) -> Prompt:
+    """Read ``<name>.yaml`` of this folder.
+
+    Raises:
+        RecipeError: there is no such prompt, a key in it is wrong, or a template names a field that warm_up lacks.
+    """
+    path = PROMPTS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.yaml")))
+        raise RecipeError(f"prompt '{name}' does not exist in {PROMPTS}. Prompts there: {known}")
+    prompt = validate(Prompt, read_yaml(path, "prompt file"), f"prompt file {path}")
+    if prompt.id != name:
+        raise RecipeError(f"prompt file {path}: its id '{prompt.id}' must be the file's name, '{name}'")
+    try:
+        prompt.messages(prompt.warm_up)
+    except RecipeError as error:
+        raise RecipeError(f"prompt file {path}: {error}. warm_up must give every field") from None
+    return prompt
+
+
+def render(template: str, values: Mapping[str, str]) -> str:
+    """Return ``template`` with its ``{field}`` places filled, in one pass.
+
+    Raises:
+        RecipeError: the template names a field that has no value.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return values[match[1]]
+        except KeyError:
+            raise RecipeError(f"template field '{{{match[1]}}}' has no value; known: {', '.join(values)}") from None
+
+    return _FIELD.sub(value, template).strip()
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
