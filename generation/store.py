@@ -90,7 +90,8 @@ class Run:
     def _refuse_changes(self, recipe: Recipe, extend: bool) -> None:
         for file in sorted(self.path.glob("**/stage.json")):
             stage = str(file.parent.relative_to(self.path))
-            if not (extend and stage == "seeds"):
+            other = stage.startswith("image_embeddings/") and stage != f"image_embeddings/{recipe.transfer.method}"
+            if not (other or (extend and stage == "seeds")):
                 self._compare(stage, read_json(file)["settings"], recipe.settings(stage))
 
     def _compare(self, stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -1,0 +1,337 @@
+"""The command line: one function a command. Heavy libraries are imported inside the command that needs them."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli import (
+    Config,
+    DryRun,
+    Endpoint,
+    Executor,
+    Extend,
+    Images,
+    Kind,
+    PerHour,
+    Prices,
+    Probes,
+    Rank,
+    RunArgument,
+    RunDir,
+    Tasks,
+    Tokenizer,
+    Workers,
+    WorldSize,
+    run_command,
+)
+from .errors import ClusterError, RunError
+from .logs import say
+
+if TYPE_CHECKING:
+    from .store import Run
+
+app = typer.Typer(
+    name="python -m generation",
+    help="Make vision-language training data out of text alone (Unicorn, arXiv 2503.22655).",
+    epilog="Every command resumes where it stopped when it is given again. --log-json writes JSON lines to stderr, "
+    "--log-json=FILE to a file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def open_run(
+    run_dir: Path,
+    config: Path | None,
+    endpoint: list[str] | None = None,
+    kind: str | None = None,
+    extend: bool = False,
+    create: bool = False,
+) -> "Run":
+    """Open a run with the recipe that is given, or else with the one that it remembers.
+
+    Raises:
+        RunError: there is no run and no recipe, or the recipe differs in what a stage was begun with.
+        RecipeError: the recipe is wrong.
+    """
+    from .files import read_json
+    from .recipe import load_recipe, parse_recipe
+    from .store import Run
+
+    server = {key: value for key, value in (("endpoints", endpoint), ("kind", kind)) if value}
+    remembered = run_dir / "run.json"
+    if config is None and not remembered.is_file():
+        given = " Give --config to begin one." if create else ""
+        raise RunError(f"Not a run directory: {run_dir} (no run.json).{given}")
+    if config is not None:
+        recipe = load_recipe(config, server)
+    else:
+        recipe = parse_recipe(read_json(remembered).get("recipe") or {}, str(remembered), server)
+    return Run(run_dir, recipe, create=create, extend=extend)
+
+
+def _generate(
+    command: str,
+    run_dir: Path,
+    config: Path | None,
+    endpoint: list[str] | None = None,
+    kind: str | None = None,
+    extend: bool = False,
+    executor: str | None = None,
+    tasks: int = 1,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Run one stage, or with ``run`` all of them, in this process or on a cluster."""
+    if tasks > 1 and not executor:
+        raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
+    if rank >= world_size:
+        raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
+    run = open_run(run_dir, config, endpoint, kind, extend, create=command in ("seeds", "run"))
+    if executor:
+        from .cluster import COMMANDS, EXECUTORS, launch
+
+        if executor not in EXECUTORS:
+            raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
+        options = [text for url in endpoint or () for text in ("--endpoint", url)] + (["--kind", kind] if kind else [])
+        commands = COMMANDS if command == "run" else (command,)
+        launch(executor, run_dir, run.recipe.cluster, commands, tasks, workers or tasks, options)
+    elif command == "run":
+        from .pipeline import run_pipeline
+
+        run_pipeline(run, extend)
+    elif command == "seeds":
+        from .seeds import make_seeds
+
+        make_seeds(run, extend)
+    else:
+        from .pipeline import stage_function
+
+        stage_function(command)(run, rank, world_size)
+
+
+def _estimate(
+    commands: Sequence[str],
+    run_dir: Path,
+    config: Path | None,
+    endpoint: list[str] | None,
+    kind: str | None,
+    probes: int,
+    tokenizer: Path | None,
+    prices: tuple[float, float] | None,
+    per_hour: float,
+) -> None:
+    from .estimate import dry_run
+    from .recipe import load_recipe
+    from .store import Run
+
+    server = {key: value for key, value in (("endpoints", endpoint), ("kind", kind)) if value}
+    known = (run_dir / "run.json").is_file()
+    if config is None and not known:
+        raise RunError(f"Not a run directory: {run_dir} (no run.json). Give --config, or the directory of a run.")
+    recipe = load_recipe(config, server) if config else open_run(run_dir, None, endpoint, kind).recipe
+    dry_run(Run(run_dir) if known else None, recipe, commands, probes, tokenizer, prices, per_hour)
+
+
+@app.command()
+def run(
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, extend: Extend = False,
+    dry_run: DryRun = False, probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None,
+    usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
+) -> None:  # fmt: skip
+    """All stages, one after the other."""
+    if dry_run:
+        stages = ("captions", "instructions")
+        return _estimate(stages, run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour)
+    _generate("run", run_dir, config, endpoint, kind, extend, executor, tasks, workers)
+
+
+@app.command()
+def seeds(run_dir: RunDir, config: Config = None, extend: Extend = False, executor: Executor = None,
+          tasks: Tasks = 1, workers: Workers = None) -> None:  # fmt: skip
+    """Stage 0: read the sources into shards of seeds."""
+    _generate("seeds", run_dir, config, extend=extend, executor=executor, tasks=tasks, workers=workers)
+
+
+@app.command()
+def captions(
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, dry_run: DryRun = False,
+    probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0,
+    executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+) -> None:  # fmt: skip
+    """Stage 1: expand every seed into a dense caption."""
+    if dry_run:
+        return _estimate(
+            ("captions",), run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour
+        )
+    _generate("captions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+
+
+@app.command()
+def instructions(
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, dry_run: DryRun = False,
+    probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0,
+    executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+) -> None:  # fmt: skip
+    """Stage 2: write conversations about the captions."""
+    if dry_run:
+        return _estimate(
+            ("instructions",), run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour
+        )
+    _generate("instructions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+
+
+@app.command()
+def judge(
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
+    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+) -> None:  # fmt: skip
+    """Have a second model check every question against its caption (the recipe's `judge` section)."""
+    _generate("judge", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+
+
+@app.command()
+def embed(
+    run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
+    rank: Rank = 0, world_size: WorldSize = 1,
+) -> None:  # fmt: skip
+    """Stage 3a: encode the captions."""
+    _generate("embed", run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
+
+
+@app.command()
+def transfer(
+    run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
+    rank: Rank = 0, world_size: WorldSize = 1,
+) -> None:  # fmt: skip
+    """Stage 3b: move the text embeddings across the modality gap."""
+    _generate("transfer", run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
+
+
+@app.command()
+def retry(
+    run_dir: RunArgument,
+    reason: Annotated[list[str] | None, typer.Option(help="Only rows rejected for this reason; repeatable.")] = None,
+    config: Config = None,
+    endpoint: Endpoint = None,
+    kind: Kind = None,
+) -> None:
+    """Ask the rejected rows of a run again."""
+    from .captions import make_captions, retry_captions
+    from .instructions import make_instructions, retry_instructions
+
+    opened = open_run(run_dir, config, endpoint, kind)
+    asked = retry_captions(opened, reason) | retry_instructions(opened, reason)
+    for stage, rows in asked.items():
+        say(f"{stage}: {rows} rejected rows are asked again")
+    make_captions(opened)
+    make_instructions(opened)
+    say("Give `embed` and `transfer` again if captions were added, then build the data sets again.")
+
+
+@app.command()
+def duplicates(
+    run_dir: RunDir,
+    stage: Annotated[str, typer.Option(help="seeds or captions")] = "captions",
+    threshold: Annotated[float, typer.Option(min=0.1, max=1.0, help="Jaccard similarity of word n-grams.")] = 0.8,
+    questions: Annotated[Path | None, typer.Option(help="A .txt file of benchmark questions to look for.")] = None,
+) -> None:
+    """Count the seeds or captions that repeat each other or hold a benchmark's question."""
+    from .dedup import report_duplicates
+
+    say(report_duplicates(open_run(run_dir, None), stage, threshold, questions))
+
+
+@app.command()
+def import_original(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Released JSON files of Yu2020/Unicorn.")],
+    run_dir: RunDir,
+    keep_defects: Annotated[bool, typer.Option(help="Keep rows with a defect instead of rejecting them.")] = False,
+    license: Annotated[str | None, typer.Option(help="Licence of the release, for the card.")] = None,
+) -> None:
+    """Make a run of the original's released JSON files, instead of generating data."""
+    from .original import import_release
+
+    say(import_release(paths, run_dir, keep_defects, license))
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a built data set.")],
+    fix: Annotated[bool, typer.Option("--fix", help="Remove bad records of a run, so that `run` makes them.")] = False,
+) -> None:
+    """Check every hash, count, id and join of a run or of a built data set."""
+    from .verify import verify_path
+
+    say(verify_path(path, fix))
+
+
+@app.command()
+def report(
+    run_dir: RunArgument,
+    output: Annotated[Path | None, typer.Option(help="Directory to write to; default: RUN/report.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to browse in the page.")] = 300,
+    images: Images = None,
+    pairs: Annotated[tuple[Path, Path] | None, typer.Option(help="Vectors of texts and of their images.")] = None,
+    usd_per_million: Prices = None,
+) -> None:
+    """Write one HTML page about a run: figures, the modality gap, and rows to browse."""
+    from .report import write_report
+
+    say(str(write_report(open_run(run_dir, None), output, rows, images, pairs, usd_per_million)))
+
+
+@app.command()
+def export(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A built data set.")],
+    output: Annotated[Path, typer.Option(help="File (llava, messages) or directory (webdataset) to write.")],
+    format: Annotated[str, typer.Option(help="llava, messages or webdataset.")],
+    embeddings: Annotated[Path | None, typer.Option(help="The built Unicorn-1.2M that holds the vectors.")] = None,
+) -> None:
+    """Write a built data set in another format."""
+    from .export import export_dataset
+
+    say(f"{output}: {export_dataset(dataset, format, output, embeddings)} rows")
+
+
+@app.command()
+def show(
+    run_dir: RunDir, id: Annotated[str | None, typer.Option(help="Default: the first with a conversation.")] = None
+) -> None:
+    """Print one record as it passed through every stage."""
+    from .show import show_record
+
+    say(show_record(open_run(run_dir, None), id))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+) -> None:
+    """Serve the embedded model over HTTP, to try things by hand."""
+    from .tgi.embedded import serve as serve_embedded
+
+    serve_embedded(host, port)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 stopped by a signal.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    resume = f"{shlex.quote(sys.executable)} -m generation {shlex.join(given)}"
+    return run_command(app, given, resume)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""A stage in many tasks under datatrove's executors: local processes, Slurm or Ray.
+
+Tasks need no plan and no merge: each makes the due shards of its rank, and a shard has its own record (``store.py``).
+A task is ``python -m generation <stage> --rank R --world-size N`` in a process of its own, so that an executor sees
+its end, a ``kill -9`` included, and datatrove's pickles hold only command lines. One more task, without a rank, then
+does what needs the whole stage (captions that repeat each other, what a lost task left).
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Cluster
+from .errors import ClusterError
+from .logs import say
+
+ROOT = Path(__file__).parent.parent
+EXECUTORS = ("local", "slurm", "ray")
+COMMANDS = ("seeds", "captions", "instructions", "judge", "embed", "transfer")
+DEFAULT_TIME = "24:00:00"  # of a Slurm job
+
+
+def launch(
+    executor: str,
+    run_dir: Path,
+    cluster: Cluster,
+    commands: Sequence[str],
+    tasks: int,
+    workers: int,
+    options: list[str],
+) -> None:
+    """Run stages in many tasks, one stage after the other; under Slurm, submit them all and return.
+
+    Args:
+        executor: one of ``EXECUTORS``.
+        run_dir: the run directory, which exists.
+        cluster: what a task needs.
+        commands: the stages.
+        tasks: how many share the shards of each stage.
+        workers: how many run at once.
+        options: further command-line options of each task, such as ``--endpoint URL``.
+
+    Raises:
+        ClusterError: a library or Slurm is missing, or tasks failed. What they made is kept.
+    """
+    for library in ("datatrove", *(("ray",) if executor == "ray" else ())):
+        if importlib.util.find_spec(library) is None:
+            raise ClusterError(
+                f"--executor {executor} needs {library}. Install it with "
+                "`pip install -r requirements-cluster.txt -c constraints.txt`"
+            )
+    os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # loguru would write the values of variables, secrets too
+    if executor != "slurm":
+        os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")
+    previous = None
+    for command in commands:
+        steps = [(tasks, True), (1, False)] if command != "seeds" else [(1, False)]
+        for count, ranked in steps:
+            name = f"{command}-{'work' if ranked else 'finish'}"
+            step = _step(name, run_dir.resolve() / "cluster" / name, run_dir, command, count if ranked else 0, options)
+            shutil.rmtree(step.logs / "completions", ignore_errors=True)  # of an earlier launch
+            previous = _executor(executor, step, cluster, count, workers, previous)
+            if executor == "slurm":
+                continue
+            previous.run()
+            _check(step, previous, count)
+        if executor != "slurm":
+            say(f"{command}: done. Logs of its tasks: {run_dir / 'cluster'}")
+    if executor == "slurm":
+        _submit(previous)
+
+
+def _step(name: str, logs: Path, run_dir: Path, command: str, world_size: int, options: list[str]) -> Any:
+    """Return datatrove's pipeline step for a command, which runs the task of a rank as a child process."""
+    from datatrove.pipeline.base import PipelineStep
+
+    class StageTask(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+        type = "Unicorn"
+
+        def __init__(self) -> None:
+            self.name, self.logs, self.world_size = name, logs, world_size
+            self.arguments = [command, "--run-dir", str(run_dir.resolve()), *options]
+            super().__init__()
+
+        def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+            ranked = ["--rank", str(rank), "--world-size", str(self.world_size)] if self.world_size else []
+            run_task([*self.arguments, *ranked], self.logs / f"{rank:05d}.log")
+
+    return StageTask()
+
+
+def run_task(arguments: list[str], log: Path) -> None:
+    """Run ``python -m generation`` with ``arguments`` to its end, its output appended to ``log``.
+
+    Raises:
+        ClusterError: it failed; with the last line of its output.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "generation", *arguments],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait()
+        except BaseException:  # Ctrl-C, or an executor that stops its workers
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    if status:
+        raise ClusterError(f"`python -m generation {shlex.join(arguments)}` ended with {status}: {last_line(log)}")
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not blank."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"nothing was written to {log}")
+
+
+def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, previous: Any) -> Any:
+    """Return datatrove's executor for one step. ``skip_completed`` is off: our own records say what is done."""
+    from datatrove import executor
+
+    common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(step.logs), "skip_completed": False}
+    workers = min(workers, tasks)
+    if kind == "local":
+        return executor.LocalPipelineExecutor([step], workers=workers, **common)
+    if kind == "ray":
+        _start_ray()
+        return executor.RayPipelineExecutor(
+            [step], workers=workers, cpus_per_task=cluster.cpus, gpus_per_task=cluster.gpus, **common
+        )
+    options = dict(cluster.sbatch)
+    if "partition" not in options:
+        raise ClusterError("cluster.sbatch.partition is missing: name the Slurm partition in the recipe")
+    lines = [cluster.environment] if cluster.environment else []
+    lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    lines += [f"export PYTHONPATH={shlex.quote(str(ROOT))}"]
+    return executor.SlurmPipelineExecutor(
+        [step],
+        time=options.pop("time", DEFAULT_TIME),
+        partition=options.pop("partition"),
+        qos=options.pop("qos", ""),
+        cpus_per_task=cluster.cpus,
+        gpus_per_task=cluster.gpus,
+        workers=workers if workers < tasks else -1,
+        job_name=f"unicorn-{step.name}",
+        env_command="; ".join(lines),
+        sbatch_args={"kill-on-invalid-dep": "yes", **options},  # else jobs after a failed one wait for ever
+        srun_args={"cpus-per-task": cluster.cpus},  # not inherited from sbatch since Slurm 22.05
+        depends=previous,
+        **common,
+    )
+
+
+def _start_ray() -> None:
+    """Connect to the cluster of ``$RAY_ADDRESS``, or start one on this machine that ends with this process."""
+    import logging
+
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        where = {} if os.environ.get("RAY_ADDRESS") else local
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _check(step: Any, executor: Any, tasks: int) -> None:
+    failed = executor.get_incomplete_ranks(skip_completed=True)
+    if failed:
+        shown = "; ".join(f"task {rank}: {last_line(step.logs / f'{rank:05d}.log')}" for rank in failed[:3])
+        raise ClusterError(
+            f"{step.name}: {len(failed)} of {tasks} tasks failed. {shown}. What is made is kept: remove the cause and "
+            "give the same command again"
+        )
+
+
+def _submit(last: Any) -> None:
+    """Hand all jobs to Slurm; each starts once the one before has ended well."""
+    try:
+        last.launch_job()
+    except FileNotFoundError as error:
+        raise ClusterError(f"{error.filename} not found: give --executor slurm on a machine with Slurm") from error
+    except subprocess.CalledProcessError as error:
+        raise ClusterError(
+            f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}. Jobs before it are submitted: remove "
+            "the cause, scancel them, and give the same command again"
+        ) from error
