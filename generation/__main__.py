@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +31,7 @@ from .errors import ClusterError, RunError
 from .logs import say
 
 if TYPE_CHECKING:
+    from .config import Recipe
     from .store import Run
 
 app = typer.Typer(
@@ -46,34 +46,34 @@ app = typer.Typer(
 )
 
 
-def open_run(
-    run_dir: Path,
-    config: Path | None,
-    endpoint: list[str] | None = None,
-    kind: str | None = None,
-    extend: bool = False,
-    create: bool = False,
-) -> "Run":
-    """Open a run with the recipe that is given, or else with the one that it remembers.
+def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, kind: str | None) -> "Recipe":
+    """Return the recipe that is given, or else the one that the run remembers; ``--endpoint`` and ``--kind`` win.
 
     Raises:
-        RunError: there is no run and no recipe, or the recipe differs in what a stage was begun with.
+        RunError: there is no run and no recipe.
         RecipeError: the recipe is wrong.
     """
     from .files import read_json
     from .recipe import load_recipe, parse_recipe
-    from .store import Run
 
     server = {key: value for key, value in (("endpoints", endpoint), ("kind", kind)) if value}
-    remembered = run_dir / "run.json"
-    if config is None and not remembered.is_file():
-        given = " Give --config to begin one." if create else ""
-        raise RunError(f"Not a run directory: {run_dir} (no run.json).{given}")
     if config is not None:
-        recipe = load_recipe(config, server)
-    else:
-        recipe = parse_recipe(read_json(remembered).get("recipe") or {}, str(remembered), server)
-    return Run(run_dir, recipe, create=create, extend=extend)
+        return load_recipe(config, server)
+    remembered = run_dir / "run.json"
+    if not remembered.is_file():
+        raise RunError(f"Not a run directory: {run_dir} (no run.json). To begin a run, give --config RECIPE.")
+    return parse_recipe(read_json(remembered).get("recipe") or {}, str(remembered), server)
+
+
+def open_run(run_dir: Path) -> "Run":
+    """Open a run to look at it.
+
+    Raises:
+        RunError: it is not a run directory.
+    """
+    from .store import Run
+
+    return Run(run_dir)
 
 
 def _generate(
@@ -94,7 +94,10 @@ def _generate(
         raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
     if rank >= world_size:
         raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
-    run = open_run(run_dir, config, endpoint, kind, extend, create=command in ("seeds", "run"))
+    from .store import Run
+
+    recipe = read_recipe(run_dir, config, endpoint, kind)
+    run = Run(run_dir, recipe, create=command in ("seeds", "run"), extend=extend)
     if executor:
         from .cluster import COMMANDS, EXECUTORS, launch
 
@@ -117,29 +120,6 @@ def _generate(
         stage_function(command)(run, rank, world_size)
 
 
-def _estimate(
-    commands: Sequence[str],
-    run_dir: Path,
-    config: Path | None,
-    endpoint: list[str] | None,
-    kind: str | None,
-    probes: int,
-    tokenizer: Path | None,
-    prices: tuple[float, float] | None,
-    per_hour: float,
-) -> None:
-    from .estimate import dry_run
-    from .recipe import load_recipe
-    from .store import Run
-
-    server = {key: value for key, value in (("endpoints", endpoint), ("kind", kind)) if value}
-    known = (run_dir / "run.json").is_file()
-    if config is None and not known:
-        raise RunError(f"Not a run directory: {run_dir} (no run.json). Give --config, or the directory of a run.")
-    recipe = load_recipe(config, server) if config else open_run(run_dir, None, endpoint, kind).recipe
-    dry_run(Run(run_dir) if known else None, recipe, commands, probes, tokenizer, prices, per_hour)
-
-
 @app.command()
 def run(
     run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, extend: Extend = False,
@@ -148,8 +128,10 @@ def run(
 ) -> None:  # fmt: skip
     """All stages, one after the other."""
     if dry_run:
-        stages = ("captions", "instructions")
-        return _estimate(stages, run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour)
+        from .estimate import estimate_run
+
+        recipe = read_recipe(run_dir, config, endpoint, kind)
+        return estimate_run(run_dir, recipe, probes, tokenizer, usd_per_million, usd_per_hour)
     _generate("run", run_dir, config, endpoint, kind, extend, executor, tasks, workers)
 
 
@@ -162,29 +144,19 @@ def seeds(run_dir: RunDir, config: Config = None, extend: Extend = False, execut
 
 @app.command()
 def captions(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, dry_run: DryRun = False,
-    probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0,
-    executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
+    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
 ) -> None:  # fmt: skip
     """Stage 1: expand every seed into a dense caption."""
-    if dry_run:
-        return _estimate(
-            ("captions",), run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour
-        )
     _generate("captions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
 
 
 @app.command()
 def instructions(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, dry_run: DryRun = False,
-    probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0,
-    executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
+    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
 ) -> None:  # fmt: skip
     """Stage 2: write conversations about the captions."""
-    if dry_run:
-        return _estimate(
-            ("instructions",), run_dir, config, endpoint, kind, probes, tokenizer, usd_per_million, usd_per_hour
-        )
     _generate("instructions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
 
 
@@ -226,8 +198,9 @@ def retry(
     """Ask the rejected rows of a run again."""
     from .captions import make_captions, retry_captions
     from .instructions import make_instructions, retry_instructions
+    from .store import Run
 
-    opened = open_run(run_dir, config, endpoint, kind)
+    opened = Run(run_dir, read_recipe(run_dir, config, endpoint, kind))
     asked = retry_captions(opened, reason) | retry_instructions(opened, reason)
     for stage, rows in asked.items():
         say(f"{stage}: {rows} rejected rows are asked again")
@@ -246,7 +219,7 @@ def duplicates(
     """Count the seeds or captions that repeat each other or hold a benchmark's question."""
     from .dedup import report_duplicates
 
-    say(report_duplicates(open_run(run_dir, None), stage, threshold, questions))
+    say(report_duplicates(open_run(run_dir), stage, threshold, questions))
 
 
 @app.command()
@@ -285,7 +258,7 @@ def report(
     """Write one HTML page about a run: figures, the modality gap, and rows to browse."""
     from .report import write_report
 
-    say(str(write_report(open_run(run_dir, None), output, rows, images, pairs, usd_per_million)))
+    say(str(write_report(open_run(run_dir), output, rows, images, pairs, usd_per_million)))
 
 
 @app.command()
@@ -308,7 +281,7 @@ def show(
     """Print one record as it passed through every stage."""
     from .show import show_record
 
-    say(show_record(open_run(run_dir, None), id))
+    say(show_record(open_run(run_dir), id))
 
 
 @app.command()

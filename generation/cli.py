@@ -57,7 +57,7 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
     try:
         logs.setup(log_json)
         status = typer.main.get_command(application)(
-            args=[text for text in arguments if not _is_log_json(text)],
+            args=[text for text in arguments if not _is_log_json(text)] or ["--help"],
             prog_name=application.info.name,
             standalone_mode=False,
         )

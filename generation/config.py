@@ -122,6 +122,12 @@ class Captions(Section):
     drop_duplicates: Annotated[float, Field(ge=0.1, le=1)] | None = None  # Jaccard similarity of word 3-grams
     drop_contaminated: str | None = None  # as in ``seeds``
 
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words = {self.min_words} is above max_words = {self.max_words}")
+        return self
+
 
 class Task(Section):
     """One of the three instruction tasks."""

@@ -16,7 +16,7 @@ file.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,10 @@ from .config import Recipe
 from .errors import RunError
 from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
 from .recipe import parse_recipe
+from .records import Record, changes
 from .stages import Stage
 
 FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a finished shard.
-
-    Attributes:
-        rows: in its data file.
-        files: size in bytes and sha256 of each of its files, by name.
-        inputs: what it was made from: sha256 of upstream files by their path in the run, and further values.
-        counts: figures of the stage, such as ``rejected`` by reason and tokens.
-    """
-
-    rows: int
-    files: dict[str, dict[str, Any]]
-    inputs: dict[str, str]
-    counts: dict[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -102,8 +86,6 @@ class Run:
                 f"choose another --run-dir.{extend}"
             )
 
-    # Stages
-
     def directory(self, stage: Stage) -> Path:
         """Return the directory of a stage."""
         return self.path / stage.name
@@ -156,10 +138,8 @@ class Run:
                 found.append(json.loads(line))
         return found
 
-    # Shards
-
     def file(self, stage: Stage, shard: int, suffix: str = "") -> Path:
-        """Return the path of a file of a shard: its data file, or with ``suffix`` (``.json``) another."""
+        """Return the path of a shard's data file, or with ``suffix`` (``.json``) of another file of it."""
         return self.directory(stage) / f"{shard:05d}{suffix or stage.suffix}"
 
     def shards(self, stage: Stage) -> list[int]:
@@ -321,15 +301,3 @@ class Run:
                 f"`python -m generation {stage.command} --run-dir {self.path}`"
             )
         return records
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return what differs between two mappings, in words: ``captions.min_words: 51 -> 60``."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return found

@@ -1,0 +1,184 @@
+"""The run directory: records, what is due, refusals, and files that are there completely or not at all."""
+
+import errno
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from generation.errors import RunError
+from generation.files import parquet, write_atomically, write_json
+from generation.recipe import CONFIGS, load_recipe, parse_recipe
+from generation.rows import CAPTION_SCHEMA, REJECTED_SCHEMA, SEED_SCHEMA, row_id, select
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS
+from generation.store import Run
+
+DEMO = load_recipe(CONFIGS / "demo.yaml")
+
+
+def seeds(shard: int, rows: int = 2) -> pa.Table:
+    listed = [{"id": row_id(shard, n), "seed": f"s{n}", "source": "a", "license": "MIT"} for n in range(rows)]
+    return pa.Table.from_pylist(listed, SEED_SCHEMA)
+
+
+def captions(shard: int) -> pa.Table:
+    return pa.Table.from_pylist([{"id": row_id(shard, 0), "caption": "c"}], CAPTION_SCHEMA)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run", DEMO, create=True)
+    for shard in range(3):
+        run.commit(SEEDS, shard, 2, parquet(seeds(shard)))
+    return run
+
+
+def test_a_run_remembers_its_recipe(run: Run) -> None:
+    assert Run(run.path).recipe == DEMO
+
+
+def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"Not a run directory: .*no run\.json"):
+        Run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="format 1; this version of the code reads 2"):
+        Run(tmp_path)
+
+
+def test_a_shard_is_due_until_its_record_names_the_inputs_of_now(run: Run) -> None:
+    assert run.due(CAPTIONS) == [0, 1, 2]
+    for shard in (0, 1, 2):
+        run.commit(CAPTIONS, shard, 1, parquet(captions(shard)))
+    assert run.due(CAPTIONS) == []
+    run.commit(SEEDS, 1, 3, parquet(seeds(1, 3)))  # changed upstream
+    assert run.due(CAPTIONS) == [1]
+    run.reopen(CAPTIONS, 2)
+    assert run.due(CAPTIONS) == [1, 2]
+    assert run.due(CAPTIONS, {"fraction": "0.2"}) == [0, 1, 2]
+    with pytest.raises(
+        RunError, match=r"'captions' is not complete \(1 of 3 shards\). Run `python -m generation capt"
+    ):
+        run.require(CAPTIONS)
+
+
+def test_rejected_rows_come_and_go_with_their_record(run: Run) -> None:
+    rejected = pa.Table.from_pylist([{"id": row_id(0, 1), "reason": "too_short"}], REJECTED_SCHEMA)
+    run.commit(CAPTIONS, 0, 1, parquet(captions(0)), rejected, counts={"rejected": {"too_short": 1}})
+    table = Run(run.path).rejected(CAPTIONS, 0)
+    assert table is not None and table["reason"].to_pylist() == ["too_short"]
+    run.commit(CAPTIONS, 0, 1, parquet(captions(0)))
+    assert run.rejected(CAPTIONS, 0) is None and not run.file(CAPTIONS, 0, ".rejected.parquet").exists()
+
+
+def test_changed_and_missing_files_are_named(run: Run) -> None:
+    path = run.file(SEEDS, 0)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(RunError, match=rf"{path} was changed: sha256"):
+        Run(run.path).table(SEEDS, 0)
+    path.unlink()
+    with pytest.raises(RunError, match=rf"{path} is missing; `python -m generation verify"):
+        Run(run.path).table(SEEDS, 0)
+    with pytest.raises(RunError, match="has no record; finish stage 'captions' first"):
+        run.table(CAPTIONS, 0)
+
+
+def test_other_settings_are_refused_by_name(run: Run) -> None:
+    run.begin(CAPTIONS, {"model": "a"})
+    run.begin(CAPTIONS, {"model": "a"})
+    with pytest.raises(RunError, match="model: 'a' -> 'b'"):
+        run.begin(CAPTIONS, {"model": "b"})
+    changed = parse_recipe(DEMO.model_dump(mode="json") | {"captions": {"min_words": 60}}, "r")
+    with pytest.raises(RunError, match=r"captions\.min_words: 51 -> 60"):
+        Run(run.path, changed)
+    other = parse_recipe(DEMO.model_dump(mode="json") | {"server": {"endpoints": ["http://a"]}, "attempts": 2}, "r")
+    assert Run(run.path, other).recipe.attempts == 2  # may change at any time
+    assert Run(run.path).recipe.attempts == 2
+
+
+def test_new_seeds_need_extend(run: Run) -> None:
+    run.begin(SEEDS)
+    grown = DEMO.model_dump(mode="json")
+    grown["seeds"]["captions"][0]["limit"] = 40
+    with pytest.raises(RunError, match=r"To add seeds to this run, give --extend"):
+        Run(run.path, parse_recipe(grown, "r"))
+    assert Run(run.path, parse_recipe(grown, "r"), extend=True).recipe.seeds.captions[0].limit == 40
+
+
+def _begin(path: Path, model: str, results: "multiprocessing.Queue[str]") -> None:
+    try:
+        Run(path).begin(CAPTIONS, {"model": model})
+        results.put(model)
+    except RunError as error:
+        results.put(str(error))
+
+
+def test_of_two_processes_that_begin_a_stage_one_wins(run: Run) -> None:
+    results: multiprocessing.Queue[str] = multiprocessing.Queue()
+    processes = [multiprocessing.Process(target=_begin, args=(run.path, model, results)) for model in "abab"]
+    for process in processes:
+        process.start()
+    told = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    winner = run.facts(CAPTIONS)["identity"]["model"]
+    assert told.count(winner) == 2 and sum("begun with other settings" in text for text in told) == 2
+
+
+def _hold(path: Path, held: "multiprocessing.Queue[bool]", free: "multiprocessing.Queue[bool]") -> None:
+    with Run(path).claim(CAPTIONS, 0) as ok:
+        held.put(ok)
+        free.get(timeout=60)
+
+
+def test_a_claimed_shard_is_held_until_its_process_ends_even_by_kill(run: Run) -> None:
+    held: multiprocessing.Queue[bool] = multiprocessing.Queue()
+    process = multiprocessing.Process(target=_hold, args=(run.path, held, multiprocessing.Queue()))
+    process.start()
+    assert held.get(timeout=60)
+    with run.claim(CAPTIONS, 0) as mine, run.claim(CAPTIONS, 1) as other:
+        assert (mine, other) == (False, True)
+    process.kill()
+    process.join()
+    with run.claim(CAPTIONS, 0, wait_s=10) as mine:
+        assert mine
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="No space left on device. Nothing already made is lost"):
+        write_atomically(path, fail)
+    assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_files_are_readable_by_others(run: Run) -> None:
+    private = [p for p in run.path.rglob("*") if p.is_file() and not p.stat().st_mode & stat.S_IRGRP]
+    assert private == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_run_is_named(run: Run) -> None:
+    (run.path / "run.json").chmod(0)
+    with pytest.raises(RunError, match=r"cannot read .*run\.json"):
+        Run(run.path)
+
+
+def test_raising_a_fraction_only_adds() -> None:
+    ids = [row_id(0, n) for n in range(997)]
+    chosen = [select("multiple_choice", ids, fraction) for fraction in (0.0, 0.1, 0.13755, 0.5, 1.0)]
+    assert [len(part) for part in chosen] == [0, 100, 137, 498, 997]
+    assert all(small < large for small, large in zip(chosen, chosen[1:], strict=False))
+    assert select("question_answering", ids, 0.1) != chosen[1]
+
+
+def test_the_stages_of_the_tasks_are_directories(run: Run) -> None:
+    assert run.file(INSTRUCTIONS["multiple_choice"], 7) == run.path / "instructions/multiple_choice/00007.parquet"
