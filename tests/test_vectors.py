@@ -54,7 +54,7 @@ def test_vectors_are_mapped_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "0.safetensors"
     write_vectors(path, *parts(20_000, 64), {})
     shard = VectorShard(path)
-    lines = [line.split("-") for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    lines = [line.split("-", 1) for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
     assert any(int(low, 16) <= shard.vectors.data_ptr() < int(rest.split()[0], 16) for low, rest in lines)
 
 
