@@ -1,0 +1,211 @@
+"""Finished runs for tests, written shard by shard through ``generation.store.Run``; no model is involved."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+
+from generation.config import Recipe
+from generation.files import parquet, write_atomically
+from generation.prompts import load_prompt
+from generation.recipe import parse_recipe
+from generation.rows import REJECTED_SCHEMA, row_id, stable_hash, text_hash
+from generation.stages import (
+    CAPTION_JUDGEMENTS,
+    CAPTIONS,
+    INSTRUCTIONS,
+    JUDGEMENTS,
+    SEEDS,
+    TASKS,
+    TEXT_EMBEDDINGS,
+    Stage,
+    image_embeddings,
+)
+from generation.store import Run
+from generation.vectors import VectorShard, write_vectors
+
+MODEL = "fake/Model-Instruct"
+LICENSES = {"alpha": "CC-BY-4.0", "beta": "Apache-2.0"}
+_THINGS = ("kettle", "bicycle", "heron", "ladder", "violin", "lantern", "tractor", "beehive", "canoe", "parasol")
+_COLOURS = ("red", "green", "blue", "yellow", "white", "brown", "grey", "orange", "purple", "black")
+_PLACES = ("garden", "kitchen", "market", "harbour", "meadow", "station", "library", "workshop", "beach", "attic")
+
+
+def make_run(
+    path: Path,
+    shards: int = 3,
+    rows: int = 6,
+    dim: int = 16,
+    tasks: Iterable[str] = TASKS,
+    fraction: float = 0.5,
+    method: str = "unicorn",
+    judged: bool = False,
+    salt: str = "",
+    recipe: dict[str, Any] | None = None,
+) -> Run:
+    """Make a finished run, or add the shards that it lacks.
+
+    Args:
+        path: the run directory.
+        shards: of the seeds, and so of every stage.
+        rows: seeds in a shard; each becomes a caption.
+        dim: d of the vectors.
+        tasks: instruction tasks to make.
+        fraction: of the captions of a shard that have a conversation of a task; at least one has.
+        method: of the transfer: "none" keeps the vectors, "mean_shift" subtracts the mean, others also normalise.
+        judged: also make both kinds of judgements; the last item of each conversation is not confirmed.
+        salt: another salt gives other texts and vectors.
+        recipe: more keys of the recipe.
+    """
+    run = Run(path, make_recipe(path, method, judged, recipe), create=True, extend=True)
+    run.begin(SEEDS, replace=True)
+    run.begin(CAPTIONS, _identity("expand_caption"))
+    for task in tasks:
+        run.begin(INSTRUCTIONS[task], _identity(task))
+    encoder = {"model": "fake/encoder", "pooling": "mean", "max_tokens": 512, "dimension": dim}
+    run.begin(TEXT_EMBEDDINGS, encoder | {"joint_with_images": True})
+    for shard in range(shards):
+        if run.record(SEEDS, shard) is None:
+            captions = _texts(run, shard, rows, salt, judged)
+            for task in tasks:
+                _conversations(run, task, shard, captions, fraction, judged)
+            _vectors(run, shard, captions, dim, salt)
+    transfer(run, method)
+    return run
+
+
+def make_recipe(
+    path: Path, method: str = "unicorn", judged: bool = False, more: dict[str, Any] | None = None
+) -> Recipe:
+    """Return the recipe of ``make_run``."""
+    captions = [{"name": name, "path": f"{name}.txt", "license": text} for name, text in LICENSES.items()]
+    data: dict[str, Any] = {"name": "test", "directory": str(path.parent), "seeds": {"captions": captions}}
+    transfer = {"method": method, **({"images": "photos"} if method in ("anchor", "realign") else {})}
+    return parse_recipe(data | {"transfer": transfer} | ({"judge": {}} if judged else {}) | (more or {}), "test")
+
+
+def transfer(run: Run, method: str = "unicorn") -> None:
+    """Make the image embeddings of a run, from the text embeddings that it has."""
+    shards = {shard: VectorShard(run.file(TEXT_EMBEDDINGS, shard)) for shard in run.shards(TEXT_EMBEDDINGS)}
+    mean = torch.stack([shard.sum for shard in shards.values()]).sum(0) / sum(map(len, shards.values()))  # [d]
+    stage, normalise = image_embeddings(method), method not in ("none", "mean_shift")
+    operations = ([] if method == "none" else ["- mean_text"]) + (["l2norm"] if normalise else [])
+    facts = {"method": method, "text_ops": operations, "image_ops": ["- USER_IMAGE_MEAN", "l2norm"], "noise": None}
+    facts |= {"image_mean": "user", "rows": sum(map(len, shards.values())), "version": 1}
+    path = run.path / "transfer" / f"{method}.safetensors"
+    write_atomically(path, lambda file: save_file({"mean_text": mean}, file, {"unicorn": json.dumps(facts)}))
+    run.begin(stage, replace=True)
+    for number, shard in shards.items():
+        moved = shard.vectors.double() - (0 if method == "none" else mean)  # [n, d]
+        moved = (torch.nn.functional.normalize(moved, dim=1) if normalise else moved).half()
+        _commit_vectors(run, stage, number, moved, shard.ids, shard.input_hashes)
+
+
+def _identity(name: str) -> dict[str, Any]:
+    prompt = load_prompt(name)
+    return {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "model": MODEL}
+
+
+def _pick(words: tuple[str, ...], *key: object) -> str:
+    return words[stable_hash(words[0], *key) % len(words)]
+
+
+def _texts(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str, str]:
+    """Make a shard of seeds and of captions; return the captions by id."""
+    ids = [row_id(shard, row) for row in range(rows)]
+    things = {id: f"{_pick(_COLOURS, id, salt)} {_pick(_THINGS, id, salt)}" for id in ids}
+    seeds = {id: f"A {things[id]} in the {_pick(_PLACES, id)}." for id in ids}
+    captions = {
+        id: f"A {things[id]} stands in the {_pick(_PLACES, id)}, number {int(id)}{salt}. Its surface is smooth and "
+        f"slightly worn, and {_pick(_COLOURS, id, 'light')} light from the left falls on its upper edge."
+        for id in ids
+    }
+    sources = [("alpha", "beta")[row % 2] for row in range(rows)]
+    own = {"id": ids, "seed": list(seeds.values()), "source": sources, "license": [LICENSES[name] for name in sources]}
+    _commit(run, SEEDS, shard, own)
+    made = {
+        "caption": list(captions.values()),
+        "instruction": ["<image>\nDescribe the image in detail."] * rows,
+        "words": [len(caption.split()) for caption in captions.values()],
+        "input_hash": [text_hash(seed) for seed in seeds.values()],
+    }
+    rejected = {"id": [row_id(shard, rows)], "reason": ["too_short"], "raw": ["A <b>kettle</b>."], "request": ["{}"]}
+    _commit(run, CAPTIONS, shard, own | made | _provenance("expand_caption", rows), rejected)
+    if judged:
+        verdicts = ["confirmed"] * (rows - 1) + ["loses_seed"]
+        _judge(run, CAPTION_JUDGEMENTS, shard, ids, verdicts, [text_hash(text) for text in captions.values()])
+    return captions
+
+
+def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], fraction: float, judged: bool) -> None:
+    chosen = sorted(captions, key=lambda id: stable_hash(task, id))[: max(1, round(fraction * len(captions)))]
+    ids = sorted(chosen)
+    turns = [_turns(task, captions[id]) for id in ids]
+    made = {
+        "id": ids,
+        "task": [task] * len(ids),
+        "conversations": turns,
+        "question_types": [["what", "how many"]] * len(ids),
+        "grounded": [[0.5, 1.0]] * len(ids),
+        "dropped": [["letter"]] * len(ids),
+        "input_hash": [text_hash(captions[id]) for id in ids],
+    }
+    _commit(run, INSTRUCTIONS[task], shard, made | _provenance(task, len(ids)))
+    if judged:
+        items = [f"{id}/{number}" for id in ids for number in (0, 1)]
+        _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), [0] * len(items))
+
+
+def _turns(task: str, caption: str) -> list[dict[str, str]]:
+    thing, place = caption.split(" stands ")[0].lower(), caption.split(" stands in ")[1].split(",")[0]
+    pairs = [("What stands there?", f"It is {thing}."), ("Where does it stand?", f"It stands in {place}.")]
+    if task == "multiple_choice":
+        options = "\nA: {}\nB: a boat\nC: a cloud\nD: a horse"
+        pairs = [(question + options.format(answer), "A") for question, answer in pairs]
+    texts = [text for pair in pairs for text in pair]
+    texts[0] = f"<image>\n{texts[0]}"
+    return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+
+
+def _vectors(run: Run, shard: int, captions: dict[str, str], dim: int, salt: str) -> None:
+    generator = torch.Generator().manual_seed(stable_hash("vectors", shard, salt) % 2**31)
+    vectors = torch.nn.functional.normalize(torch.randn(len(captions), dim, generator=generator) + 0.5, dim=1).half()
+    _commit_vectors(run, TEXT_EMBEDDINGS, shard, vectors, list(captions), [*map(text_hash, captions.values())])
+
+
+def _commit_vectors(
+    run: Run, stage: Stage, shard: int, vectors: torch.Tensor, ids: list[str], hashes: list[int]
+) -> None:
+    run.commit(stage, shard, len(ids), lambda path: write_vectors(path, vectors, ids, hashes, {}))
+
+
+def _provenance(name: str, rows: int) -> dict[str, Any]:
+    facts = {"prompt": load_prompt(name).name, "model": MODEL, "sampling_seed": 1, "attempts": 1}
+    facts |= {"prompt_tokens": 300, "completion_tokens": 150, "thinking_tokens": 0}
+    return {column: [value] * rows for column, value in facts.items()}
+
+
+def _judge(run: Run, stage: Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
+    run.begin(stage, _identity("judge"))
+    columns = {"id": ids, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
+    _commit(run, stage, shard, columns | _provenance("judge", len(ids)))
+
+
+def _commit(
+    run: Run, stage: Stage, shard: int, columns: dict[str, Any], rejected: dict[str, Any] | None = None
+) -> None:
+    """Commit a shard; columns that are not given are null."""
+    assert stage.schema is not None
+    rows = len(columns["id"])
+    counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * rows}
+    aside = _table(REJECTED_SCHEMA, rejected) if rejected else None
+    run.commit(stage, shard, rows, parquet(_table(stage.schema, columns)), aside, counts=counts)
+
+
+def _table(schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:
+    rows = len(columns["id"])
+    return pa.table({field.name: columns.get(field.name) or pa.nulls(rows, field.type) for field in schema}, schema)
