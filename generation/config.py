@@ -250,7 +250,8 @@ class Recipe(Section):
     def settings(self, stage: str) -> dict[str, Any]:
         """Return what decides the rows of a stage, as JSON values: the settings that a stage is begun with.
 
-        Servers, attempts, fractions and cluster resources are left out: they may change while a run goes on.
+        Servers, attempts, fractions and cluster resources are left out: they may change while a run goes on. So may
+        the transfer: each of its shards has the statistics file among its inputs.
         """
         kind, _, name = stage.partition("/")
         chosen: dict[str, Any] = {"random_seed": self.random_seed}
@@ -265,8 +266,6 @@ class Recipe(Section):
             chosen["judge"] = _plain(self.judge, exclude={"endpoints", "drop"})
         elif kind == "text_embeddings":
             chosen["embed"] = _plain(self.embed)
-        elif kind == "image_embeddings":
-            chosen["transfer"] = _plain(self.transfer)
         return chosen
 
 
