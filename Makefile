@@ -37,6 +37,7 @@ help: ## list the commands
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	@echo "setting up .venv: some minutes, most of them downloads"
 	$(PYTHON) -m venv .venv
+	$(BIN)/python tools/install_torch.py
 	$(PIP) -r requirements.txt -c constraints.txt
 	$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
