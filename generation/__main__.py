@@ -99,10 +99,8 @@ def _generate(
     recipe = read_recipe(run_dir, config, endpoint, kind)
     run = Run(run_dir, recipe, create=command in ("seeds", "run"), extend=extend)
     if executor:
-        from .cluster import COMMANDS, EXECUTORS, launch
+        from .cluster import COMMANDS, launch
 
-        if executor not in EXECUTORS:
-            raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
         options = [text for url in endpoint or () for text in ("--endpoint", url)] + (["--kind", kind] if kind else [])
         commands = COMMANDS if command == "run" else (command,)
         launch(executor, run_dir, run.recipe.cluster, commands, tasks, workers or tasks, options)

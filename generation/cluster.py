@@ -10,10 +10,10 @@ import importlib.util
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 EXECUTORS = ("local", "slurm", "ray")
 COMMANDS = ("seeds", "captions", "instructions", "judge", "embed", "transfer")
 DEFAULT_TIME = "24:00:00"  # of a Slurm job
+LOOK_S = 0.5  # between two looks at whether the command that started a task is still there
 
 
 def launch(
@@ -50,6 +51,8 @@ def launch(
     Raises:
         ClusterError: a library or Slurm is missing, or tasks failed. What they made is kept.
     """
+    if executor not in EXECUTORS:
+        raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
     for library in ("datatrove", *(("ray",) if executor == "ray" else ())):
         if importlib.util.find_spec(library) is None:
             raise ClusterError(
@@ -102,7 +105,10 @@ def run_task(arguments: list[str], log: Path) -> None:
     Raises:
         ClusterError: it failed; with the last line of its output.
     """
+    from multiprocess.process import parent_process  # datatrove's local executor uses this library
+
     log.parent.mkdir(parents=True, exist_ok=True)
+    parent, status = parent_process(), None
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "generation", *arguments],
@@ -112,9 +118,14 @@ def run_task(arguments: list[str], log: Path) -> None:
             start_new_session=True,
         )
         try:
-            status = process.wait()
+            while status is None:
+                with suppress(subprocess.TimeoutExpired):
+                    status = process.wait(LOOK_S)
+                if parent is not None and not parent.is_alive():  # the command was killed
+                    process.terminate()
+                    os._exit(1)
         except BaseException:  # Ctrl-C, or an executor that stops its workers
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
             raise
     if status:
@@ -141,6 +152,8 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
             [step], workers=workers, cpus_per_task=cluster.cpus, gpus_per_task=cluster.gpus, **common
         )
     options = dict(cluster.sbatch)
+    if shlex.quote(str(step.logs)) != str(step.logs):
+        raise ClusterError(f"{step.logs}: Slurm's scripts need a path without spaces and quotes; move the run")
     if "partition" not in options:
         raise ClusterError("cluster.sbatch.partition is missing: name the Slurm partition in the recipe")
     lines = [cluster.environment] if cluster.environment else []

@@ -3,7 +3,7 @@
     .venv/bin/python tools/install_torch.py
 
 Does nothing if torch is installed, if there is an NVIDIA GPU, or if pip's own index already offers a build without
-CUDA. Otherwise asks torch's index of CPU builds once, for this one package; if that fails, says what the default costs,
+CUDA. Otherwise asks torch's index of CPU builds once, for this one package. If that fails, says what the default costs
 and leaves the installation to the requirements file.
 """
 
