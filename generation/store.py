@@ -96,7 +96,7 @@ class Run:
         Args:
             stage: the stage.
             identity: what decides its rows besides the recipe: prompt and its hash, model, encoder.
-            replace: overwrite instead of comparing (``--extend``, ``retry``).
+            replace: overwrite instead of comparing.
 
         Raises:
             RunError: it was begun with other settings or another identity.
@@ -170,10 +170,7 @@ class Run:
     def inputs(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> dict[str, str] | None:
         """Return what the shard would be made from now, or None if its upstream shard is not finished.
 
-        Args:
-            stage: its stage.
-            shard: its number.
-            extra: further values that the stage's rows depend on and that may change, such as ``fraction``.
+        ``extra`` holds further values that the rows depend on and that may change, such as the task's fraction.
         """
         if stage.source is None:
             return dict(extra or {})
@@ -187,6 +184,11 @@ class Run:
         """Return whether a shard is to be made: its record is missing or names other inputs than there are now."""
         record = self.record(stage, shard)
         return record is None or record.inputs != self.inputs(stage, shard, extra)
+
+    def is_stale(self, stage: Stage, shard: int) -> bool:
+        """Return whether a finished shard was made from another upstream shard than there is now."""
+        record, inputs = self.record(stage, shard), self.inputs(stage, shard)
+        return record is not None and (inputs is None or not inputs.items() <= record.inputs.items())
 
     def due(self, stage: Stage, extra: Mapping[str, str] | None = None) -> list[int]:
         """Return the shards of a stage that are due, of those whose upstream shard is finished."""
@@ -228,7 +230,7 @@ class Run:
             shard: its number.
             rows: how many rows ``write`` writes.
             write: writes the data file; ``parquet(table)`` for rows.
-            rejected: rejected rows; None or empty: there are none, and an older file of them is removed.
+            rejected: rejected rows; an older file of them is removed if there are none.
             extra: see ``inputs``.
             counts: figures of the stage.
 
