@@ -1,0 +1,133 @@
+"""What the fake server says by default: plausible English made of the request's own words, by messages and seed alone.
+
+A caption is its seed and sentences about the seed's words; an answer by a schema is made of words of the caption, so
+that the checks accept both. Asked again with the same messages and seed, the answer is the same.
+"""
+
+import json
+import re
+from random import Random
+from typing import Any
+
+_WORD = re.compile(r"[a-z]{4,}")
+_STOP = frozenset(
+    """about above across after again against ahead along also among another around away back because been before
+    behind being below beneath beside between beyond both bright bring brings calm casts catches close closer colour come
+    comes cover covers down draw draws each edge edges even every extra falls fine flecks from front gives goes grain have
+    held here into itself just keep kept kinds leaning leans left lends less light like line lines long look looks low
+    made make marks more most much near nearby next nothing open other outline over pale patches picture place plain
+    quiet rest right rise rows same seems seen several shade shadow side sides slightly small soft some space stands
+    still such surface taller tell than that their them then there these thin this those through throws toward towards
+    traces under uneven upper very view visible warm wear were what when where which while with within without worn
+    your whole sentence caption image photo photograph photography text description paragraph shows scene""".split()
+)
+_SENTENCES = (
+    "The {w} stands out clearly against a pale and plain background.",
+    "Close to the front, the {w} catches soft light from the left and throws a long shadow across the ground.",
+    "The surface around the {w} is uneven, with small patches of brown and grey between the lighter parts.",
+    "Behind the {w}, two tall dark shapes rise and leave a strip of open space between them.",
+    "Thin blue lines run along the edge of the {w} and end near its lower corner.",
+    "The upper part of the {w} is bright, while the lower part lies in the shade.",
+    "To the right of the {w} a narrow path leads away and is lost among low green plants.",
+    "The side of the {w} that is nearest shows worn corners and a few scratches.",
+    "Some distance away, smaller objects are visible only as grey outlines.",
+    "A row of flat stones lies at an angle in front of the {w}, half covered with dry leaves.",
+    "The sky above is a flat, even white that grows a little darker towards the top.",
+    "On the left a wooden post leans slightly, and its shadow touches the base of the {w}.",
+    "There is a shallow puddle beside the {w}, and its water mirrors part of the shape above it.",
+    "The colours are mostly brown and green, with one patch of red close to the {w}.",
+)
+_ASKED = (
+    ("Where is the {w}?", "The {w} is close to the {v}, and the {u} is not far away."),
+    ("What can be seen next to the {w}?", "Next to it there is the {v}, with the {u} a little further on."),
+    ("Which two things are on the same side as the {w}?", "The {v} and the {u} are both on that side."),
+    ("Why does the {w} draw the eye before the {v}?", "The {w} is in front of the {u}, so it is seen before the {v}."),
+    ("How is the {w} placed in relation to the {v}?", "It stands before the {v}, with the {u} between them."),
+    ("Does the {w} touch the {v}?", "No, the {u} is between the {w} and the {v}."),
+    ("Who would see the {w} first, someone at the {v} or at the {u}?", "Someone at the {v} would see the {w} first."),
+    ("Is the {w} nearer than the {v}?", "Yes, the {w} is nearer, and the {v} is beyond the {u}."),
+)
+_CHOICES = ("What is next to the {w}?", "Which of these is close to the {w}?", "What lies beside the {w}?")
+_WRONG = ("An iron anchor", "A yellow tractor", "A glass bottle", "A paper kite", "A copper kettle", "A zebra")
+
+
+def answer(messages: list[dict[str, str]], seed: int, schema: dict[str, Any] | None, max_tokens: int) -> str:
+    """Return the whole answer to a chat, without a beginning that the last message may give."""
+    contents = [_text(message.get("content")).strip() for message in messages]
+    prefix = contents.pop() if messages[-1].get("role") == "assistant" else ""
+    subject = _subject(contents[-1] if contents else "")
+    rng = Random(f"{seed} {subject} {prefix}")
+    if schema is not None:
+        return json.dumps(_Instance(rng, subject).value(schema), ensure_ascii=False)
+    return _caption(rng, subject, prefix, max_tokens)
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content)
+
+
+def _subject(text: str) -> str:
+    """Return the seed or caption of a prompt: between lines of dashes, or after ``scene:``."""
+    parts = text.split("-----")
+    if len(parts) > 2:
+        return parts[1].strip().removeprefix("What the picture shows:").strip()
+    found = re.search(r"[Ss]cene: (.*)", text)
+    return found[1] if found else text
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word not in _STOP))
+
+
+def _caption(rng: Random, subject: str, prefix: str, max_tokens: int) -> str:
+    words = _words(subject) or ["wall", "bench"]
+    said = ["the {w} can be seen in full, and the ground before it is level and bare."] if prefix else []
+    if not prefix:
+        said.append(subject.rstrip(" .!?").capitalize() + "." if subject.islower() else subject.rstrip(" .!?") + ".")
+    size = len(said[0]) + len(prefix)
+    for sentence in rng.sample(_SENTENCES, len(_SENTENCES)):
+        size += len(sentence) + 6
+        if size > min(600, max_tokens * 4 - 8):
+            break
+        said.append(sentence.replace("{w}", words[rng.randrange(len(words))]))
+    said[0] = said[0].replace("{w}", words[0])
+    return (" " if prefix else "") + " ".join(said)
+
+
+class _Instance:
+    """Values for a JSON schema, made of the words of a caption."""
+
+    def __init__(self, rng: Random, caption: str) -> None:
+        self.rng, self.words = rng, _words(caption)
+        self.words += ["wall", "bench", "stone", "tree"][: max(0, 4 - len(self.words))]
+        self.asked = rng.sample(_ASKED, len(_ASKED))
+        self.first = rng.randrange(len(self.words))
+        self.done = 0
+
+    def value(self, schema: dict[str, Any]) -> Any:
+        if "properties" in schema:
+            keys = schema["properties"]
+            return self.item(keys) if {"Question", "Answer"} <= keys.keys() else {k: self.value(keys[k]) for k in keys}
+        if "enum" in schema:
+            return "yes" if "yes" in schema["enum"] else self.rng.choice(schema["enum"])
+        if schema.get("type") == "array":
+            least, most = schema.get("minItems", 1), schema.get("maxItems", schema.get("minItems", 1) + 1)
+            return [self.value(schema["items"]) for _ in range(self.rng.randint(least, most))]
+        if schema.get("type") == "string":
+            return f"The {self.rng.choice(self.words)} is there."
+        return {"boolean": True, "integer": 3, "number": 0.5}.get(schema.get("type", ""))
+
+    def item(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """Return one question with its answer; no two of an answer are about the same word, while words last."""
+        n, count = self.done, len(self.words)
+        self.done += 1
+        w, v, u = (self.words[(self.first + n + step) % count] for step in (0, count // 3 + 1, 2 * (count // 3) + 1))
+        if "Options" not in keys:
+            question, said = self.asked[n % len(_ASKED)]
+            return {"Question": question.format(w=w, v=v, u=u), "Answer": said.format(w=w, v=v, u=u)}
+        options = [f"The {v} and {u}", *self.rng.sample(_WRONG, 3)]
+        self.rng.shuffle(options)
+        letters = dict(zip("ABCD", options, strict=True))
+        right = next(letter for letter, option in letters.items() if option.startswith("The "))
+        question = f"{_CHOICES[n % 3]}".format(w=w)
+        return {"Question": question, "Options": letters, "Answer": right}
