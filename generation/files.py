@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import RunError
+from .errors import RunError, SeedError
 
 Write = Callable[[Path], object]  # writes a file at the path that it is given
 _UMASK = os.umask(0)
@@ -43,6 +43,21 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
     return value
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Read a UTF-8 file that holds one entry a line, such as benchmark questions; none may be blank.
+
+    Raises:
+        SeedError: the file cannot be read, is empty, or has a blank line.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
+    except (OSError, ValueError) as error:
+        raise SeedError(f"{what} {path} cannot be read: {error}") from error
+    if not all(lines):
+        raise SeedError(f"{what} {path}, line {lines.index('') + 1} is blank; give one entry a line")
+    return lines
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -2,7 +2,7 @@
 
     pip download --no-deps timm clip-benchmark     # here: timm 1.0.31 and clip-benchmark 1.6.2
     unzip -d wheels 'timm-*.whl' && unzip -d wheels 'clip_benchmark-*.whl'
-    python -m generation.seed_data.collect_labels wheels
+    python tools/collect_labels.py wheels
 
 timm's wheel (Apache-2.0) holds the 21,844 synsets of ImageNet-21k with lemmas and definitions, which are WordNet 3.0's
 (WordNet licence); that of clip-benchmark (MIT) holds class names of classification data sets. WordNet's graph is in
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import inflect
 
-_HERE = Path(__file__).parent / "domains_full"
+_HERE = Path(__file__).parent.parent / "generation" / "seed_data" / "domains_full"
 _UNWANTED = re.compile(
     r"\b(jew|gyps|nigger|negro|squaw|coolie|kaffir|bastard|bitch|brassiere|jockstrap|g-string|condom|tampon|dildo|"
     r"pessary|enema|urinal|nazi|gallows|guillotine|whore|concentration|death|gulag|torture|camp|sweatshop|douche|"

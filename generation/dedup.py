@@ -1,0 +1,281 @@
+"""Texts that repeat an earlier one, and texts that hold a question of a benchmark.
+
+Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997, On the resemblance and containment of
+documents) reaches a threshold. MinHash signatures (rensa) in bands propose the pairs (Leskovec, Rajaraman and Ullman,
+Mining of Massive Datasets, section 3.4), and the true Jaccard similarity of each proposed pair decides. The first row
+in run order is kept. 2-grams for seeds: 1-grams take "a dog chases a man" and "a man chases a dog" for the same, and
+3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words.
+
+Memory: 8 bytes a band and row (16 bands at 0.8), 4 bytes an n-gram, and the bands that a row shares with another.
+rensa's own index takes 1.2 kB a row (measured), datatrove's passes through files.
+"""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .files import parquet, read_lines, sha256, write_json
+from .logs import Progress, counted
+from .rows import REJECTED_SCHEMA, stable_hash
+from .stages import CAPTIONS, SEEDS, Stage
+from .store import Run
+
+Hashes = NDArray[np.uint64]
+NGRAM = {SEEDS.name: 2, CAPTIONS.name: 3}  # words
+THRESHOLD = 0.8  # of the report and of duplicate groups, where the recipe sets none
+_BENCHMARK_NGRAM = 8  # words, as PaLM's contamination check (Chowdhery et al. 2022, section 8)
+_SIGNATURE = 128  # MinHash values a row
+_RECALL = 0.9  # of pairs at the threshold; above 0.99 at 0.1 above it
+_BATCH_ROWS = 1000
+_EXAMPLES = 5
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying modulo 2**64 loses nothing
+
+
+class _Kept(dict[int, str | None]):
+    """For ``str.translate``: letters, marks, numbers and symbols stay, format characters go, the rest is blank."""
+
+    def __missing__(self, code: int) -> str | None:
+        category = unicodedata.category(chr(code))
+        self[code] = chr(code) if category[0] in "LMNS" else None if category == "Cf" else " "
+        return self[code]
+
+
+_KEPT = _Kept()
+
+
+@lru_cache(maxsize=65_536)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def ngrams(text: str, n: int) -> Hashes:
+    """Return the set of a text's word n-grams as ascending hashes; a text of fewer words is one n-gram.
+
+    Compatibility forms (NFKC), case, punctuation and white space make no difference.
+
+    >>> len(ngrams("A dog, and a DOG!", 2)), len(ngrams("a dog", 8)), len(ngrams("...", 8))
+    (3, 1, 0)
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(_KEPT)
+    words = unicodedata.normalize("NFKC", plain).split()
+    n = min(n, len(words))
+    hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
+    grams = np.zeros(len(words) - n + 1 if words else 0, np.uint64)
+    for offset in range(n):  # Horner's rule modulo 2**64
+        grams = grams * _FACTOR + hashes[offset : offset + len(grams)]
+    return np.unique(grams)
+
+
+def banding(threshold: float) -> tuple[int, int]:
+    """Return how many bands, and how many MinHash values in each: the widest that find pairs at the threshold.
+
+    A pair of similarity s agrees in one of b bands of width r with probability 1 - (1 - s**r)**b.
+
+    >>> banding(0.8)
+    (16, 8)
+    """
+    for width in range(_SIGNATURE, 1, -1):
+        bands = _SIGNATURE // width
+        if 1 - (1 - threshold**width) ** bands >= _RECALL:
+            return bands, width
+    return _SIGNATURE, 1
+
+
+def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 0) -> dict[int, tuple[int, float]]:
+    """Return which texts repeat an earlier one that is kept, by position: the earlier one, and their similarity.
+
+    Args:
+        texts: in run order; read once.
+        threshold: the least Jaccard similarity of word n-grams, 0.1 to 1.
+        n: words in an n-gram.
+        kept: so many texts at the start are kept, whatever they repeat.
+    """
+    keys, grams, starts = _index(texts, threshold, n)
+    found: dict[int, tuple[int, float]] = {}
+    buckets: defaultdict[int, list[int]] = defaultdict(list)  # band key -> kept rows, ascending
+    for row in counted(np.flatnonzero(keys.any(axis=1)).tolist(), "duplicates, comparison", "row"):
+        bands = [key for key in keys[row].tolist() if key]
+        others = np.array(sorted({other for key in bands for other in buckets[key]}), np.int64)
+        if row >= kept and len(others) and (match := _match(row, others, grams, starts, threshold)):
+            found[row] = match
+        else:
+            for key in bands:
+                buckets[key].append(row)
+    return found
+
+
+def _index(texts: Iterable[str], threshold: float, n: int) -> tuple[Hashes, NDArray[np.uint32], NDArray[np.int64]]:
+    """Return the texts' band keys [rows, bands], 0 for a key that no other row has, and their n-grams with starts."""
+    from rensa import RMinHash
+
+    bands, width = banding(threshold)
+    weights = np.cumprod(np.full(width, _FACTOR))
+    keys, grams, sizes, rows = [np.zeros((0, bands), np.uint64)], bytearray(), [0], iter(texts)
+    with Progress("duplicates, signatures", None) as bar:
+        while batch := [ngrams(text, n) for text in islice(rows, _BATCH_ROWS)]:
+            flat, lengths = np.concatenate(batch), [len(part) for part in batch]
+            ends = np.cumsum([0, *lengths], dtype=np.uint64)
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, _SIGNATURE, seed=0)
+            signatures = np.array(matrix.to_rows(), np.uint64)[:, : bands * width].reshape(-1, bands, width)
+            part = (signatures * weights).sum(axis=2, dtype=np.uint64) * _FACTOR + np.arange(bands, dtype=np.uint64)
+            part[np.array(lengths) == 0] = 0  # a text without words repeats nothing
+            keys.append(part)
+            grams += flat.astype(np.uint32).tobytes()  # half the memory, and enough to compare two rows
+            sizes += lengths
+            bar.update(len(batch))
+    found = np.concatenate(keys)
+    for band in found.T:
+        _, inverse, counts = np.unique(band, return_inverse=True, return_counts=True)
+        band[counts[inverse] == 1] = 0
+    return found, np.frombuffer(grams, np.uint32), np.cumsum(sizes)
+
+
+def _match(
+    row: int, others: NDArray[np.int64], grams: NDArray[np.uint32], starts: NDArray[np.int64], threshold: float
+) -> tuple[int, float] | None:
+    """Return the first of ``others`` whose Jaccard similarity to ``row`` reaches the threshold, and it."""
+    own = np.sort(grams[starts[row] : starts[row + 1]])
+    sizes = starts[others + 1] - starts[others]
+    theirs = np.concatenate([grams[starts[other] : starts[other + 1]] for other in others.tolist()])
+    equal = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)] == theirs
+    common = np.add.reduceat(equal.astype(np.int64), np.cumsum(sizes) - sizes)
+    similarity = common / (len(own) + sizes - common)
+    reached = np.flatnonzero(similarity >= threshold)
+    return (int(others[reached[0]]), float(similarity[reached[0]])) if len(reached) else None
+
+
+def find_contaminated(texts: Iterable[str], benchmark: Path) -> dict[int, str]:
+    """Return which texts share 8 words in a row with a question of a benchmark, by position: the question.
+
+    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words.
+
+    Raises:
+        SeedError: the file (.txt, one question a line) cannot be read.
+    """
+    questions = read_lines(benchmark, "benchmark questions")
+    known: dict[int, int] = {}
+    for number, question in enumerate(questions):
+        for gram in ngrams(question, _BENCHMARK_NGRAM).tolist():
+            known.setdefault(gram, number)
+    found = {}
+    for row, text in enumerate(texts):
+        if hits := known.keys() & ngrams(text, _BENCHMARK_NGRAM).tolist():
+            found[row] = questions[min(known[gram] for gram in hits)]
+    return found
+
+
+def _texts(run: Run, stage: Stage, column: str) -> Iterator[str]:
+    """Yield a column of all finished shards in run order, one shard in memory at a time."""
+    for shard in run.shards(stage):
+        yield from run.table(stage, shard, [column]).column(column).to_pylist()
+
+
+def drop_caption_duplicates(run: Run) -> None:
+    """Move captions that repeat an earlier one, or hold a benchmark's question, to the rejected rows, if asked for.
+
+    Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Once this was
+    done, the same call on the same captions does nothing.
+
+    Raises:
+        SeedError: the benchmark's questions cannot be read.
+        RunError: a shard is held by another process, was changed, or cannot be written.
+    """
+    threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
+    done = _state(run)
+    if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == done:
+        return
+    ids = list(_texts(run, CAPTIONS, "id"))
+    dropped: dict[str, tuple[str, str]] = {}  # id -> reason, what it repeats or holds
+    if threshold:
+        found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
+        dropped |= {ids[row]: ("duplicate", ids[match]) for row, (match, _) in found.items()}
+    if benchmark:
+        hits = find_contaminated(_texts(run, CAPTIONS, "caption"), run.recipe.path(benchmark))
+        dropped |= {ids[row]: ("contaminated", question) for row, question in hits.items()}
+    for shard in sorted({int(id[:5]) for id in dropped}):
+        _reject(run, shard, dropped)
+    write_json(run.directory(CAPTIONS) / "stage.json", run.facts(CAPTIONS) | {"deduplicated": _state(run)})
+
+
+def _state(run: Run) -> str:
+    """Return a hash of the captions there are, and of what they are searched for."""
+    settings = run.recipe.captions
+    benchmark = settings.drop_contaminated and run.recipe.path(settings.drop_contaminated)
+    files = [record.files for record in run.records(CAPTIONS).values()]
+    known = sha256(benchmark) if benchmark and benchmark.is_file() else ""
+    return f"{stable_hash(settings.drop_duplicates, known, files):016x}"
+
+
+def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
+    """Rewrite a caption shard without the dropped rows, which join its rejected rows."""
+    with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
+        record = run.record(CAPTIONS, shard)
+        if not held or record is None:
+            raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
+        table = run.table(CAPTIONS, shard)
+        gone = [
+            row | _reason(row["caption"], *dropped[row["id"]]) for row in table.to_pylist() if row["id"] in dropped
+        ]
+        kept = table.filter(pa.array([id not in dropped for id in table["id"].to_pylist()]))
+        earlier = run.rejected(CAPTIONS, shard)
+        rejected = pa.Table.from_pylist(gone, REJECTED_SCHEMA)
+        rejected = pa.concat_tables([earlier, rejected]).sort_by("id") if earlier is not None else rejected
+        counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
+        extra = {key: value for key, value in record.inputs.items() if key not in (run.inputs(CAPTIONS, shard) or {})}
+        run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, extra, counts)
+
+
+def _reason(caption: str, reason: str, match: str) -> dict[str, str | None]:
+    return {"reason": reason, "raw": f"{caption}\n\n[{reason}: {match}]", "request": None}
+
+
+def duplicate_groups(run: Run) -> dict[str, str]:
+    """Return the near-duplicates among a run's captions: the id of the first row of its group, by id.
+
+    Rows without a near-duplicate have no key.
+    """
+    threshold = run.recipe.captions.drop_duplicates or THRESHOLD
+    ids = list(_texts(run, CAPTIONS, "id"))
+    found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
+    return {ids[member]: ids[match] for row, (match, _) in found.items() for member in (match, row)}
+
+
+def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, benchmark: Path | None = None) -> str:
+    """Return a table of the duplicates in ``seeds`` or ``captions``, with examples; nothing is changed.
+
+    Raises:
+        SeedError: the benchmark's questions cannot be read.
+        RunError: there is no such stage, it has no finished shard, or a shard was changed.
+    """
+    stages = {stage.name: (stage, column) for stage, column in ((SEEDS, "seed"), (CAPTIONS, "caption"))}
+    if stage_name not in stages or not run.shards(stages[stage_name][0]):
+        raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")
+    stage, column = stages[stage_name]
+    contaminated = find_contaminated(_texts(run, stage, column), benchmark) if benchmark else {}
+    found = find_duplicates(_texts(run, stage, column), threshold, NGRAM[stage_name])
+    shown = [*list(found)[:_EXAMPLES], *list(contaminated)[:_EXAMPLES]]
+    wanted = {*shown, *(found[row][0] for row in shown if row in found)}
+    texts = {row: text for row, text in enumerate(_texts(run, stage, column)) if row in wanted}
+    total = sum(record.rows for record in run.records(stage).values())
+    exact = sum(similarity == 1 for _, similarity in found.values())
+    lines = [
+        f"{stage_name}: {total:,} rows; near: Jaccard similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams",
+        *("| reason | rows | share |", "|---|---|---|"),
+    ]
+    counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(contaminated)}
+    lines += [f"| {reason} | {count:,} | {count / max(1, total):.2%} |" for reason, count in counts.items()]
+    for row in list(found)[:_EXAMPLES]:
+        match, similarity = found[row]
+        lines += ["", f"similarity {similarity:.2f}:", f"  {texts[match]}", f"  {texts[row]}"]
+    for row in list(contaminated)[:_EXAMPLES]:
+        lines += ["", f"holds the benchmark question {contaminated[row]!r}:", f"  {texts[row]}"]
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Stage 0: seeds, open-domain captions and domain labels put into templates (paper, section on Unicorn-1.2M-Seed).
+
+Every choice is a stable hash of (random seed, source, text), so that another source or a higher limit moves no draw.
+"""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from ..config import Domains, Recipe
+from ..dedup import NGRAM, find_contaminated, find_duplicates
+from ..errors import RunError, SeedError, StageFailed
+from ..files import parquet, sha256, write_json
+from ..logs import counted, say
+from ..rows import MAX_SHARDS, SEED_SCHEMA, row_id, stable_hash
+from ..stages import SEEDS
+from ..store import Run
+from .domains import domain_paths, domain_seeds, read_domain
+from .sources import Sample, read_source, reasons
+
+Seed = tuple[Sample, str]
+
+
+def make_seeds(run: Run, extend: bool = False) -> None:
+    """Read all sources of the recipe and write them as shards of seeds, in an order drawn at random.
+
+    A finished stage is left as it is, and an unfinished one is made again. ``stage.json`` then says of every source
+    how many rows and captions were read, how many became seeds, and how many were dropped, by reason.
+
+    Args:
+        run: the run directory.
+        extend: add the seeds that a finished run does not have yet, as new shards.
+
+    Raises:
+        SeedError: a source cannot be used.
+        StageFailed: no caption became a seed.
+        RunError: the stage was begun with other settings or files and ``extend`` is off, or another process makes it.
+    """
+    with run.claim(SEEDS) as held:
+        if not held:
+            raise RunError(f"{run.path}: another process is making the seeds; wait for its end")
+        facts = run.facts(SEEDS)
+        finished = bool(facts.get("finished"))
+        identity = {"sha256": _hashes(run.recipe, facts["identity"]["sha256"] if finished and not extend else {})}
+        if facts and not extend:
+            run.begin(SEEDS, identity)
+            if finished:
+                return
+        kept = len(run.shards(SEEDS)) if finished else facts.get("kept", 0)  # shards of the run before its extension
+        old = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
+        samples = _read(run.recipe)
+        seeds = _choose(run.recipe, samples, [(row["source"], row["seed"]) for row in old])
+        made = Counter(row["source"] for row in old) + Counter(sample.name for sample, _ in seeds)
+        # Nothing was written until here, so that whatever is wrong with the sources leaves the run as it was.
+        if not facts:
+            run.begin(SEEDS, identity)
+        account = {sample.name: _account(sample) | {"seeds": made[sample.name]} for sample in samples}
+        changed = {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "finished": False, "kept": kept}
+        _note(run, **changed, sources=facts.get("sources", {}) | account)
+        _commit(run, seeds, kept)
+        _note(run, finished=True)
+        _print_table(samples, made)
+
+
+def _note(run: Run, **facts: Any) -> None:
+    write_json(run.directory(SEEDS) / "stage.json", run.facts(SEEDS) | facts)
+
+
+def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
+    """Return the sha256 of every file that the seeds depend on, by its name in the recipe.
+
+    Args:
+        recipe: names the files.
+        known: those of a finished stage, whose files may be gone.
+    """
+    names: list[str | None] = [*known]
+    if not known:
+        names += [*(source.path for source in recipe.seeds.captions), recipe.seeds.drop_contaminated]
+        sources = (*recipe.seeds.captions, *recipe.seeds.hub)
+        names += [source.filters.blocked_words for source in sources if source.filters]
+        for path in domain_paths(recipe):
+            labels = read_domain(path).labels_file
+            names += [str(path), str(path.parent / labels) if labels else None]
+    found = {}
+    for name in filter(None, names):
+        try:
+            found[name] = sha256(recipe.directory / name)
+        except OSError as error:
+            if name not in known:
+                raise SeedError(f"cannot read {recipe.directory / name}: {error.strerror}") from error
+            found[name] = known[name]
+    return found
+
+
+def _read(recipe: Recipe) -> list[Sample]:
+    """Return what every source gives, files first, domains last."""
+    samples = [read_source(source, recipe) for source in recipe.seeds.captions]
+    samples += [read_source(source, recipe) for source in recipe.seeds.hub]
+    for path in domain_paths(recipe):
+        domain = read_domain(path)
+        name = f"domain_{domain.domain}"
+        sample = Sample(name, recipe.random_seed, license=domain.license, labels=domain.source)
+        for text in domain_seeds(domain, recipe.seeds.domains or Domains(files=()), recipe.random_seed):
+            sample.rows, sample.read = sample.rows + 1, sample.read + 1
+            sample.add(text)
+        samples.append(sample)
+    names = Counter(sample.name for sample in samples)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise SeedError(
+            f"recipe '{recipe.name}': several sources are named {', '.join(twice)}; give each its own name"
+        )
+    return samples
+
+
+def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -> list[Seed]:
+    """Return the new seeds in their order, without those that the recipe drops (counted in their samples).
+
+    Args:
+        recipe: the recipe.
+        samples: what the sources give.
+        old: source and text of the seeds that the run has; they stay, and nothing may repeat them.
+
+    Raises:
+        SeedError: the benchmark's questions cannot be read, or there are more seeds than ids.
+        StageFailed: no seed is left, and the run has none.
+    """
+    held = set(old)
+    seeds = [(sample, text) for sample in samples for text in sample.texts() if (sample.name, text) not in held]
+    seeds.sort(key=lambda seed: stable_hash(recipe.random_seed, "order", seed[0].name, seed[1]))
+    dropped: dict[int, str] = {}
+    if recipe.seeds.drop_contaminated:
+        benchmark = recipe.directory / recipe.seeds.drop_contaminated
+        dropped = dict.fromkeys(find_contaminated((text for _, text in seeds), benchmark), "contaminated")
+        seeds = _without(seeds, dropped)
+    if recipe.seeds.drop_duplicates:
+        texts = [text for _, text in (*old, *seeds)]
+        found = find_duplicates(texts, recipe.seeds.drop_duplicates, NGRAM[SEEDS.name], kept=len(old))
+        seeds = _without(seeds, dict.fromkeys((row - len(old) for row in found), "duplicate"))
+    if not seeds and not old:
+        why = "; ".join(f"{sample.name}: {reasons(sample.dropped)}" for sample in samples) or "there is no source"
+        raise StageFailed(
+            f"recipe '{recipe.name}': no caption became a seed. Dropped: {why}. Change the filters or the sources"
+        )
+    if len(seeds) > (MAX_SHARDS - 1) * recipe.seeds.shard_rows - len(old):
+        raise SeedError(f"{len(seeds):,} seeds do not fit into {MAX_SHARDS:,} shards; raise seeds.shard_rows")
+    return seeds
+
+
+def _without(seeds: list[Seed], dropped: dict[int, str]) -> list[Seed]:
+    for row, reason in dropped.items():
+        seeds[row][0].dropped[reason] += 1
+    return [seed for row, seed in enumerate(seeds) if row not in dropped]
+
+
+def _commit(run: Run, seeds: list[Seed], first: int) -> None:
+    """Write shards from number ``first`` on, and remove those that an interrupted call left beyond them."""
+    size = run.recipe.seeds.shard_rows
+    shards = range(first, first + -(-len(seeds) // size))
+    for shard in counted(shards, SEEDS.name, "shard"):
+        part = seeds[(shard - first) * size :][:size]
+        columns = [
+            [row_id(shard, row) for row in range(len(part))],
+            [text for _, text in part],
+            [sample.name for sample, _ in part],
+            [sample.facts["license"] for sample, _ in part],
+        ]
+        run.commit(SEEDS, shard, len(part), parquet(pa.table(columns, SEED_SCHEMA)))
+    for shard in run.shards(SEEDS):
+        if shard >= shards.stop:
+            run.reopen(SEEDS, shard)
+            run.file(SEEDS, shard).unlink(missing_ok=True)
+
+
+def _account(sample: Sample) -> dict[str, Any]:
+    return sample.facts | {
+        "rows": sample.rows,
+        "read": sample.read,
+        "dropped": dict(sorted((+sample.dropped).items())),
+    }
+
+
+def _print_table(samples: list[Sample], made: Counter[str]) -> None:
+    """Print one line a source; the domains are one together."""
+    domains = [sample for sample in samples if sample.name.startswith("domain_")]
+    lines = [("source", "captions", "seeds", "dropped")]
+    lines += [
+        (sample.name, f"{sample.read:,}", f"{made[sample.name]:,}", reasons(sample.dropped))
+        for sample in samples
+        if sample not in domains
+    ]
+    if domains:
+        read, seeds = sum(sample.read for sample in domains), sum(made[sample.name] for sample in domains)
+        dropped = sum((sample.dropped for sample in domains), Counter[str]())
+        lines.append((f"{len(domains)} domains", f"{read:,}", f"{seeds:,}", reasons(dropped)))
+    for line in lines:
+        say("{:<28} {:>10} {:>10}  {}".format(*line))
