@@ -1,6 +1,6 @@
 """A Slurm of one machine: ``sbatch``, ``srun`` and ``scontrol`` as programs on a PATH.
 
-``sbatch`` stores each script and its options as ``<folder>/<job>.json`` and prints the job number as the real one does.
+``sbatch`` stores each script and its options as ``<folder>/<job>.json`` and prints a job number like the real one.
 With ``FAKE_SLURM_RUN`` set it also runs the job's tasks before it returns, unless an ``afterok`` dependency failed.
 """
 

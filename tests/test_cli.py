@@ -1,0 +1,100 @@
+"""The command line: fast help, one-line errors, JSON lines, and streams that cannot be written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generation.__main__ import main
+from tests.conftest import ROOT, command, generation, write_recipe
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'pyarrow', 'pydantic', 'datasets', 'transformers', 'tqdm', 'aiohttp', 'numpy'}"
+    done = command("-c", f"import sys, generation.__main__; print(sorted({heavy} & sys.modules.keys()))")
+    assert done.stdout.strip() == "[]"
+    shown = generation("--help")
+    assert shown.returncode == 0 and "captions" in shown.stdout and generation().stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nothing"], 2, "No such command 'nothing'"),
+        (["captions"], 2, "Missing option '--run-dir'"),
+        (["captions", "--run-dir", "/nowhere"], 1, "Not a run directory: /nowhere (no run.json)"),
+        (["show", "--run-dir", "/dev/null/x"], 1, "Not a run directory"),
+        (["verify", "/nowhere"], 1, "neither a run"),
+        (["seeds", "--run-dir", "/proc/x", "--config", "{recipe}"], 1, "cannot write /proc/x"),
+        (["seeds", "--run-dir", "{folder}", "--config", "/nowhere.yaml"], 1, "recipe /nowhere.yaml does not exist"),
+        (["captions", "--run-dir", "{folder}", "--rank", "2"], 1, "--rank 2 must be below --world-size 1"),
+        (
+            ["seeds", "--run-dir", "{folder}", "--config", "{recipe}", "--log-json=/nowhere/x"],
+            1,
+            "--log-json /nowhere",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], status: int, message: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    done = generation(*(text.format(folder=tmp_path / "run", recipe=recipe) for text in arguments))
+    assert done.returncode == status and message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_json_lines_are_all_that_stderr_holds(tmp_path: Path) -> None:
+    place = ("--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+    done = generation("seeds", *place, "--log-json")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["event"] == "end" and events[-1]["status"] == "done"
+    refused = generation("verify", "/nowhere", f"--log-json={tmp_path / 'log'}")
+    assert json.loads((tmp_path / "log").read_text())["status"] == "failed" and "error: " in refused.stderr
+
+
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-", ">/dev/full", ">&-", ">&- 2>&-"])
+def test_streams_that_cannot_be_written_do_not_end_a_run(redirect: str, tmp_path: Path) -> None:
+    recipe, run = write_recipe(tmp_path), tmp_path / "run"
+    line = f"{sys.executable} -m generation seeds --config {recipe} --run-dir {run} {redirect}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(list((run / "seeds").glob("*.parquet"))) == 3
+
+
+def test_ascii_terminals_and_foreign_names_are_no_problem(tmp_path: Path) -> None:
+    folder = tmp_path / "s\u00e9ed \udcff"
+    done = generation("verify", folder, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 1 and "neither a run" in done.stderr
+
+
+FILES = st.sampled_from(
+    [b"", b"{", b"[]", b"{}", b'{"format": 2}', b'{"files": {"a": {}}}', b"\xff\xfe", b"[" * 20_000]
+)
+VALUES = st.sampled_from(["", "-", "--", "x", "0", "-1", "1e309", "nan", "\u00e9", "a b", "{folder}", "{folder}/none"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["verify", "report", "export", "show", "duplicates", "retry", "import-original", "seeds"]),
+    options=st.lists(
+        st.sampled_from(
+            ["--run-dir", "--config", "--rows", "--output", "--format", "--stage", "--id", "--threshold", "--reason"]
+        ),
+        max_size=3,
+        unique=True,
+    ),
+    data=st.data(),
+)
+def test_no_arguments_or_files_give_a_traceback(
+    name: str, options: list[str], data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("run.json", "manifest.json", "recipe.yaml"):
+        (tmp_path / file).write_bytes(data.draw(FILES))
+    values = [text.format(folder=tmp_path) for text in data.draw(st.lists(VALUES, min_size=4, max_size=4))]
+    arguments = [text for pair in zip(options, values, strict=False) for text in pair]
+    status = main([name, *([values[3]] if data.draw(st.booleans()) else []), *arguments])
+    assert status in (0, 1, 2) and "This is a bug" not in capsys.readouterr().err
