@@ -181,9 +181,11 @@ class Run:
         return {f"{stage.source.name}/{file.name}": str(upstream.files[file.name]["sha256"]), **(extra or {})}
 
     def is_due(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> bool:
-        """Return whether a shard is to be made: its record is missing or names other inputs than there are now."""
+        """Return whether a shard is to be made: a file of it is missing, or it was made from other inputs than now."""
         record = self.record(stage, shard)
-        return record is None or record.inputs != self.inputs(stage, shard, extra)
+        if record is None or not all((self.directory(stage) / name).is_file() for name in record.files):
+            return True
+        return record.inputs != self.inputs(stage, shard, extra)
 
     def is_stale(self, stage: Stage, shard: int) -> bool:
         """Return whether a finished shard was made from another upstream shard than there is now."""
@@ -243,9 +245,11 @@ class Run:
                 f"{self.file(stage, shard)}: its input is not finished; give the command of that stage again"
             )
         path, aside = self.file(stage, shard), self.file(stage, shard, ".rejected.parquet")
-        files = {path.name: write_atomically(path, write)}
-        if rejected is not None and len(rejected):
+        files = {}
+        self.reopen(stage, shard)  # a record never names files that were replaced
+        if rejected is not None and len(rejected):  # first, so that a row which moves aside is always in a file
             files[aside.name] = write_atomically(aside, parquet(rejected))
+        files[path.name] = write_atomically(path, write)
         record = Record(rows, files, inputs, dict(counts or {}))
         write_json(self.file(stage, shard, ".json"), asdict(record))
         if aside.name not in files:

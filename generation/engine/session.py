@@ -1,0 +1,215 @@
+"""One session of requests over the due shards of all tasks: workers, signals, progress, and the account of it."""
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ..config import Server
+from ..errors import Interrupted, RequestRejected
+from ..logs import Progress
+from ..rows import Row
+from ..store import Run
+from ..tgi.connect import connect
+from ..tgi.protocol import Answer
+from ..tgi.scheduler import RequestStats, Scheduler
+from .journal import TOKENS, Item, UnfinishedShard
+from .work import REFUSED, GenerationTask, Work
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 10.0  # for requests in flight after the first signal
+TICK_S = 0.5  # between looks at the figures and at the number of workers
+
+
+class Session:
+    """One call of ``generate``: workers that take items from one iterator over all shards."""
+
+    def __init__(self, run: Run, server: Server, works: Sequence[Work]) -> None:
+        self.run, self.server, self.works = run, server, works
+        self.scheduler: Scheduler
+        self.start = time.monotonic()
+        self.open: dict[UnfinishedShard, ExitStack] = {}  # shards in progress, and what releases them
+        self.workers: dict[asyncio.Task[None], tuple[RequestStats, int]] = {}  # with requests before the present one
+        self.signals, self.shown, self.exhausted = 0, 0, False
+
+    async def run_all(self) -> None:
+        """Connect, bind the stages to the model, warm up, and ask. Raises what ``generate`` raises."""
+        main = asyncio.current_task()
+        assert main is not None
+        try:
+            with _on_signals(lambda: self._stop(main)):
+                async with connect(self.server) as self.scheduler:
+                    info = self.scheduler.infos[0]
+                    for work in self.works:
+                        prompt = work.task.prompt
+                        identity = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "server": info.kind}
+                        identity |= {"model": info.model_id, "model_revision": info.model_revision}
+                        self.run.begin(work.task.stage, identity)
+                    await self.scheduler.warm_up([work.task.request(work.longest, 1) for work in self.works])
+                    await self._ask_all()
+        except asyncio.CancelledError:
+            if not self.signals:
+                raise
+        if self.signals:
+            raise Interrupted("stopped by a signal; nothing that was answered is lost, and the same command goes on")
+
+    def _stop(self, main: asyncio.Task[Any]) -> None:
+        """At the first signal send no more requests; at the second, or after the grace period, abort those in flight."""
+        self.signals += 1
+        if self.signals > 1 or not self.workers:
+            main.cancel()
+            return
+        logger.warning(
+            "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them.", GRACE_S
+        )
+        asyncio.get_running_loop().call_later(GRACE_S, main.cancel)
+        for worker, (stats, before) in self.workers.items():
+            if stats.requests == before:  # waits to be sent
+                worker.cancel()
+
+    async def _ask_all(self) -> None:
+        items, waiting = sum(work.items for work in self.works), sum(work.waiting for work in self.works)
+        todo = self._todo()
+        with Progress(self.works[0].task.stage.command, items, items - waiting, delay_s=0.0) as bar:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    while not self.exhausted or self.workers:
+                        for _ in range(0 if self.exhausted else self.scheduler.capacity - len(self.workers)):
+                            worker = group.create_task(self._work(todo))
+                            self.workers[worker] = RequestStats(), 0
+                        await asyncio.wait(list(self.workers), timeout=TICK_S)
+                        self._show(bar)
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                self._show(bar)
+                self._end()
+
+    def _todo(self) -> Iterator[tuple[Work, UnfinishedShard, Item]]:
+        """Yield the items of all shards that have no row; a shard is claimed and read when it is reached."""
+        for work in self.works:
+            task = work.task
+            for number in work.shards:
+                with ExitStack() as claim:
+                    mine = claim.enter_context(self.run.claim(task.stage, number))
+                    if not mine or not self.run.is_due(task.stage, number, task.extra):
+                        continue  # another process makes it, or has made it
+                    shard = UnfinishedShard(self.run, task.stage, number, task.items(self.run, number))
+                    self.open[shard] = claim.pop_all()
+                if not shard.todo:
+                    self._commit(work, shard)
+                for item in shard.todo:
+                    if self.signals:
+                        break
+                    yield work, shard, item
+        self.exhausted = True
+
+    async def _work(self, todo: Iterator[tuple[Work, UnfinishedShard, Item]]) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        try:
+            for work, shard, item in todo:
+                stats = RequestStats()
+                row = await self._row(me, work.task, item, shard.journal.again.get(item.key, {}), stats)
+                if row is None:
+                    return
+                shard.append(row, stats.retries)
+                work.add(row, stats)
+                if not shard.waiting:
+                    self._commit(work, shard)
+        finally:
+            del self.workers[me]
+
+    async def _row(
+        self, me: asyncio.Task[None], task: GenerationTask, item: Item, before: Row, stats: RequestStats
+    ) -> Row | None:
+        """Return the row of an item, accepted or rejected; None if a signal came before it was finished.
+
+        Args:
+            me: the worker.
+            task: what is asked.
+            item: about what.
+            before: attempts and tokens of the item until it was rejected in an earlier session.
+            stats: updated in place.
+        """
+        answers: list[Answer] = []
+        columns: Row = {}
+        for attempt in range(before.get("attempts", 0) + 1, before.get("attempts", 0) + task.attempts + 1):
+            if self.signals:
+                return None
+            request = task.request(item, attempt)
+            self.workers[me] = stats, stats.requests
+            try:
+                answers.append(await self.scheduler.ask(request, stats))
+                verdict = task.accept(item, answers)
+                columns = verdict if not isinstance(verdict, str) else {"reason": verdict, "raw": answers[-1].text}
+            except RequestRejected as error:
+                columns = {"reason": REFUSED, "raw": str(error)}
+            if columns.get("reason") in (None, REFUSED):
+                break
+        if "reason" in columns:
+            columns["request"] = self.scheduler.states[0].endpoint.body(request).decode()
+        return {
+            **columns,
+            "id": item.id,
+            "input_hash": item.input_hash,
+            "prompt": task.prompt.name,
+            "model": self.scheduler.infos[0].model_id,
+            "sampling_seed": request.seed,
+            "attempts": attempt,
+            **{name: sum(getattr(answer, name) for answer in answers) + before.get(name, 0) for name in TOKENS},
+        }
+
+    def _commit(self, work: Work, shard: UnfinishedShard) -> None:
+        shard.commit(work.task.extra)
+        self.open.pop(shard).close()
+
+    def _show(self, bar: Progress) -> None:
+        sums = sum((work.sums for work in self.works), Counter[str]())
+        tokens_per_s = round(sums["completion_tokens"] / (time.monotonic() - self.start), 1)
+        bar.update(
+            sums["rows"] - self.shown,
+            tokens_per_s=tokens_per_s,
+            requests=sums["requests"],
+            running=self.scheduler.running,
+            waiting=self.scheduler.waiting,
+            rejected=sum(work.rejected.total() for work in self.works),
+            retried=sum(work.retries.total() for work in self.works),
+        )
+        self.shown = sums["rows"]
+
+    def _end(self) -> None:
+        """Release the shards that are not finished, and log the session of each stage."""
+        for shard, claim in self.open.items():
+            with claim:
+                shard.journal.close()
+        servers = [{"kind": i.kind, "version": i.version, "model": i.model_id} for i in self.scheduler.infos]
+        for work in self.works:
+            facts = {name: work.sums[name] for name in ("rows", "requests", *TOKENS)}
+            facts |= {"rejected": dict(work.rejected), "retries": dict(work.retries)}
+            facts |= {"seconds": round(time.monotonic() - self.start, 1), "servers": servers}
+            self.run.log_session(work.task.stage, facts)
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM call ``act`` in the block, also where SIGINT is ignored (background jobs of a shell)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    loop, before = asyncio.get_running_loop(), {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.getsignal(number)
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
