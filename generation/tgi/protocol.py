@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -15,34 +15,29 @@ from ..errors import BatchFailed, FatalServerError, RateLimited, RequestRejected
 from ..prompts import Message, Sampling
 
 API_KEY_VARIABLE = "TGI_API_KEY"
-
 _STATUS: dict[int, type[ServerError]] = {
     402: FatalServerError,
-    404: TransientError,
-    408: TransientError,
-    409: TransientError,
     424: BatchFailed,
-    425: TransientError,
     429: RateLimited,
-    499: TransientError,
+    **dict.fromkeys((404, 408, 409, 425, 499), TransientError),
 }
 # vLLM: "The engine is currently busy and cannot accept new requests", "... has reached its prefill token backlog
 # limit"; SGLang: "The request queue is full."; TGI: "Model is overloaded"; Envoy: "reset reason: overflow".
 _QUEUE_FULL = re.compile(
-    r"queue is full|queue full|overload|too many|currently busy|backlog limit|no slot|at capacity|reason: overflow",
+    "queue is full|queue full|overloaded|too many|currently busy|backlog limit|at capacity|reason: overflow", re.I
+)
+_NO_CREDIT = re.compile(  # OpenAI's ordinary rate limit mentions the billing page too, so that word does not count
+    "insufficient_quota|billing_(hard_limit|not_active)|plan and billing|credit balance|payment required|"
+    "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)",
     re.I,
 )
-# A rate limit of OpenAI also mentions the billing page, so the word alone does not count.
-_NO_CREDIT = re.compile(
-    r"insufficient_quota|billing_(?:hard_limit|not_active)|plan and billing|credit balance|payment required|"
-    r"insufficient (?:credit|balance|funds)|exceeded your (?:current quota|monthly)",
-    re.I,
-)
-_STOP = {"stop", "eos_token", "stop_sequence", "eos", "end_turn"}  # OpenAI; TGI /generate; TGI with stop words; others
-_LENGTH = {"length", "max_tokens", "model_length", "MAX_TOKENS"}
-_ABORTED = {"abort", "error", "cancelled"}  # vLLM and SGLang end a request so when they shut down
-_THINKING_BEGINS = re.compile(r"\s*(?:<think(?:ing)?>|\[THINK\]|<\|channel\|>analysis<\|message\|>)")
-_THINKING_ENDS = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_FINISHED = {
+    **dict.fromkeys(("stop", "eos_token", "stop_sequence", "eos", "end_turn"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "MAX_TOKENS"), "length"),
+}
+_ABORTED = ("abort", "error", "cancelled")  # so vLLM and SGLang end requests when they shut down
+_THINKING_BEGINS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|<\|channel\|>analysis<\|message\|>)")
+_THINKING_ENDS = re.compile(r".*(</think(ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Request:
 
     Attributes:
         messages: the chat; a last message of role assistant is the beginning of the answer, to be continued.
-        sampling: ``max_tokens`` counts the answer without thinking.
+        sampling: its ``max_tokens`` are for the answer without thinking.
         seed: of sampling, 1 .. 2^31 - 1.
         schema: JSON schema of the answer, or None for plain text.
     """
@@ -64,8 +59,7 @@ class Request:
     @property
     def prefix(self) -> str:
         """The beginning of the answer, or an empty string."""
-        last = self.messages[-1] if self.messages else {}
-        return last["content"] if last.get("role") == "assistant" else ""
+        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +69,7 @@ class Answer:
     Attributes:
         text: without the given beginning and without thinking; can be stored as UTF-8.
         finish_reason: ``stop``, ``length``, or the server's own word.
-        prompt_tokens, completion_tokens: as the server counts them, thinking excluded; 0 if it does not say.
+        prompt_tokens, completion_tokens: as the server counts them, thinking excluded; 0 if it does not.
         thinking_tokens: as the server counts them, else estimated by the share of characters.
         queue_share: share of the answer's time that it waited for a slot, 0 .. 1 (TGI only).
     """
@@ -90,25 +84,26 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What an endpoint says of itself; everything but ``kind`` and ``model_id`` may be missing.
+    """What an endpoint says of itself.
 
     Attributes:
         kind: a key of ``dialects.DIALECTS``.
         model_id: for provenance: ``server.model_name``, else the server's name for it, else ``unknown``.
         served_model: the name to send as ``model``, or None.
-        max_concurrent: requests that the server takes at once.
-        max_total_tokens: context of one request, prompt and answer.
+        model_revision: commit of the model, or None.
+        max_concurrent: requests that the server takes at once, or None.
+        max_total_tokens: context of one request, prompt and answer, or None.
         facts: further short values, for provenance.
     """
 
     kind: str
     model_id: str
-    served_model: str | None
-    version: str | None
-    model_revision: str | None
-    max_concurrent: int | None
-    max_total_tokens: int | None
-    facts: dict[str, Any]
+    served_model: str | None = None
+    version: str | None = None
+    model_revision: str | None = None
+    max_concurrent: int | None = None
+    max_total_tokens: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def loads(content: bytes) -> Any:
@@ -126,140 +121,110 @@ def loads(content: bytes) -> Any:
             raise ValueError("nested too deep") from None
 
 
-def read_chat(reply: Any, headers: Mapping[str, str], prefix: str = "") -> Answer:
-    """Return the answer of ``/v1/chat/completions``.
+def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
+    """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``.
 
     Raises:
+        TransientError: the server aborted the request.
         LookupError, TypeError, AttributeError, ValueError: the reply has another shape.
     """
-    choice = reply["choices"][0]
-    message, reason = choice["message"], _finish_reason(choice.get("finish_reason"))
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    text = _joined(message.get("content")) or _joined(message.get("refusal"))
+    if native := isinstance(reply, dict) and "generated_text" in reply:
+        choice = reply.get("details") or {}
+        message = {"content": reply["generated_text"]}
+        usage = {"completion_tokens": choice.get("generated_tokens"), "prompt_tokens": headers.get("x-prompt-tokens")}
+    else:
+        choice, usage = reply["choices"][0], reply.get("usage")
+        message = choice["message"]
+    reason = choice.get("finish_reason")
+    if reason in _ABORTED:
+        raise TransientError(f"the server aborted the request (finish_reason {reason!r})")
+    reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
+    text = _joined(message.get("content")) or ("" if native else _joined(message.get("refusal")))
     thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))
     if thinking and not text.strip() and (reason == "stop" or prefix):
-        text, thinking = thinking, ""  # the server's parser took for thinking what a model without thinking wrote
-        usage = {**usage, "completion_tokens_details": None, "reasoning_tokens": None}
-    return _answer(text, thinking, reason, usage, headers, prefix)
-
-
-def read_native(reply: Any, headers: Mapping[str, str], prefix: str = "") -> Answer:
-    """Return the answer of TGI's ``/generate``; the prompt's tokens are in the headers only.
-
-    Raises:
-        LookupError, TypeError, AttributeError, ValueError: the reply has another shape.
-    """
-    reply = reply[0] if isinstance(reply, list) else reply
-    details = reply.get("details") or {}
-    usage = {"prompt_tokens": headers.get("x-prompt-tokens"), "completion_tokens": details.get("generated_tokens")}
-    return _answer(
-        _joined(reply["generated_text"]), "", _finish_reason(details.get("finish_reason")), usage, headers, prefix
-    )
-
-
-def _answer(
-    text: str, thinking: str, reason: str, usage: dict[str, Any], headers: Mapping[str, str], prefix: str
-) -> Answer:
+        text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
     text = text.removeprefix(prefix)  # llama.cpp repeats the given beginning; the others continue it
-    if end := next(reversed([*_THINKING_ENDS.finditer(text)]), None) if "]" in text or ">" in text else None:
-        thinking, text = thinking + text[: end.start()], text[end.end() :].lstrip().removeprefix(prefix)
+    if end := _THINKING_ENDS.match(text):
+        thinking, text = thinking + end[0], text[end.end() :].removeprefix(prefix)
     elif _THINKING_BEGINS.match(text):
         thinking, text = thinking + text, ""
-    completion, details = count(usage.get("completion_tokens")), usage.get("completion_tokens_details")
-    thought = 0
+    usage = usage if isinstance(usage, dict) else {}
+    tokens, thought = count(usage.get("completion_tokens")), 0
     if thinking:
-        thought = count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
-        thought = thought or count(usage.get("reasoning_tokens"))
-        thought = min(completion, thought or round(completion * len(thinking) / (len(thinking) + len(text))))
-    total, queued = _number(headers.get("x-total-time")), _number(headers.get("x-queue-time"))  # ms
+        details = usage.get("completion_tokens_details")
+        counted = [part.get("reasoning_tokens") for part in (details, usage) if isinstance(part, dict)]
+        estimate = round(tokens * len(thinking) / len(thinking + text))
+        thought = min(tokens, next(filter(None, map(count, counted)), estimate))
+    queued, total = count(headers.get("x-queue-time")), count(headers.get("x-total-time"))  # ms
     share = min(1.0, queued / total) if total else 0.0
-    return Answer(storable(text), reason, count(usage.get("prompt_tokens")), completion - thought, thought, share)
+    return Answer(storable(text), reason, count(usage.get("prompt_tokens")), tokens - thought, thought, share)
 
 
 def _joined(content: Any) -> str:
     """Return the text of ``content``: a string, null, or a list of parts."""
-    if isinstance(content, str):
-        return content
     if isinstance(content, list):
-        return "".join(_joined(part.get("text")) if isinstance(part, dict) else _joined(part) for part in content)
-    return ""
-
-
-def _finish_reason(reason: Any) -> str:
-    if not isinstance(reason, str) or not reason:
-        return "unknown"
-    if reason in _ABORTED:
-        raise TransientError(f"the server ended the request itself (finish_reason {reason!r})")
-    return "stop" if reason in _STOP else "length" if reason in _LENGTH else storable(reason)[:40]
-
-
-def _number(value: Any) -> float:
-    """Return ``value`` as a finite number from 0 on, or 0 if it is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) and number > 0 else 0.0
+        return "".join(_joined(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return content if isinstance(content, str) else ""
 
 
 def count(value: Any) -> int:
-    """Return ``value`` as a count of at most 2^31 - 1, or 0 if it is none."""
-    return int(min(_number(value), 2**31 - 1))
+    """Return ``value`` as a count of at most 2^31 - 1; 0 for whatever is none, such as NaN or a list."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return int(min(number, 2**31 - 1)) if math.isfinite(number) and number > 0 else 0
 
 
 def failure(
-    call: str, endpoint: str, status: int, content: bytes, headers: Mapping[str, str], keyed: bool, answered: bool
+    call: str, status: int, content: bytes, headers: Mapping[str, str], keyed: bool, answered: bool
 ) -> ServerError:
-    """Return the error for a reply that is not 200, by what is to be done about it.
+    """Return the error for a reply that is not 200, by how to react to it.
 
     Args:
         call: method and URL, for the message.
         status: of HTTP.
         content: JSON of TGI's, OpenAI's, SGLang's or FastAPI's form, plain text, HTML, or nothing.
+        headers: of the reply; ``Retry-After`` is read.
         keyed: an API key was sent.
-        answered: the endpoint has answered a request before, so that a 401 or 403 is not about the key.
+        answered: the endpoint has answered before, so that a 401 or 403 is about the prompt, not the key.
     """
     message, error_type = _said(content)
-    retry_after_s = _retry_after(headers.get("Retry-After"))
-    kind = _STATUS.get(status, RequestRejected if 400 <= status < 500 else TransientError)
-    hint = ""
-    if status == 408 and not content.strip():
-        kind = RateLimited  # SGLang's gateway says so that its queue is full
-    elif status >= 500 and _QUEUE_FULL.search(message):
-        kind = RateLimited
+    retry_after_s = _retry_after(headers.get("Retry-After", ""))
+    kind, hint = _STATUS.get(status, RequestRejected if 400 <= status < 500 else TransientError), ""
+    if (status == 408 and not content.strip()) or (status >= 500 and _QUEUE_FULL.search(message)):
+        kind = RateLimited  # 408 without a word: the queue of SGLang's gateway is full
     elif status in (400, 403, 429) and retry_after_s is None and _NO_CREDIT.search(f"{error_type} {message}"):
         kind = FatalServerError
-    elif not answered and status in (401, 403):
-        kind = FatalServerError
-        sent = f"the server refuses the key in ${API_KEY_VARIABLE}"
-        hint = f"; {sent if keyed else f'no key was sent: set ${API_KEY_VARIABLE}'}"
-    elif not answered and status == 404 and "model" in message.lower():
+    elif status in (401, 403) and not answered:
+        kind, name = FatalServerError, f"${API_KEY_VARIABLE}"
+        hint = f"; the server refuses the key in {name}" if keyed else f"; no key was sent: set {name}"
+    elif status == 404 and not answered and "model" in message.lower():
         kind, hint = FatalServerError, "; name a served model in server.model"
     named = f" ({error_type})" if error_type else ""
-    return kind(f"{call}: HTTP {status}{named}: {message}{hint}", status, error_type, endpoint, retry_after_s)
+    return kind(f"{call}: HTTP {status}{named}: {message}{hint}", status, error_type, None, retry_after_s)
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, given in seconds or as an HTTP date; None if it is neither."""
+def _retry_after(value: str) -> float | None:
+    """Return the seconds of a ``Retry-After`` header (seconds or an HTTP date), or None."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
+        return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time()) if value else None
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
-        return _number(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value or "") else None
+        return None
 
 
 def _said(content: bytes) -> tuple[str, str | None]:
     """Return a server's message and its own name of the error, from a body of any form."""
-    text = content[:4000].decode("utf-8", "replace").strip()[:500] or "an empty body"
+    text = content[:2000].decode("utf-8", "replace").strip()[:500] or "an empty body"
     try:
         body = loads(content)
-    except ValueError:
+        inner = body["error"] if isinstance(body.get("error"), dict) else body
+    except (ValueError, AttributeError):
         return text, None
-    if not isinstance(body, dict):
-        return text, None
-    inner = body["error"] if isinstance(body.get("error"), dict) else body
     message = next((inner[key] for key in ("message", "error", "detail") if inner.get(key)), text)
-    error_type = inner.get("error_type") or inner.get("type") or inner.get("code")
+    error_type = next((inner[key] for key in ("error_type", "type", "code") if inner.get(key)), None)
     return storable(str(message))[:500], storable(str(error_type))[:80] if error_type else None
 
 

