@@ -1,0 +1,183 @@
+"""What all encoders share: tokens, batches of similar length, unit rows, pictures, identity."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from ..errors import EmbeddingError
+from .checkpoint import Checkpoint
+
+Tokens = npt.NDArray[np.int32]  # ids of one text, [tokens]
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 32_768}  # padded tokens in a batch; halved as often as the memory needs
+BATCH_IMAGES = 32
+TOKENISE_TEXTS = 1024  # at a time: ids as Python integers take nine times the memory
+
+
+class Encoder(ABC):
+    """Texts, and pictures if the model has an image tower, to unit vectors.
+
+    Args:
+        checkpoint: the model's files.
+        device: where it runs.
+        dtype: of its weights.
+
+    Attributes:
+        kind: ``sentence``, ``dual`` or ``llm2clip``.
+        pooling: how the states of a text's tokens become one vector.
+        max_tokens: of the longest input, special tokens included; longer texts are cut.
+        dimension: d of the vectors.
+    """
+
+    kind: ClassVar[str]
+    pooling: ClassVar[str]
+    max_tokens: int
+    dimension: int
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self._tokenizer = checkpoint.tokenizer()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the vectors, as JSON values: model, commit or hash of the weights, pooling, dtype, ..."""
+        return self.checkpoint.identity() | {
+            "kind": self.kind,
+            "pooling": self.pooling,
+            "max_tokens": self.max_tokens,
+            "dimension": self.dimension,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "joint_with_images": self.kind != "sentence",  # images live in the same space
+        }
+
+    @cached_property
+    @abstractmethod
+    def model(self) -> Any:
+        """The text tower; its weights are loaded at the first use."""
+
+    @abstractmethod
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        """Return the vectors of one batch, [rows, d], of any norm."""
+
+    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
+        """Return how many tokens each row takes if it is the longest of its batch."""
+        return [len(row) for row in rows]
+
+    @cached_property
+    def _image_processor(self) -> Any:
+        raise EmbeddingError(
+            f"encoder {self.checkpoint.name} has no image tower: it embeds text only, and no image lives in the space "
+            "of its vectors. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder"
+        )
+
+    def _image_features(self, inputs: Any) -> torch.Tensor:
+        """Return the vectors of preprocessed pictures, [rows, d], of any norm."""
+        raise NotImplementedError
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts, float32 [n, d], each row of norm 1.
+
+        Raises:
+            EmbeddingError: the model cannot be loaded, or its device has too little memory for one text.
+        """
+        return self.encode_tokens(self.tokenise(texts)[0])
+
+    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
+        """Return the token ids of each text, cut to ``max_tokens``, and how many texts were cut."""
+        return tokenise(self._tokenizer, texts, self.max_tokens)
+
+    @torch.inference_mode()
+    def encode_tokens(self, rows: Sequence[Tokens], on_batch: Callable[[int], object] = bool) -> torch.Tensor:
+        """Return the vectors of what ``tokenise`` returned, as ``encode``; report the size of each batch."""
+        out = torch.empty(len(rows), self.dimension)
+        for batch in token_batches(self._lengths(rows), BATCH_TOKENS[self.device.type]):
+            out[batch] = self._unit_rows([rows[index] for index in batch])
+            on_batch(len(batch))
+        return out
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
+        """Return the vectors of picture files or PIL images, float32 [n, d], each row of norm 1.
+
+        Raises:
+            EmbeddingError: a picture cannot be read, or the model has no image tower.
+        """
+        processor, vectors = self._image_processor, torch.empty(len(images), self.dimension)
+        for first in range(0, len(images), BATCH_IMAGES):
+            pictures = [read_picture(image) for image in images[first : first + BATCH_IMAGES]]
+            inputs = processor(images=pictures, return_tensors="pt").to(self.device)
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+            vectors[first : first + BATCH_IMAGES] = normalize(self._image_features(inputs).float(), dim=-1).cpu()
+        return vectors
+
+    def _padded(self, rows: list[Tokens], **options: Any) -> Any:
+        """Return the model's inputs for a batch, on its device, padded by the tokenizer's own rules."""
+        options = {"padding": "longest"} | options
+        inputs = self._tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt", **options)
+        return inputs.to(self.device)
+
+    def _unit_rows(self, rows: list[Tokens]) -> torch.Tensor:
+        """Return float32 [rows, d] on the CPU, by halves where the device has too little memory for all."""
+        try:
+            return normalize(self._features(rows).float(), dim=-1).cpu()
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise EmbeddingError(
+                    f"{self.device} has too little memory to encode one text of {len(rows[0])} tokens with "
+                    f"{self.checkpoint.name}; end other processes that use it, or set embed.dtype: bfloat16"
+                ) from error
+        middle = len(rows) // 2  # after the handler, which would keep the failed batch's tensors alive
+        return torch.cat([self._unit_rows(rows[:middle]), self._unit_rows(rows[middle:])])
+
+
+def tokenise(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, special_tokens: bool = True
+) -> tuple[list[Tokens], int]:
+    """Return the token ids of each text, and how many texts were cut to ``max_tokens``.
+
+    A text that is cut keeps its closing special tokens, as by the tokenizer's own truncation, which does not count.
+    """
+    mask = tokenizer("a", add_special_tokens=special_tokens, return_special_tokens_mask=True)["special_tokens_mask"]
+    closing = mask[::-1].index(0)  # special tokens after a text
+    rows, truncated = list[Tokens](), 0
+    for first in range(0, len(texts), TOKENISE_TEXTS):
+        chunk = list(texts[first : first + TOKENISE_TEXTS])
+        for ids in tokenizer(chunk, add_special_tokens=special_tokens, verbose=False)["input_ids"]:
+            if len(ids) > max_tokens:
+                ids = ids[: max_tokens - closing] + ids[len(ids) - closing :]
+                truncated += 1
+            rows.append(np.asarray(ids, dtype=np.int32))
+    return rows, truncated
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield row numbers, longest first, as many to a batch as fit into ``budget`` tokens after padding.
+
+    A row longer than the budget is a batch of its own. Padding takes fewer than
+    ``budget * (1 + ln(longest / shortest))`` tokens over all batches.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def read_picture(image: Path | Image.Image) -> Image.Image:
+    """Return a picture in RGB; an ``EmbeddingError`` names a file that cannot be decoded to its end."""
+    try:
+        with Image.open(image) if isinstance(image, Path) else image as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise EmbeddingError(f"cannot read picture {image}: {error}; replace or remove it") from error

@@ -1,0 +1,174 @@
+"""LLM2CLIP, the paper's encoder (Unicorn, Stage 3; https://arxiv.org/abs/2411.04997), without the llm2vec package,
+which cannot be installed next to transformers 5.
+
+A caption in Llama 3's template goes through the language model with attention in both directions. The hidden states of
+the caption's tokens and of the end-of-turn token are averaged; the template's other tokens are seen but not pooled.
+llm2vec 0.2.3 does the same (``LLM2Vec.tokenize``, ``get_pooling``): its separator ``!@#$%^&*()`` only marks where the
+caption begins and is removed before the model sees the text. The text adapter of the CLIP checkpoint then maps the
+average into the space of the images. Two differences: the average is taken in float32, and of a text that is cut only
+the caption's tokens are pooled (llm2vec's mask then reaches into the template).
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.functional import gelu, layer_norm, linear, normalize
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaModel,
+)
+
+from ..errors import EmbeddingError
+from .base import Encoder, Tokens, tokenise
+from .checkpoint import Checkpoint
+
+BEFORE, AFTER = "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
+ADAPTER = "text_adapter.adaptor."  # prefix of the adapter's tensors
+
+
+class LLM2CLIPEncoder(Encoder):
+    """Language model, mean pooling and text adapter; images by the CLIP checkpoint's vision tower.
+
+    Args:
+        checkpoint: the language model, such as LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned.
+        head: the CLIP checkpoint, such as LLM2CLIP-Openai-L-14-336.
+        device: where they run.
+        dtype: of both towers; the adapter runs in float32.
+
+    Raises:
+        EmbeddingError: one of them is not such a checkpoint.
+    """
+
+    kind = "llm2clip"
+    pooling = "mean"  # of the caption's tokens
+    max_tokens = 512  # paper, Stage 3; the template's tokens included
+
+    def __init__(self, checkpoint: Checkpoint, head: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, device, dtype)
+        self.head = head
+        kind, known = checkpoint.json("config.json").get("model_type"), self._tokenizer.get_vocab()
+        if kind != "llama":
+            raise EmbeddingError(f"encoder {checkpoint.path} is a {kind!r}; with embed.text_head it must be a 'llama'")
+        if missing := [token for token in ("<|start_header_id|>", "<|end_header_id|>", AFTER) if token not in known]:
+            raise EmbeddingError(f"encoder {checkpoint.path}: its tokenizer lacks {', '.join(missing)} of Llama 3")
+        self._before: Tokens = np.asarray(self._tokenizer(BEFORE)["input_ids"], dtype=np.int32)
+        self._config = checkpoint.load("configuration", LlamaConfig.from_pretrained)
+        self._adapter, self.dimension = load_adapter(head, self._config.hidden_size, device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the vectors; see ``Encoder``. ``text_head`` is the CLIP checkpoint."""
+        return super().identity | {"text_head": self.head.identity()}
+
+    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
+        """Return the tokens that are pooled, those before them left out; see ``Encoder``."""
+        turns = [text.strip() + AFTER for text in texts]
+        return tokenise(self._tokenizer, turns, self.max_tokens - len(self._before), special_tokens=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The language model."""
+        return bidirectional(self.checkpoint.model(LlamaModel, self.device, self.dtype, config=self._config))
+
+    @cached_property
+    def _vision(self) -> Any:
+        # the released config.json states another projection_dim than the tensors have
+        written = self.head.json("config.json").get("vision_config", {}) | {"projection_dim": self.dimension}
+        config = CLIPVisionConfig(**written)
+        return self.head.model(CLIPVisionModelWithProjection, self.device, self.dtype, config=config)
+
+    @cached_property
+    def _image_processor(self) -> Any:
+        if (self.head.path / "preprocessor_config.json").is_file():
+            return self.head.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        side = self._vision.config.image_size  # the released checkpoint has no preprocessing: CLIP's own
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
+        return [len(self._before) + len(row) for row in rows]
+
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        return adapted(self._adapter, pooled_states(self.model, self._before, rows))
+
+    def _image_features(self, inputs: Any) -> torch.Tensor:
+        features: torch.Tensor = self._vision(**inputs).image_embeds
+        return features
+
+
+def bidirectional(model: Any) -> Any:
+    """Let every token of a Llama see every other token: sdpa and eager attention take the mask from the
+    configuration, flash-attention asks the layer."""
+    model.config.is_causal = False
+    for layer in model.layers:
+        layer.self_attn.is_causal = False
+    return model
+
+
+def pooled_states(model: Any, before: Tokens, rows: list[Tokens]) -> torch.Tensor:
+    """Return the mean of a bidirectional model's last hidden states over each row's own tokens, float32 [rows, width].
+
+    The ids ``before`` come before every row and are not pooled.
+    """
+    ids = torch.zeros(len(rows), len(before) + max(map(len, rows)), dtype=torch.long)
+    mask, pool = torch.zeros_like(ids), torch.zeros(ids.shape)
+    for index, row in enumerate(rows):  # padded on the left
+        length = len(before) + len(row)
+        ids[index, -length:] = torch.from_numpy(np.concatenate([before, row]))
+        mask[index, -length:] = 1
+        pool[index, -len(row) :] = 1 / len(row)
+    inputs = {"input_ids": ids, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}  # positions as without padding
+    if not bool(mask.all()):
+        inputs["attention_mask"] = mask
+    hidden = model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False)
+    return torch.einsum("rt,rtd->rd", pool.to(model.device), hidden.last_hidden_state.float())
+
+
+def load_adapter(head: Checkpoint, width: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the text adapter of a CLIP checkpoint, float32 (274M numbers in the released ones), and its output's d.
+
+    Args:
+        head: the CLIP checkpoint of LLM2CLIP.
+        width: of the language model's hidden states; 4096 in the paper.
+        device: where it runs.
+
+    Raises:
+        EmbeddingError: its tensors cannot be read, are missing or too many, or do not fit ``width``.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        for path in sorted(head.path.glob("*.safetensors")):
+            with safe_open(path, "pt", device=str(device)) as file:
+                names = [name for name in sorted(file.keys()) if name.startswith(ADAPTER)]
+                weights |= {name.removeprefix(ADAPTER): file.get_tensor(name).float() for name in names}
+        dimension = adapted(weights, torch.ones(1, width, device=device)).shape[1]
+        if len(weights) % 6 != 4:  # six tensors a block, four after them
+            raise ValueError(f"it has {len(weights)} tensors, some of another architecture")
+    except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
+        raise EmbeddingError(
+            f"text head {head.path} has no text adapter of LLM2CLIP ({ADAPTER}*) for hidden states of width {width}; "
+            f"give the CLIP checkpoint of this language model as embed.text_head: {error}"
+        ) from error
+    return weights, dimension
+
+
+def adapted(weights: dict[str, torch.Tensor], pooled: torch.Tensor) -> torch.Tensor:
+    """Map pooled states [n, width] into the space of the images, [n, d], of any norm: residual blocks, LayerNorm, a
+    linear layer (https://github.com/microsoft/LLM2CLIP, ``llm2clip/eva_clip/model.py``)."""
+
+    def of(layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return weights[f"{layer}.weight"], weights[f"{layer}.bias"]
+
+    x, shape = normalize(pooled, dim=-1), pooled.shape[1:]
+    blocks = sum(name.endswith(".fn.0.weight") for name in weights)
+    for block in range(blocks):
+        hidden = gelu(linear(layer_norm(x, shape, *of(f"{block}.ln")), *of(f"{block}.fn.0")))
+        x = x + linear(hidden, *of(f"{block}.fn.3"))
+    return linear(layer_norm(x, shape, *of(f"{blocks}")), *of(f"{blocks + 1}"))

@@ -1,0 +1,99 @@
+"""Encoders that are one model of transformers: sentence encoders with mean pooling, and dual encoders."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+from ..errors import EmbeddingError
+from .base import Encoder, Tokens
+from .checkpoint import Checkpoint
+
+
+class SentenceEncoder(Encoder):
+    """Mean of the last hidden states over a text's tokens, L2-normalised.
+
+    The length limit of the sentence-transformers library (``sentence_bert_config.json``) is respected. Text generators
+    and models trained for other pooling are refused.
+    """
+
+    kind = "sentence"
+    pooling = "mean"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, device, dtype)
+        config, pooling = checkpoint.config(), checkpoint.json("1_Pooling/config.json")
+        if config.model_type == "llama":
+            raise EmbeddingError(
+                f"encoder {checkpoint.path} is a Llama: as the text tower of LLM2CLIP it needs the CLIP checkpoint "
+                "that it was trained with; name that as embed.text_head"
+            )
+        if config.is_encoder_decoder or any("ForCausalLM" in name for name in config.architectures or ()):
+            raise EmbeddingError(
+                f"encoder {checkpoint.path} generates text ({config.model_type}): give a text encoder"
+            )
+        if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
+            raise EmbeddingError(f"encoder {checkpoint.path} was not trained for mean pooling (1_Pooling/config.json)")
+        self.dimension = int(config.hidden_size)
+        limits = checkpoint.json("sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length
+        self.max_tokens = int(limits[0] or min(limits[1], getattr(config, "max_position_embeddings", limits[1])))
+
+    @cached_property
+    def model(self) -> Any:
+        """The model."""
+        return self.checkpoint.model(AutoModel, self.device, self.dtype)
+
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        inputs = self._padded(rows)
+        hidden = self.model(**inputs).last_hidden_state  # [rows, tokens, d]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        pooled: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32) / mask.sum(1, dtype=torch.float32)
+        return pooled
+
+
+class DualEncoder(Encoder):
+    """``get_text_features`` and ``get_image_features`` of CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ..., L2-normalised.
+
+    Most take short texts (CLIP 77 tokens, SigLIP 64), so that dense captions are cut. Texts are padded as in training:
+    SigLIP's to the full length without a mask (https://huggingface.co/docs/transformers/model_doc/siglip), the others'
+    to the longest of the batch.
+    """
+
+    kind = "dual"
+    pooling = "model"  # the model's own
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, device, dtype)
+        config = checkpoint.config()
+        text, limit = getattr(config, "text_config", config), self._tokenizer.model_max_length
+        self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
+        self._full_length = config.model_type.startswith("siglip")
+        known = getattr(config, "projection_dim", None) or getattr(text, "projection_size", None)  # CLIP's, SigLIP's
+        self.dimension = int(known or self._features(self.tokenise(["a"])[0]).shape[1])
+
+    @cached_property
+    def model(self) -> Any:
+        """Both towers."""
+        return self.checkpoint.model(AutoModel, self.device, self.dtype)
+
+    @cached_property
+    def _image_processor(self) -> Any:  # by PIL and not by torchvision
+        return self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+
+    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
+        return [self.max_tokens] * len(rows) if self._full_length else super()._lengths(rows)
+
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        full = {"padding": "max_length", "max_length": self.max_tokens} if self._full_length else {}
+        return _tensor(self.model.get_text_features(**self._padded(rows, **full)))
+
+    def _image_features(self, inputs: Any) -> torch.Tensor:
+        return _tensor(self.model.get_image_features(**inputs))
+
+
+def _tensor(features: Any) -> torch.Tensor:
+    """Return [rows, d] out of transformers 5's output object, or of the tensor that remote code for 4 returns."""
+    tensor: torch.Tensor = features if isinstance(features, torch.Tensor) else features.pooler_output
+    return tensor

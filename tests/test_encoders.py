@@ -1,0 +1,399 @@
+"""Encoders against the same models used by hand: tiny and random, but of the real classes and in real files."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    LlamaModel,
+)
+
+from generation.config import Embed
+from generation.encoders import Encoder, base, load_encoder
+from generation.encoders.checkpoint import locate
+from generation.encoders.llm2clip import bidirectional
+from generation.errors import EmbeddingError
+from tests.tiny_models import TEXTS, adapter_tensors, tiny_clip, tiny_head, tiny_llama, tiny_siglip
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LONG = " ".join(TEXTS * 3)
+TEMPLATE = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"  # llm2vec 0.2.3, prepare_for_tokenization
+KINDS = ("embedded", "clip", "siglip", "llm2clip")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models")
+    tiny_clip(path / "clip")
+    tiny_siglip(path / "siglip")
+    tiny_llama(path / "llama")
+    tiny_head(path / "head")
+    return path
+
+
+def load(models: Path, kind: str, **section: Any) -> Encoder:
+    named = {"encoder": "llama", "text_head": "head"} if kind == "llm2clip" else {"encoder": kind}
+    return load_encoder(Embed(**named | section), models)
+
+
+def by_hand(models: Path, kind: str, text: str) -> torch.Tensor:
+    """Return the vector of one text, unpadded (SigLIP: padded to its full length), straight from transformers."""
+    path = locate("llama" if kind == "llm2clip" else kind, models).path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if kind == "llm2clip":
+        ids = tokenizer(TEMPLATE.format(text))["input_ids"][:512]
+        return torch.from_numpy(adapted(hidden_states(path, ids)[5:].mean(0), adapter_tensors())).float()
+    model, limit = AutoModel.from_pretrained(path), {"embedded": 256, "clip": 20, "siglip": 16}[kind]
+    padding = "max_length" if kind == "siglip" else False
+    inputs = tokenizer(text, truncation=True, max_length=limit, padding=padding, return_tensors="pt")
+    with torch.inference_mode():
+        if kind == "embedded":
+            return normalize(model(**inputs).last_hidden_state[0].mean(0), dim=0)
+        return normalize(model.get_text_features(**inputs).pooler_output[0], dim=0)
+
+
+def hidden_states(llama: Path, ids: list[int]) -> torch.Tensor:
+    """Return [tokens, width] by eager attention under an explicit mask that lets every token see every other."""
+    model = LlamaModel.from_pretrained(llama, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        mask = torch.zeros(1, 1, len(ids), len(ids))
+        hidden: torch.Tensor = model(torch.tensor([ids]), attention_mask=mask).last_hidden_state[0]
+    return hidden
+
+
+def adapted(pooled: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return what the text adapter makes of one pooled state, in float64 numpy."""
+    w = {name.removeprefix("text_adapter.adaptor."): t.double().numpy() for name, t in tensors.items()}
+    x = pooled.double().numpy()
+    x = x / np.linalg.norm(x)
+
+    def layer_norm(x: Any, at: str) -> Any:
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w[f"{at}.weight"] + w[f"{at}.bias"]
+
+    def gelu(x: Any) -> Any:
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+    for block in range(4):
+        inner = w[f"{block}.fn.0.weight"] @ layer_norm(x, f"{block}.ln") + w[f"{block}.fn.0.bias"]
+        x = x + w[f"{block}.fn.3.weight"] @ gelu(inner) + w[f"{block}.fn.3.bias"]
+    x = w["5.weight"] @ layer_norm(x, "4") + w["5.bias"]
+    return x / np.linalg.norm(x)
+
+
+# Text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_those_of_the_model_used_by_hand_one_text_at_a_time(
+    kind: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(models, kind)
+    texts = [*TEXTS[:6], LONG, *TEXTS[6:12]]
+    made = encoder.encode(texts)
+    assert (made.dtype, made.shape) == (torch.float32, (13, encoder.dimension))
+    for row in (0, 3, 6, 12):
+        torch.testing.assert_close(made[row], by_hand(models, kind, texts[row]), atol=2e-5, rtol=0)
+    assert (made.norm(dim=1) - 1).abs().max() < 1e-5
+    # neither the order of the texts nor what they are padded with matters
+    torch.testing.assert_close(encoder.encode(texts[::-1]).flip(0), made, atol=2e-5, rtol=0)
+    monkeypatch.setitem(base.BATCH_TOKENS, "cpu", 1)
+    torch.testing.assert_close(encoder.encode(texts), made, atol=2e-5, rtol=0)
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("embedded", 256), ("clip", 20), ("siglip", 16), ("llm2clip", 507)])
+def test_tokens_are_cut_as_by_the_tokenizer_and_the_cut_texts_counted(kind: str, limit: int, models: Path) -> None:
+    encoder = load(models, kind)
+    tokenizer = AutoTokenizer.from_pretrained(encoder.checkpoint.path)
+    own = [text + "<|eot_id|>" if kind == "llm2clip" else text for text in [*TEXTS, LONG]]
+    options = {"add_special_tokens": kind != "llm2clip"}
+    rows, truncated = encoder.tokenise([*TEXTS, LONG])
+    wanted = tokenizer(own, truncation=True, max_length=limit, **options)["input_ids"]
+    assert [row.tolist() for row in rows] == wanted
+    assert truncated == sum(len(ids) > limit for ids in tokenizer(own, **options)["input_ids"]) > 0
+
+
+def test_the_template_of_llm2clip_and_a_caption_are_the_tokens_of_both_as_one_text(models: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "llama")
+    for text, row in zip(TEXTS, load(models, "llm2clip").tokenise(TEXTS)[0], strict=True):
+        ids = tokenizer(TEMPLATE.format(text))["input_ids"]
+        assert ids[5:] == row.tolist()  # begin of text, three tokens of the header, two line ends as one
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding", [0, 4])
+def test_every_token_of_a_llama_sees_every_other(kernel: str, padding: int, models: Path) -> None:
+    model = bidirectional(LlamaModel.from_pretrained(models / "llama", attn_implementation=kernel).eval())
+    assert not any(layer.self_attn.is_causal for layer in model.layers)  # what flash-attention-2 asks
+    ids = list(range(10, 22))
+    inputs = {"input_ids": torch.tensor([[0] * padding + ids])}
+    if padding:
+        inputs["attention_mask"] = torch.tensor([[0] * padding + [1] * len(ids)])
+    with torch.inference_mode():
+        made = model(**inputs).last_hidden_state[0, -len(ids) :]
+        causal = LlamaModel.from_pretrained(models / "llama").eval()(torch.tensor([ids])).last_hidden_state[0]
+    wanted = hidden_states(models / "llama", ids)
+    assert (made - wanted).abs().max() < 2e-5
+    assert (causal - wanted).abs().max() > 1e-2
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_text_that_does_not_is_an_error(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(models, "clip")
+    real, wanted, largest = encoder._features, encoder.encode(TEXTS), 3
+
+    def features(rows: list[Any]) -> torch.Tensor:
+        if len(rows) > largest:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(rows)
+
+    monkeypatch.setattr(encoder, "_features", features)
+    torch.testing.assert_close(encoder.encode(TEXTS), wanted, atol=2e-5, rtol=0)
+    largest = 0
+    with pytest.raises(EmbeddingError, match=r"cpu has too little memory to encode one text of 20 tokens with clip"):
+        encoder.encode(TEXTS)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 600), max_size=300), st.integers(1, 4000))
+def test_every_row_is_in_one_batch_within_the_budget_and_little_is_padded(lengths: list[int], budget: int) -> None:
+    batches = list(base.token_batches(lengths, budget))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    for number, batch in enumerate(batches, 1):
+        longest = lengths[batch[0]]
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert number == len(batches) or (len(batch) + 1) * longest > budget
+    if lengths:
+        assert padded - sum(lengths) <= budget * (1 + math.log(max(lengths) / min(lengths)))
+
+
+# Images
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "llm2clip"])
+def test_pictures_go_through_the_image_tower_with_the_model_s_preprocessing(
+    kind: str, models: Path, tmp_path: Path
+) -> None:
+    pictures = [Image.effect_noise((40, 30), 90).convert("RGB").rotate(angle) for angle in range(0, 350, 10)]
+    files = [tmp_path / f"{number}.png" for number in range(len(pictures))]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    encoder = load(models, kind)
+    made = encoder.encode_images(files)
+    assert (made.dtype, made.shape) == (torch.float32, (35, encoder.dimension))
+    assert torch.equal(made, encoder.encode_images(pictures))
+    if kind == "llm2clip":
+        written = json.loads((models / "head" / "config.json").read_text())["vision_config"]
+        config = CLIPVisionConfig(**written | {"projection_dim": 12})
+        tower = CLIPVisionModelWithProjection.from_pretrained(models / "head", config=config).eval()
+        scaled = pictures[0].resize((21, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
+        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's
+        deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+        pixels = ((torch.from_numpy(np.array(scaled)).float() / 255 - mean) / deviation).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            assert (made[:1] - normalize(tower(pixels).image_embeds, dim=-1)).abs().max() < 1e-3
+        return
+    processor = AutoImageProcessor.from_pretrained(models / kind, backend="pil")
+    with torch.inference_mode():
+        model = AutoModel.from_pretrained(models / kind)
+        wanted = model.get_image_features(**processor(images=pictures, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(made, normalize(wanted, dim=-1), atol=1e-5, rtol=0)
+
+
+def test_pictures_that_cannot_be_encoded_are_an_error_that_says_why(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmbeddingError, match="all-MiniLM-L6-v2 has no image tower: it embeds text only.*CLIP"):
+        load(models, "embedded").encode_images([tmp_path])
+    Image.effect_noise((400, 300), 90).save(tmp_path / "whole.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:4000])
+    (tmp_path / "text.png").write_text("not a picture")
+    for name in ("torn.jpg", "text.png", "missing.png"):
+        with pytest.raises(EmbeddingError, match=f"cannot read picture .*{name}"):
+            load(models, "clip").encode_images([tmp_path / "whole.jpg", tmp_path / name])
+    blind = load(models, "llm2clip", text_head=str(tiny_head(tmp_path / "blind", vision=False)))
+    assert blind.encode(TEXTS[:2]).shape == (2, 12)
+    with pytest.raises(EmbeddingError, match=r"blind lacks \d+ weights: vision_model"):
+        blind.encode_images([tmp_path / "whole.jpg"])
+
+
+# What a recipe names
+
+
+def test_the_identity_names_all_that_decides_the_vectors(models: Path) -> None:
+    facts = {kind: load(models, kind).identity for kind in KINDS}
+    hashes = [fact.pop("weights_sha256") for fact in facts.values()]
+    head = facts["llm2clip"].pop("text_head")
+    assert len({*hashes, head["weights_sha256"]}) == 5
+    assert head["model"] == "head"
+    common = {"commit": None, "dtype": "float32", "pooling": "mean", "joint_with_images": True}
+    assert facts == {
+        "embedded": common
+        | {"model": "sentence-transformers/all-MiniLM-L6-v2", "kind": "sentence", "joint_with_images": False}
+        | {"max_tokens": 256, "dimension": 384},
+        "clip": common | {"model": "clip", "kind": "dual", "pooling": "model", "max_tokens": 20, "dimension": 12},
+        "siglip": common | {"model": "siglip", "kind": "dual", "pooling": "model", "max_tokens": 16, "dimension": 16},
+        "llm2clip": common | {"model": "llama", "kind": "llm2clip", "max_tokens": 512, "dimension": 12},
+    }
+
+
+def test_a_recipe_s_dtype_is_that_of_the_weights(models: Path) -> None:
+    half = load(models, "clip", dtype="bfloat16")
+    assert half.identity["dtype"] == "bfloat16"
+    made, wanted = half.encode(TEXTS), load(models, "clip").encode(TEXTS)
+    assert half.model.dtype == torch.bfloat16
+    assert made.dtype == torch.float32
+    assert 0.98 < float((made * wanted).sum(1).min()) < 0.9999999
+
+
+def test_a_hub_model_is_the_commit_that_the_recipe_names(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--owner--clip" / "snapshots" / COMMIT
+    shutil.copytree(models / "clip", cached)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    identity = load(models, f"owner/clip@{COMMIT}").identity
+    assert (identity["model"], identity["commit"]) == ("owner/clip", COMMIT)
+    assert "weights_sha256" not in identity
+    with pytest.raises(EmbeddingError, match="owner/clip@f{40}: cannot fetch it from the Hub"):
+        load(models, f"owner/clip@{'f' * 40}")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"encoder": "others"}, "there is no directory .*others; give 'embedded'"),
+        ({"encoder": "openai/clip"}, "there is no directory .*owner/name@<40 hex digits>"),
+        ({"encoder": "openai/clip@main"}, "there is no directory .*owner/name@<40 hex digits>"),
+        ({"encoder": "clip", "trust_remote_code": True}, "trust_remote_code needs a commit"),
+        ({"encoder": "llama"}, r"is a Llama.*name that as embed\.text_head"),
+        ({"encoder": "clip", "text_head": "head"}, "clip is a 'clip'; with embed.text_head it must be a 'llama'"),
+        ({"encoder": "llama", "text_head": "clip"}, "clip has no text adapter of LLM2CLIP"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused(section: dict[str, Any], said: str, models: Path) -> None:
+    with pytest.raises(EmbeddingError, match=said):
+        load_encoder(Embed(**section), models)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", None, "cannot load its model: .*model.safetensors"),
+        ("model.safetensors", b"not safetensors", "cannot load its model"),
+        ("config.json", None, "cannot load its configuration"),
+        ("config.json", b"{", "cannot read .*config.json"),
+        ("tokenizer.json", None, "tokenizer"),
+        (
+            "1_Pooling/config.json",
+            b'{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}',
+            "mean pooling",
+        ),
+    ],
+)
+def test_a_directory_without_what_is_needed_is_refused_by_name(
+    name: str, content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    for file in locate("embedded", tmp_path).path.iterdir():
+        if file.is_file() and file.name not in (name, "vocab.txt"):
+            (tmp_path / file.name).symlink_to(file)
+    if content is not None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")  # pickles are not loaded
+    with pytest.raises(EmbeddingError, match=f"(?s)encoder {tmp_path}.*{said}"):
+        load_encoder(Embed(encoder=str(tmp_path))).encode(TEXTS[:1])
+
+
+@pytest.mark.parametrize("name", ["text_projection.weight", "vision_model.post_layernorm.bias"])
+def test_missing_weights_are_named_and_not_drawn_at_random(name: str, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "clip", tmp_path / "copy")
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, tmp_path / "copy" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EmbeddingError, match=f"copy lacks 1 weights: {name}"):
+        load(tmp_path, "copy").encode(TEXTS[:1])
+
+
+def test_weights_in_several_files_are_one_model(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "clip", tmp_path / "parts")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    CLIPModel.from_pretrained(models / "clip").save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    parts = sorted((tmp_path / "parts").glob("model-*.safetensors"))
+    assert len(parts) > 1
+    assert torch.equal(load(tmp_path, "parts").encode(TEXTS), load(models, "clip").encode(TEXTS))
+    parts[1].unlink()
+    with pytest.raises(EmbeddingError, match=f"cannot load its model: .*{parts[1].name}"):
+        load(tmp_path, "parts").encode(TEXTS)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_that_comes_with_a_model_runs_only_if_a_commit_pins_it(
+    trusted: bool, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "models--owner--odd" / "snapshots" / COMMIT
+    shutil.copytree(models / "clip", path)
+    code = "else/where--model.Model" if trusted else "model.Model"
+    config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": code, "AutoModel": code}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = "runs code of another repository, which no commit pins: .*else/where" if trusted else "set embed.trust_rem"
+    with pytest.raises(EmbeddingError, match=f"(?s){said}"):
+        load(models, f"owner/odd@{COMMIT}", trust_remote_code=trusted)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"2.fn.3.weight": torch.zeros(32, 63)}, "32x63|32, 63|63"),
+        ({"5.bias": torch.zeros(13)}, "13"),
+        ({"4.weight": torch.zeros(1)}, "1"),
+        ({"1.ln.bias": None}, r"1\.ln\.bias"),
+        ({"gate": torch.zeros(1)}, "it has 29 tensors"),
+    ],
+)
+def test_a_text_adapter_of_another_shape_is_refused(
+    change: dict[str, torch.Tensor | None], said: str, models: Path, tmp_path: Path
+) -> None:
+    changed = adapter_tensors() | {f"text_adapter.adaptor.{name}": value for name, value in change.items()}
+    head = tiny_head(tmp_path / "head", {name: value for name, value in changed.items() if value is not None})
+    with pytest.raises(EmbeddingError, match=f"(?s)head has no text adapter .* of width 32; give .*({said})"):
+        load(models, "llm2clip", text_head=str(head))
+
+
+def test_an_adapter_for_another_width_is_refused_and_one_in_half_precision_runs_in_float32(
+    models: Path, tmp_path: Path
+) -> None:
+    wide = tiny_head(tmp_path / "wide", adapter_tensors(width=40))
+    with pytest.raises(EmbeddingError, match="wide has no text adapter .* for hidden states of width 32"):
+        load(models, "llm2clip", text_head=str(wide))
+    half = tiny_head(tmp_path / "half", {name: tensor.half() for name, tensor in adapter_tensors().items()})
+    made = load(models, "llm2clip", text_head=str(half)).encode(TEXTS)
+    assert (made * load(models, "llm2clip").encode(TEXTS)).sum(1).min() > 0.9999
+
+
+def test_a_tokenizer_without_llama_3_s_tokens_is_refused(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "clip", tmp_path / "odd")
+    shutil.copy(models / "llama" / "config.json", tmp_path / "odd")
+    with pytest.raises(EmbeddingError, match=r"tokenizer lacks <\|start_header_id\|>, .* of Llama 3"):
+        load(models, "llm2clip", encoder=str(tmp_path / "odd"))
