@@ -45,11 +45,10 @@ def _parse(text: str) -> tuple[URL, URL]:
     shown = re.sub(r"//[^/]*@", "//***@", text)
     try:
         url = URL(text.strip())
-        valid = url.scheme in ("http", "https") and bool(url.host) and bool(url.port)
+        if url.scheme not in ("http", "https") or not url.host or not url.port:
+            raise ValueError("scheme, host or port is missing")
     except ValueError as error:
-        raise FatalServerError(f"endpoint '{shown}' is not a URL: {error}; give http://host:port") from None
-    if not valid:
-        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port")
+        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port ({error})") from None
     if url.user is not None or url.password is not None:
         raise FatalServerError(f"endpoint '{shown}': give the key in ${API_KEY_VARIABLE}, not in the URL")
     base = re.sub(r"(/v1)?(/chat/completions|/completions|/generate)?/*$", "", url.path)
@@ -102,7 +101,7 @@ class Endpoint:
         info = describe(self.url, replies, self._settings)
         self._was_healthy |= results[-1][0]
         self._dialect = replace(DIALECTS[info.kind], value=DIALECTS[info.kind].value or self._dialect.value)
-        if info.model_id == "unknown" or not any(good for good, _ in results):
+        if not (info.served_model or info.kind.startswith("tgi")) or not any(good for good, _ in results):
             await self._try_generation(info.served_model)
         if self.info is None or info.served_model is not None:
             self.info = info
@@ -250,7 +249,9 @@ class Endpoint:
                     if response.status in (301, 302, 307, 308) and "Location" in response.headers:
                         target = self._moved[url] = _redirected(target, response)
                         continue
-                    content = await _content(response)
+                    if (response.content_length or 0) > MAX_REPLY_BYTES:
+                        raise ValueError(f"a reply of {response.content_length:,} bytes")
+                    content = await response.read()
                     if response.status == 200:
                         return content, response.headers
                     raise failure(call, response.status, content, response.headers, bool(self._key), self.answered)
@@ -276,15 +277,3 @@ def _redirected(url: URL, response: aiohttp.ClientResponse) -> URL:
             response.status,
         )
     return target
-
-
-async def _content(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of a reply; a ValueError if it is over ``MAX_REPLY_BYTES``."""
-    if (response.content_length or MAX_REPLY_BYTES + 1) <= MAX_REPLY_BYTES:
-        return await response.read()
-    content = bytearray()
-    async for chunk in response.content.iter_any():
-        content += chunk
-        if len(content) > MAX_REPLY_BYTES:
-            raise ValueError(f"a reply of over {MAX_REPLY_BYTES:,} bytes")
-    return bytes(content)

@@ -15,7 +15,6 @@ from .protocol import Request, ServerInfo, count
 THINKING_TOKENS = {"off": 0, "low": 1024, "on": 4096}  # added to max_tokens where the model may think
 SIDE_ROUTES = ("/info", "/version", "/v1/models", "/props", "/server_info", "/get_server_info", "/health")
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # owned_by in /v1/models
-_FACTS = ("sha", "docker_label", "max_input_tokens", "root", "dtype", "quantization")  # server_info also holds the key
 _REFUSAL = re.compile(
     "unknown|unexpected|unrecogni[sz]ed|unsupported|extra|forbidden|additional|invalid|must be|"
     "not (be )?(supported|support|permitted|allowed|accepted)",
@@ -97,17 +96,9 @@ def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: s
 
 def native_body(request: Request, inputs: str, thinking: str) -> dict[str, Any]:
     """Return the body of TGI's ``/generate``; ``inputs`` are the messages, rendered by the server's template."""
-    sampling = request.sampling
-    parameters: dict[str, Any] = {
-        "max_new_tokens": max_tokens(request, thinking),
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "frequency_penalty": sampling.frequency_penalty,
-        "do_sample": True,
-        "seed": request.seed,
-        "return_full_text": False,
-        "details": True,  # the only place of the finish reason
-    }
+    parameters: dict[str, Any] = request.sampling.model_dump(exclude={"max_tokens"})
+    parameters |= {"max_new_tokens": max_tokens(request, thinking), "do_sample": True, "seed": request.seed}
+    parameters |= {"return_full_text": False, "details": True}  # details: the only place of the finish reason
     if request.schema:
         parameters["grammar"] = {"type": "json", "value": request.schema}
     return {"inputs": inputs, "parameters": parameters}
@@ -150,16 +141,16 @@ def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> S
     contexts = [said.get("max_total_tokens"), entry.get("max_model_len"), said.get("context_length")]
     contexts += [slot.get("n_ctx")] if isinstance(slot, dict) else []
     at_once = [said.get(name) for name in ("max_concurrent_requests", "total_slots", "max_running_requests")]
-    facts = {**entry, **said}
+    version = _text(said.get("version")) or _text(said.get("build_info"))
+    image = _text(said.get("docker_label")) or _text(said.get("sha"))  # TGI 3.3.6 and 3.3.7 name one version
     return ServerInfo(
         kind=kind,
         model_id=settings.model_name or (kind[:3] == "tgi" and _text(said.get("model_id"))) or served or "unknown",
         served_model=served,
-        version=_text(said.get("version")) or _text(said.get("build_info")),
+        version=f"{version} ({image})" if version and image else version,
         model_revision=_text(said.get("model_sha")),
         max_concurrent=next(filter(None, map(count, at_once)), None),
         max_total_tokens=next(filter(None, map(count, contexts)), None),
-        facts={name: facts[name] for name in _FACTS if _text(facts.get(name)) or count(facts.get(name))},
     )
 
 

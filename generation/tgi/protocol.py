@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -93,7 +93,6 @@ class ServerInfo:
         model_revision: commit of the model, or None.
         max_concurrent: requests that the server takes at once, or None.
         max_total_tokens: context of one request, prompt and answer, or None.
-        facts: further short values, for provenance.
     """
 
     kind: str
@@ -103,7 +102,6 @@ class ServerInfo:
     model_revision: str | None = None
     max_concurrent: int | None = None
     max_total_tokens: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def loads(content: bytes) -> Any:
