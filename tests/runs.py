@@ -1,16 +1,14 @@
 """Finished runs for tests, written shard by shard through ``generation.store.Run``; no model is involved."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
 
 from generation.config import Recipe
-from generation.files import parquet, write_atomically
+from generation.files import parquet
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
 from generation.rows import REJECTED_SCHEMA, row_id, stable_hash, text_hash
@@ -23,10 +21,10 @@ from generation.stages import (
     TASKS,
     TEXT_EMBEDDINGS,
     Stage,
-    image_embeddings,
 )
 from generation.store import Run
-from generation.vectors import VectorShard, write_vectors
+from generation.transfer.stage import make_image_embeddings
+from generation.vectors import write_vectors
 
 MODEL = "fake/Model-Instruct"
 LICENSES = {"alpha": "CC-BY-4.0", "beta": "Apache-2.0"}
@@ -56,7 +54,7 @@ def make_run(
         dim: d of the vectors.
         tasks: instruction tasks to make.
         fraction: of the captions of a shard that have a conversation of a task; at least one has.
-        method: of the transfer: "none" keeps the vectors, "mean_shift" subtracts the mean, others also normalise.
+        method: of the transfer.
         judged: also make both kinds of judgements; the last item of each conversation is not confirmed.
         salt: another salt gives other texts and vectors.
         recipe: more keys of the recipe.
@@ -66,7 +64,7 @@ def make_run(
     run.begin(CAPTIONS, _identity("expand_caption"))
     for task in tasks:
         run.begin(INSTRUCTIONS[task], _identity(task))
-    encoder = {"model": "fake/encoder", "pooling": "mean", "max_tokens": 512, "dimension": dim}
+    encoder = {"model": "fake/encoder", "commit": None, "pooling": "mean", "max_tokens": 512, "dimension": dim}
     run.begin(TEXT_EMBEDDINGS, encoder | {"joint_with_images": True})
     for shard in range(shards):
         if run.record(SEEDS, shard) is None:
@@ -74,7 +72,7 @@ def make_run(
             for task in tasks:
                 _conversations(run, task, shard, captions, fraction, judged)
             _vectors(run, shard, captions, dim, salt)
-    transfer(run, method)
+    make_image_embeddings(run)
     return run
 
 
@@ -86,23 +84,6 @@ def make_recipe(
     data: dict[str, Any] = {"name": "test", "directory": str(path.parent), "seeds": {"captions": captions}}
     transfer = {"method": method, **({"images": "photos"} if method in ("anchor", "realign") else {})}
     return parse_recipe(data | {"transfer": transfer} | ({"judge": {}} if judged else {}) | (more or {}), "test")
-
-
-def transfer(run: Run, method: str = "unicorn") -> None:
-    """Make the image embeddings of a run, from the text embeddings that it has."""
-    shards = {shard: VectorShard(run.file(TEXT_EMBEDDINGS, shard)) for shard in run.shards(TEXT_EMBEDDINGS)}
-    mean = torch.stack([shard.sum for shard in shards.values()]).sum(0) / sum(map(len, shards.values()))  # [d]
-    stage, normalise = image_embeddings(method), method not in ("none", "mean_shift")
-    operations = ([] if method == "none" else ["- mean_text"]) + (["l2norm"] if normalise else [])
-    facts = {"method": method, "text_ops": operations, "image_ops": ["- USER_IMAGE_MEAN", "l2norm"], "noise": None}
-    facts |= {"image_mean": "user", "rows": sum(map(len, shards.values())), "version": 1}
-    path = run.path / "transfer" / f"{method}.safetensors"
-    write_atomically(path, lambda file: save_file({"mean_text": mean}, file, {"unicorn": json.dumps(facts)}))
-    run.begin(stage, replace=True)
-    for number, shard in shards.items():
-        moved = shard.vectors.double() - (0 if method == "none" else mean)  # [n, d]
-        moved = (torch.nn.functional.normalize(moved, dim=1) if normalise else moved).half()
-        _commit_vectors(run, stage, number, moved, shard.ids, shard.input_hashes)
 
 
 def _identity(name: str) -> dict[str, Any]:
@@ -126,7 +107,8 @@ def _texts(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str
     }
     sources = [("alpha", "beta")[row % 2] for row in range(rows)]
     own = {"id": ids, "seed": list(seeds.values()), "source": sources, "license": [LICENSES[name] for name in sources]}
-    _commit(run, SEEDS, shard, own)
+    lost = {"id": row_id(shard, rows), "seed": "A thing.", "source": "alpha", "license": LICENSES["alpha"]}
+    _commit(run, SEEDS, shard, {name: [*values, lost[name]] for name, values in own.items()})
     made = {
         "caption": list(captions.values()),
         "instruction": ["<image>\nDescribe the image in detail."] * rows,

@@ -1,0 +1,92 @@
+"""The command line of both builder scripts."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import datasets
+import typer
+
+from ..cli import run_command
+from ..logs import Progress, say
+from .build import build
+from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
+
+
+def main(builder_class: type[UnicornBuilder]) -> int:
+    """Build a data set, then fill the cache or publish it if asked for; return the exit status."""
+    script = Path(sys.argv[0]).name
+    app = typer.Typer(
+        name=f"python {script}", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+    @app.command(help=f"{builder_class.__doc__} Build {builder_class.NAME} from a finished run.")
+    def build_command(
+        run_dir: Annotated[Path, typer.Option(help="A finished run.")],
+        output: Annotated[Path, typer.Option(help="Directory to write; an earlier build in it is replaced.")],
+        version: Annotated[
+            str, typer.Option(callback=_check_version, help="Version of the data set; raise it when you publish again.")
+        ] = FIRST_VERSION,
+        method: Annotated[str | None, typer.Option(help="Transfer method; default: the recipe's.")] = None,
+        push_to_hub: Annotated[
+            str | None, typer.Option(metavar="USER/NAME", help="Upload it and tag it v<version>; needs $HF_TOKEN.")
+        ] = None,
+        private: Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")] = False,
+        discard_edits: Annotated[
+            bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")
+        ] = False,
+        fill_cache: Annotated[
+            bool,
+            typer.Option(
+                "--fill-cache", help=f'Make load_dataset("{builder_class.NAME}", CONFIG) work from any directory.'
+            ),
+        ] = False,
+    ) -> None:
+        target = None
+        if push_to_hub:
+            from .publish import Publication
+
+            target = Publication(push_to_hub, version, private, discard_edits)  # refuses before anything is built
+        previous = target.previous if target else None
+        manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous)
+        say(f"{output}: {builder_class.NAME} {version}, built from {run_dir}")
+        if fill_cache:
+            for config in FOLDERS:
+                _fill_cache(builder_class, output, config)
+            say(f'load_dataset("{builder_class.NAME}", "default" or "with_embeddings") now works from any directory')
+        if target:
+            target.upload(output, manifest)
+            say(f'Published. Load it with load_dataset("{push_to_hub}", revision="v{version}")')
+
+    again = f"python {script} {shlex.join(sys.argv[1:])}"
+    return run_command(app, sys.argv[1:], again)
+
+
+def _check_version(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
+        raise typer.BadParameter(f"{text!r} is not a semantic version such as 1.0.0")
+    return text
+
+
+def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
+    """Prepare a config in the cache of ``datasets`` under the data set's bare name. The directory is part of the
+    class's configs here: given as an option, it would become part of their names in the cache."""
+    folder = str(output.resolve())
+
+    class Cached(builder_class):  # type: ignore[misc, valid-type]
+        BUILDER_CONFIGS = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]
+
+        def _tables(self, part: Any) -> Iterator[Any]:
+            for table in super()._tables(part):
+                yield table
+                bar.update(len(table))
+
+    datasets.disable_progress_bars()  # they know no total and are not JSON
+    builder = Cached(config_name=config, dataset_name=builder_class.NAME)
+    with Progress(f"cache {config}", None) as bar:
+        builder.download_and_prepare()
+    Path(builder.cache_dir).touch()  # datasets takes the newest of several builds, and this may have been there

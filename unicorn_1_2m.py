@@ -1,0 +1,68 @@
+"""Unicorn-1.2M: dense captions with synthetic image embeddings, to pre-train vision-language models.
+
+    python unicorn_1_2m.py --run-dir RUN --output unicorn-1.2m
+
+writes a directory that ``load_dataset("unicorn-1.2m")`` reads. The class is a builder of ``datasets``, over a run, a
+built directory or a pinned revision of the Hub::
+
+    Unicorn12M("with_embeddings", data_dir="hf://datasets/USER/unicorn-1.2m@v1.0.0").as_streaming_dataset("train")
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, Value
+
+from dataset_card import render_card
+from generation.builders.builder import UnicornBuilder, pair_conversations
+from generation.builders.command import main
+from generation.builders.finished import FinishedRun
+
+
+class Unicorn12M(UnicornBuilder):
+    """Dense captions with synthetic image embeddings, made from text only."""
+
+    NAME = "unicorn-1.2m"
+    TITLE = "Unicorn-1.2M"
+    INSTRUCTIONS = False
+
+    def columns(self, sources: list[str]) -> dict[str, Any]:
+        """Return the features of the columns; one row is one caption."""
+        text = Value("string")
+        return {
+            "id": text,  # shard and row of the seed, five digits each; it never changes
+            "caption": text,
+            "conversations": [{"from": text, "value": text}],  # an instruction with <image>, and the caption
+            "seed": text,  # the short caption that was expanded
+            "source": ClassLabel(names=sources),  # of the seed
+            "license": text,  # of the seed
+            "words": Value("int32"),  # of the caption
+            "judge": Value("float32"),  # 1: a second model found the seed's facts in the caption; null: not judged
+            "duplicate_group": text,  # id of the first caption that is nearly equal; null: none is, or not searched
+            "prompt": text,  # "<prompt>@<version>"
+            "model": text,  # that wrote the caption
+            "embedding_shard": Value("int32"),  # image_embeddings/<method>/<shard>.safetensors
+            "embedding_row": Value("int32"),
+        }
+
+    def rows(self, run: FinishedRun, shard: int) -> pa.Table:
+        """Return the captions of a shard; the conversation is the instruction and the caption."""
+        table = run.captions(shard)
+        place = table.column_names.index("conversations")
+        return table.set_column(place, "conversations", pair_conversations(table))
+
+    def extra_files(self, run: FinishedRun) -> list[Path]:
+        """Return the vectors for trainers, and the statistics that real images must be treated with."""
+        shards = [run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage.name]]
+        return [run.statistics, *shards]
+
+    @classmethod
+    def card(cls, **facts: Any) -> str:
+        """Return the card: ``dataset_card/unicorn_1_2m.md``, filled with the facts of the build."""
+        return render_card("unicorn_1_2m.md", cls.TITLE, **facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Unicorn12M))

@@ -1,0 +1,67 @@
+"""Unicorn-471K-Instruction: conversations about the captions of Unicorn-1.2M, for instruction tuning.
+
+    python unicorn_471k_instruction.py --run-dir RUN --output unicorn-471k-instruction
+
+writes a directory that ``load_dataset("unicorn-471k-instruction")`` reads. The vectors are those of Unicorn-1.2M:
+``embedding_shard`` and ``embedding_row`` say where; ``with_embeddings`` has them joined. The class is a builder of
+``datasets``, over a run, a built directory or a pinned revision of the Hub.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Value
+
+from dataset_card import render_card
+from generation.builders.builder import UnicornBuilder, list_means
+from generation.builders.command import main
+from generation.builders.finished import FinishedRun
+from generation.rows import stable_hash
+from generation.stages import TASKS
+
+
+class Unicorn471KInstruction(UnicornBuilder):
+    """Multi-turn visual instructions with synthetic image embeddings, made from text only."""
+
+    NAME = "unicorn-471k-instruction"
+    TITLE = "Unicorn-471K-Instruction"
+    INSTRUCTIONS = True
+
+    def columns(self, sources: list[str]) -> dict[str, Any]:
+        """Return the features of the columns; one row is one conversation."""
+        text = Value("string")
+        return {
+            "id": text,  # of the caption in Unicorn-1.2M
+            "caption": text,
+            "conversations": [{"from": text, "value": text}],  # <image> in the first human turn only
+            "task": ClassLabel(names=list(TASKS)),
+            "question_types": [text],  # one a question
+            "source": ClassLabel(names=sources),  # of the caption's seed
+            "words": Value("int32"),  # of the caption
+            "grounded": Value("float32"),  # mean share of a question's and answer's words that the caption supports
+            "judge": Value("float32"),  # share of the questions that a second model confirmed; null: not judged
+            "duplicate_group": text,  # of the caption, as in Unicorn-1.2M
+            "prompt": text,  # "<prompt>@<version>"
+            "model": text,  # that wrote the conversation
+            "embedding_shard": Value("int32"),  # of Unicorn-1.2M: image_embeddings/<method>/<shard>.safetensors
+            "embedding_row": Value("int32"),
+        }
+
+    def rows(self, run: FinishedRun, shard: int) -> pa.Table:
+        """Return the conversations about the captions of a shard, the tasks mixed by a drawn order."""
+        table = run.conversations(shard)
+        keys = zip(table["id"].to_pylist(), table["task"].to_pylist(), strict=True)
+        order = np.argsort([stable_hash("order", *key) for key in keys])
+        place = table.column_names.index("grounded")
+        return table.set_column(place, "grounded", list_means(table["grounded"])).take(pa.array(order))
+
+    @classmethod
+    def card(cls, **facts: Any) -> str:
+        """Return the card: ``dataset_card/unicorn_471k_instruction.md``, filled with the facts of the build."""
+        return render_card("unicorn_471k_instruction.md", cls.TITLE, **facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Unicorn471KInstruction))
