@@ -167,7 +167,7 @@ class Endpoint:
         return fields
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
-        """Return the answer to one request. Neutral fields that the server refuses are left out from then on.
+        """Return the answer to a request; neutral fields that the server refuses are left out from then on.
 
         Raises:
             ServerError: the subclass says how to react.
@@ -247,7 +247,9 @@ class Endpoint:
             for _ in range(MAX_REDIRECTS):
                 async with ask(method, target, data=body, timeout=timeout, **options) as response:
                     if response.status in (301, 302, 307, 308) and "Location" in response.headers:
-                        target = self._moved[url] = _redirected(target, response)
+                        target = _redirected(target, response)
+                        if response.status in (301, 308):  # permanently
+                            self._moved[url] = target
                         continue
                     if (response.content_length or 0) > MAX_REPLY_BYTES:
                         raise ValueError(f"a reply of {response.content_length:,} bytes")
@@ -272,8 +274,8 @@ def _redirected(url: URL, response: aiohttp.ClientResponse) -> URL:
     target = url.join(URL(response.headers["Location"]))
     if target.host != url.host or (url.scheme == "https" and target.scheme != "https"):
         raise FatalServerError(
-            f"{url.with_query(None)} redirects to {target.with_query(None)}, which is not followed: prompts and key go "
-            "only to the host that the recipe names; give the new address as the endpoint",
+            f"{url.with_query(None)} redirects to {target.with_query(None)}, which is not followed: prompts and key "
+            "go only to the host that the recipe names; give the new address as the endpoint",
             response.status,
         )
     return target

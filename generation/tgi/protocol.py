@@ -37,7 +37,7 @@ _FINISHED = {
 }
 _ABORTED = ("abort", "error", "cancelled")  # so vLLM and SGLang end requests when they shut down
 _THINKING_BEGINS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|<\|channel\|>analysis<\|message\|>)")
-_THINKING_ENDS = re.compile(r".*(</think(ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>)\s*", re.DOTALL)
+_THINKING_ENDS = re.compile(r"[<\[](?:/think(?:ing)?>|/THINK\]|\|channel\|>final<\|message\|>)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,9 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
     if thinking and not text.strip() and (reason == "stop" or prefix):
         text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
     text = text.removeprefix(prefix)  # llama.cpp repeats the given beginning; the others continue it
-    if end := _THINKING_ENDS.match(text):
-        thinking, text = thinking + end[0], text[end.end() :].removeprefix(prefix)
+    *thoughts, text = _THINKING_ENDS.split(text)
+    if thoughts:
+        thinking, text = "".join([thinking, *thoughts]), text.removeprefix(prefix)
     elif _THINKING_BEGINS.match(text):
         thinking, text = thinking + text, ""
     usage = usage if isinstance(usage, dict) else {}
