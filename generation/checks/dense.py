@@ -2,9 +2,9 @@
 
 import re
 
-from .facts import COLOURS, NUMBERS, demands, disagrees, lettering, measures, names, values
+from .facts import COLOURS, NUMBERS, Kinds, demands, disagrees, lettering, measures, names, values
 from .text import has_bad_characters, has_markup, is_finished, is_foreign, loops, shingles, talk_fault
-from .words import FUNCTION_WORDS, content, stems, tokens
+from .words import ENGLISH, FUNCTION_WORDS, content, stems, tokens
 
 CAPTION_CODES = (
     *("empty", "bad_characters", "refusal", "meta_talk", "markup", "several_paragraphs", "too_short", "too_long"),
@@ -14,8 +14,8 @@ CAPTION_CODES = (
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space
 _SEED_SHARE = 0.5  # of the seed's content words; faithful captions hold over 0.8, those of other scenes under 0.2
-_FRAMING = frozenset("photo photograph picture image view shot closeup close illustration screenshot photos".split())
-_MONOCHROME = {"black", "white", "grey", "monochrome", "shades"}
+_FRAMING = frozenset(ENGLISH["framing"].split())
+_MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
 
 
 def finish(text: str, finish_reason: str) -> str:
@@ -36,12 +36,10 @@ def caption_fault(
 ) -> str | None:
     """Return the one of ``CAPTION_CODES`` for which ``text`` is not a dense caption of ``seed``, or None.
 
-    Codes: ``empty``; ``bad_characters`` (control characters, mojibake, endless strings); ``refusal``; ``meta_talk``
-    (about the task); ``markup``; ``several_paragraphs``; ``too_short``; ``too_long``; ``not_english`` (in whole or in
-    part); ``unfinished``; ``loop``; ``mood`` (feelings, poetry, summary); ``repeats_prompt``; ``lost_seed`` (too few of
-    the seed's words); ``lost_subject`` (not one of its first); ``changed_number``, ``changed_colour``,
-    ``lost_lettering`` (what the seed says); ``invented_lettering``, ``invented_measurement``, ``invented_name`` (what it
-    does not say).
+    Codes that need a word: ``bad_characters`` (control characters, mojibake, endless strings); ``meta_talk`` (about
+    the task); ``not_english`` (in whole or in part); ``mood`` (feelings, poetry, summary); ``lost_seed`` (too few of
+    the seed's words), ``lost_subject`` (none of those that it begins with); ``changed_...`` and ``lost_lettering``
+    (what the seed says), ``invented_...`` (what it does not say).
 
     Args:
         text: the answer.
@@ -51,54 +49,47 @@ def caption_fault(
         shown: ``shingles`` of the prompt.
     """
     words = text.split()
-    if not words:
-        return "empty"
-    if has_bad_characters(text) or max(map(len, words)) > _LONG_STRING:
-        return "bad_characters"
-    if len(words) > max_words:
-        return "too_long"
     talk = talk_fault(text)
-    if talk in ("refusal", "meta_talk"):
-        return talk
-    if has_markup(text):
-        return "markup"
-    if "\n" in text.strip():
-        return "several_paragraphs"
-    if len(words) < min_words:
-        return "too_short"
-    if is_foreign(text, seed):
-        return "not_english"
-    if not is_finished(text):
-        return "unfinished"
-    if loops(text):
-        return "loop"
-    return talk or ("repeats_prompt" if shown and shingles([text]) & shown else None) or _unfaithful(text, seed)
+    faults = {
+        "empty": not words,
+        "bad_characters": has_bad_characters(text) or max(map(len, words), default=0) > _LONG_STRING,
+        "too_long": len(words) > max_words,
+        str(talk): talk in ("refusal", "meta_talk"),
+        "markup": has_markup(text),
+        "several_paragraphs": "\n" in text.strip(),
+        "too_short": len(words) < min_words,
+        "not_english": is_foreign(text, seed),
+        "unfinished": not is_finished(text),
+    }
+    fault = next((code for code, found in faults.items() if found), None)
+    return fault or ("loop" if loops(text) else talk) or _unfaithful(text, seed, shown)
 
 
-def _unfaithful(text: str, seed: str) -> str | None:
+def _unfaithful(text: str, seed: str, shown: frozenset[tuple[str, ...]]) -> str | None:
     """Return how a caption departs from its seed, as far as rules can see."""
     said, asked = tokens(text), tokens(seed)
     held, phrases = stems(said), _phrases(asked)
     wanted = content(word for phrase in phrases for word in phrase)
-    if wanted and len(wanted & held) < _SEED_SHARE * len(wanted):
-        return "lost_seed"
     subjects = (content(set(phrase) - NUMBERS.keys() - COLOURS.keys()) for phrase in phrases)
-    if not held & next(filter(None, subjects), held):
-        return "lost_subject"
-    for code, kinds in (("changed_number", NUMBERS), ("changed_colour", COLOURS)):
-        present = values(said, kinds)
-        if kinds is COLOURS and "black and white" in seed.lower() and not _MONOCHROME.isdisjoint(said):
-            continue
-        for word, nouns in demands(asked, kinds):
-            if not kinds[word] & present or disagrees(kinds[word], nouns, said, kinds):
-                return code
-    if any(not quoted <= set(said) for quoted in lettering(seed)):
-        return "lost_lettering"
-    if any(not quoted <= set(asked) for quoted in lettering(text)):
-        return "invented_lettering"
-    if not measures(text) <= measures(seed):
-        return "invented_measurement"
-    return "invented_name" if not names(text) <= set(asked) else None
+    colours = [] if "black and white" in seed.lower() and not _MONOCHROME.isdisjoint(said) else demands(asked, COLOURS)
+    faults = {
+        "repeats_prompt": bool(shown and shingles([text]) & shown),
+        "lost_seed": len(wanted & held) < _SEED_SHARE * len(wanted),
+        "lost_subject": not held & next(filter(None, subjects), held),
+        "changed_number": any(
+            _changed(NUMBERS[word], nouns, said, NUMBERS) for word, nouns in demands(asked, NUMBERS)
+        ),
+        "changed_colour": any(_changed(COLOURS[word], nouns, said, COLOURS) for word, nouns in colours),
+        "lost_lettering": any(not quoted <= set(said) for quoted in lettering(seed)),
+        "invented_lettering": any(not quoted <= set(asked) for quoted in lettering(text)),
+        "invented_measurement": not measures(text) <= measures(seed),
+        "invented_name": not names(text) <= set(asked),
+    }
+    return next((code for code, found in faults.items() if found), None)
+
+
+def _changed(value: frozenset[str], nouns: set[str], said: list[str], kinds: Kinds) -> bool:
+    return not value & values(said, kinds) or disagrees(value, nouns, said, kinds)
 
 
 def _phrases(seed: list[str]) -> list[list[str]]:
