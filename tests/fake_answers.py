@@ -9,17 +9,23 @@ import re
 from random import Random
 from typing import Any
 
-_WORD = re.compile(r"[a-z]{4,}")
+_TOKEN = re.compile(r"[a-z]+|[.,;:?!]")
+# Words that are not things: a run of other words ends with one.
 _STOP = frozenset(
-    """about above across after again against ahead along also among another around away back because been before
-    behind being below beneath beside between beyond both bright bring brings calm casts catches close closer colour come
-    comes cover covers down draw draws each edge edges even every extra falls fine flecks from front gives goes grain have
-    held here into itself just keep kept kinds leaning leans left lends less light like line lines long look looks low
-    made make marks more most much near nearby next nothing open other outline over pale patches picture place plain
-    quiet rest right rise rows same seems seen several shade shadow side sides slightly small soft some space stands
-    still such surface taller tell than that their them then there these thin this those through throws toward towards
-    traces under uneven upper very view visible warm wear were what when where which while with within without worn
-    your whole sentence caption image photo photograph photography text description paragraph shows scene""".split()
+    """
+    about above across after again against ahead all along also among and another any are around away back
+    because been before behind being below beneath beside between beyond black blue both bright brings brown
+    but calm can caption casts catches clearly close closer come comes cover covered covers dark description
+    down draw draws each eats edge edges even every extra falls few five flat for four from front full gives
+    goes green grey grows half has have held her here his holding holds image into its itself just keep kept
+    kinds lead leads leaning leans left lends less level lies like little long look looks lost lower made
+    makes mark mirrors more most mostly much near nearby nearest next not nothing one only open other over
+    pale paragraph part photo photograph picture place plain rest rests right rise rises runs same scene seems
+    seen sentence several shade shallow shows side sides sits sitting slightly small smaller soft some space
+    stand standing stands still such takes tall tell text than that the their them then there these thin this
+    those three through throws touches toward towards two under uneven upper very view visible walks warm was
+    wear were what when where which while white who wide with within without worn yellow your
+    """.split()  # noqa: SIM905
 )
 _SENTENCES = (
     "The {w} stands out clearly against a pale and plain background.",
@@ -38,17 +44,30 @@ _SENTENCES = (
     "The colours are mostly brown and green, with one patch of red close to the {w}.",
 )
 _ASKED = (
-    ("Where is the {w}?", "The {w} is close to the {v}, and the {u} is not far away."),
+    ("Where is the {w}?", "The {w} is close to the {v}, and the {u} is not far away from it."),
     ("What can be seen next to the {w}?", "Next to it there is the {v}, with the {u} a little further on."),
-    ("Which two things are on the same side as the {w}?", "The {v} and the {u} are both on that side."),
+    (
+        "Which two things are on the same side as the {w}?",
+        "The {v} and the {u} are both on that side, close to each other.",
+    ),
     ("Why does the {w} draw the eye before the {v}?", "The {w} is in front of the {u}, so it is seen before the {v}."),
     ("How is the {w} placed in relation to the {v}?", "It stands before the {v}, with the {u} between them."),
-    ("Does the {w} touch the {v}?", "No, the {u} is between the {w} and the {v}."),
-    ("Who would see the {w} first, someone at the {v} or at the {u}?", "Someone at the {v} would see the {w} first."),
-    ("Is the {w} nearer than the {v}?", "Yes, the {w} is nearer, and the {v} is beyond the {u}."),
+    ("Does the {w} touch the {v}?", "No, because the {u} is between the {w} and the {v} and keeps them apart."),
+    (
+        "Who would see the {w} first, someone at the {v} or at the {u}?",
+        "Someone at the {v} would see the {w} first, since the {u} is further away.",
+    ),
+    ("Is the {w} nearer than the {v}?", "Yes, since the {u} is behind it, and the {v} is further away still."),
 )
 _CHOICES = ("What is next to the {w}?", "Which of these is close to the {w}?", "What lies beside the {w}?")
-_WRONG = ("An iron anchor", "A yellow tractor", "A glass bottle", "A paper kite", "A copper kettle", "A zebra")
+_WRONG = (
+    "An iron anchor and rope",
+    "A yellow tractor",
+    "A glass bottle",
+    "A paper kite",
+    "A copper kettle",
+    "A zebra and its foal",
+)
 
 
 def answer(messages: list[dict[str, str]], seed: int, schema: dict[str, Any] | None, max_tokens: int) -> str:
@@ -57,6 +76,8 @@ def answer(messages: list[dict[str, str]], seed: int, schema: dict[str, Any] | N
     prefix = contents.pop() if messages[-1].get("role") == "assistant" else ""
     subject = _subject(contents[-1] if contents else "")
     rng = Random(f"{seed} {subject} {prefix}")
+    if schema is not None and "Right" in schema.get("properties", {}):
+        return json.dumps({"Right": _right(contents[-1], subject)})
     if schema is not None:
         return json.dumps(_Instance(rng, subject).value(schema), ensure_ascii=False)
     return _caption(rng, subject, prefix, max_tokens)
@@ -75,12 +96,28 @@ def _subject(text: str) -> str:
     return found[1] if found else text
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word not in _STOP))
+def _things(text: str) -> list[str]:
+    """Return the last words of runs of content words: "A brown dog on a sandy beach." gives dog and beach."""
+    things, last = {}, ""
+    for word in _TOKEN.findall(text.lower()):
+        plain = len(word) < 3 or word in _STOP
+        if plain and last:
+            things[last] = None
+        last = "" if plain else word
+    return list(things) + ([last] if last else [])
+
+
+def _right(prompt: str, caption: str) -> list[str]:
+    """Return the letters of the answers that a judge is shown and whose things the caption holds."""
+    return [
+        letter
+        for letter, said in re.findall(r"^([A-D]): (.*)", prompt, re.M)
+        if set(_things(said)) <= set(_things(caption))
+    ]
 
 
 def _caption(rng: Random, subject: str, prefix: str, max_tokens: int) -> str:
-    words = _words(subject) or ["wall", "bench"]
+    words = _things(subject) or ["wall", "bench"]
     said = ["the {w} can be seen in full, and the ground before it is level and bare."] if prefix else []
     if not prefix:
         said.append(subject.rstrip(" .!?").capitalize() + "." if subject.islower() else subject.rstrip(" .!?") + ".")
@@ -98,7 +135,7 @@ class _Instance:
     """Values for a JSON schema, made of the words of a caption."""
 
     def __init__(self, rng: Random, caption: str) -> None:
-        self.rng, self.words = rng, _words(caption)
+        self.rng, self.words = rng, _things(caption)
         self.words += ["wall", "bench", "stone", "tree"][: max(0, 4 - len(self.words))]
         self.asked = rng.sample(_ASKED, len(_ASKED))
         self.first = rng.randrange(len(self.words))
