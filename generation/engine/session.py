@@ -51,7 +51,8 @@ class Session:
                         identity = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "server": info.kind}
                         identity |= {"model": info.model_id, "model_revision": info.model_revision}
                         self.run.begin(work.task.stage, identity)
-                    await self.scheduler.warm_up([work.task.request(work.longest, 1) for work in self.works])
+                    longest = [(work.task, work.longest) for work in self.works if work.longest is not None]
+                    await self.scheduler.warm_up([task.request(item, 1) for task, item in longest])
                     await self._ask_all()
         except asyncio.CancelledError:
             if not self.signals:
@@ -60,7 +61,7 @@ class Session:
             raise Interrupted("stopped by a signal; nothing that was answered is lost, and the same command goes on")
 
     def _stop(self, main: asyncio.Task[Any]) -> None:
-        """At the first signal send no more requests; at the second, or after the grace period, abort those in flight."""
+        """Send no more requests; at the second signal, or after the grace period, abort those in flight."""
         self.signals += 1
         if self.signals > 1 or not self.workers:
             main.cancel()

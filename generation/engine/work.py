@@ -68,23 +68,23 @@ class Work:
         # By number, not by place among the due shards: a rank that starts later sees fewer of them.
         due = [shard for shard in run.due(task.stage, task.extra) if shard % world_size == rank]
         for shard in counted(due, f"{task.stage.name}, planning", "shard"):
-            self._plan(run, shard)
+            with run.claim(task.stage, shard) as mine:
+                if not mine:
+                    self.shards.append(shard)  # another process makes it, or plans to: look again when it is reached
+                elif run.is_due(task.stage, shard, task.extra):
+                    self._plan(run, shard)
 
     def _plan(self, run: Run, number: int) -> None:
-        """Take note of what is to be asked; commit a shard for which that is nothing."""
-        task = self.task
-        shard = UnfinishedShard(run, task.stage, number, task.items(run, number))
+        """Take note of what is to be asked about a shard; commit it if that is nothing."""
+        shard = UnfinishedShard(run, self.task.stage, number, self.task.items(run, number))
         self.proven |= shard.has_accepted
-        if shard.todo:
-            self.shards.append(number)
-            self.items += len(shard.items)
-            self.waiting += len(shard.todo)
-            longest = max(shard.todo, key=_length)
-            self.longest = max(longest, self.longest or longest, key=_length)
+        if not shard.todo:
+            shard.commit(self.task.extra)
             return
-        with run.claim(task.stage, number) as mine:
-            if mine and run.is_due(task.stage, number, task.extra):
-                UnfinishedShard(run, task.stage, number, shard.items).commit(task.extra)
+        self.shards.append(number)
+        self.items += len(shard.items)
+        self.waiting += len(shard.todo)
+        self.longest = max([*shard.todo, self.longest or shard.todo[0]], key=lambda item: len(str(item.values)))
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row.
@@ -105,11 +105,8 @@ class Work:
 
 
 def left_journals(run: Run, stage: Stage) -> list[int]:
+    """Return the numbers of the shards that have a journal."""
     return sorted(int(path.stem) for path in run.directory(stage).glob("[0-9]*.jsonl"))
-
-
-def _length(item: Item) -> int:
-    return len(str(item.values))
 
 
 def require_accepted(run: Run, task: GenerationTask) -> None:

@@ -1,0 +1,412 @@
+"""The engine: every item ends once, as a row or a rejected row, whatever stops a session in between."""
+
+import asyncio
+import json
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation import engine
+from generation.config import Server
+from generation.engine import Item, generate, journal, retry, session, work
+from generation.errors import FatalServerError, RequestRejected, RunError, StageFailed
+from generation.files import parquet
+from generation.prompts import load_prompt
+from generation.recipe import parse_recipe
+from generation.rows import SEED_SCHEMA, Row, row_id, stable_hash, text_hash
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
+from generation.store import Run
+from generation.tgi.protocol import Answer, Request
+from generation.tgi.scheduler import RequestStats
+
+RECIPE = parse_recipe({"name": "t", "directory": "/", "seeds": {"captions": []}}, "test")
+Reply = Callable[[str, int], str | Exception]  # of a seed and the number of its request
+
+
+class FakeTask:
+    """Captions by the simplest rule: an answer that begins with "bad" fails for the reason that it names."""
+
+    prompt = load_prompt("expand_caption_small")
+    attempts = 3
+
+    def __init__(self, stage: Stage = CAPTIONS, **extra: str) -> None:
+        self.stage, self.extra = stage, extra
+
+    def items(self, run: Run, shard: int) -> list[Item]:
+        rows = run.table(self.stage.source or SEEDS, shard).to_pylist()
+        text = "seed" if self.stage is CAPTIONS else "caption"
+        return [Item(row["id"], text_hash(row[text]), {"text": row[text]}) for row in rows]
+
+    def request(self, item: Item, attempt: int) -> Request:
+        seed = stable_hash(item.id, attempt) % (2**31 - 1) + 1
+        return Request([{"role": "user", "content": item.values["text"]}], self.prompt.sampling, seed)
+
+    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
+        said = answers[-1].text
+        if said.startswith("bad"):
+            return said.split()[1]
+        if self.stage is CAPTIONS:
+            return {"caption": said, "words": len(said.split())}
+        return {"task": "t", "conversations": [{"from": "human", "value": said}], "grounded": [1, 0.5]}
+
+
+class FakeScheduler:
+    """The scheduler's interface over a function; the order of the answers is random."""
+
+    capacity, running, waiting = 4, 0, 0
+    infos = [SimpleNamespace(kind="tgi", version="3", model_id="fake/model", model_revision="abc")]
+    states = [SimpleNamespace(endpoint=SimpleNamespace(body=lambda request: json.dumps(request.messages).encode()))]
+
+    def __init__(self, reply: Reply | None = None, stop_after: int | None = None) -> None:
+        self.reply, self.stop_after = reply or (lambda text, n: f"A caption of {text}."), stop_after
+        self.asked: list[tuple[str, int]] = []
+        self.warmed_up: list[Request] = []
+        self.connections = 0
+
+    @asynccontextmanager
+    async def connect(self, server: Server) -> AsyncIterator["FakeScheduler"]:
+        self.connections += 1
+        yield self
+
+    async def warm_up(self, requests: list[Request]) -> None:
+        self.warmed_up += requests
+
+    async def ask(self, request: Request, stats: RequestStats) -> Answer:
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise FatalServerError("the server is gone")
+        text = request.messages[0]["content"]
+        self.asked.append((text, request.seed))
+        stats.requests += 1
+        number = sum(seen == text for seen, _ in self.asked)
+        for _ in range(stable_hash("delay", request.seed) % 5):
+            await asyncio.sleep(0)
+        said = self.reply(text, number)
+        if isinstance(said, Exception):
+            raise said
+        return Answer(said, "stop", 10, len(said.split()), 1)
+
+
+def add_seeds(run: Run, shard: int, texts: list[str]) -> None:
+    rows = [{"id": row_id(shard, n), "seed": text, "source": "a", "license": "MIT"} for n, text in enumerate(texts)]
+    run.commit(SEEDS, shard, len(rows), parquet(pa.Table.from_pylist(rows, SEED_SCHEMA)))
+
+
+def make_run(path: Path, shards: int = 3, rows: int = 5) -> Run:
+    run = Run(path, RECIPE, create=True)
+    for shard in range(shards):
+        add_seeds(run, shard, [f"seed {shard} {row}" for row in range(rows)])
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "run")
+
+
+def ask(
+    run: Run, reply: Reply | None = None, task: Any = None, stop_after: int | None = None, **ranks: int
+) -> FakeScheduler:
+    """Call ``generate`` on a fake scheduler and return it; an error is kept in its ``error``."""
+    scheduler = FakeScheduler(reply, stop_after)
+    before, session.connect = session.connect, scheduler.connect
+    try:
+        tasks = task if isinstance(task, list) else [task or FakeTask()]
+        generate(run, tasks, Server(), **ranks)
+    finally:
+        session.connect = before
+    return scheduler
+
+
+def rows(run: Run, stage: Stage = CAPTIONS) -> list[Row]:
+    return [row for shard in run.shards(stage) for row in run.table(stage, shard).to_pylist()]
+
+
+def rejected(run: Run, stage: Stage = CAPTIONS) -> list[Row]:
+    tables = [run.rejected(stage, shard) for shard in run.shards(stage)]
+    return [row for table in tables if table is not None for row in table.to_pylist()]
+
+
+def data(run: Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.directory(CAPTIONS).glob("*.parquet")}
+
+
+def fails(text: str, n: int) -> str:
+    """Rows 1 fail once, rows 3 always, the others never."""
+    row = text.split()[2]
+    return f"bad too_short {text}" if row == "3" or (row == "1" and n == 1) else f"A caption of {text}, answer {n}."
+
+
+def test_every_item_ends_once_in_order_with_its_provenance_and_counts(run: Run) -> None:
+    scheduler = ask(run, fails)
+    assert [row["id"] for row in rows(run)] == [row_id(s, n) for s in range(3) for n in (0, 1, 2, 4)]
+    assert len(scheduler.asked) == 3 * (1 + 2 + 1 + 3 + 1)
+    second = rows(run)[1]
+    assert second["caption"] == "A caption of seed 0 1, answer 2."
+    assert (second["attempts"], second["prompt_tokens"], second["thinking_tokens"]) == (2, 20, 2)
+    assert (second["prompt"], second["model"]) == (FakeTask.prompt.name, "fake/model")
+    assert second["sampling_seed"] == scheduler_seed(0, 1, 2) and second["input_hash"] == text_hash("seed 0 1")
+    lost = rejected(run)[0]
+    assert (lost["id"], lost["reason"], lost["attempts"]) == (row_id(0, 3), "too_short", 3)
+    assert lost["raw"] == "bad too_short seed 0 3" and "seed 0 3" in lost["request"]
+    record = run.record(CAPTIONS, 0)
+    assert record is not None and record.rows == 4
+    assert record.counts == {
+        **{"accepted": 4, "rejected": {"too_short": 1}, "requests": 8, "retries": {}},
+        **{"prompt_tokens": 80, "completion_tokens": 52, "thinking_tokens": 8},
+    }
+    assert not list(run.directory(CAPTIONS).glob("[0-9]*.jsonl"))
+    assert run.facts(CAPTIONS)["identity"] == {
+        **{"prompt": FakeTask.prompt.name, "prompt_sha256": FakeTask.prompt.sha256, "server": "tgi"},
+        **{"model": "fake/model", "model_revision": "abc"},
+    }
+    logged = run.sessions(CAPTIONS)[0]
+    assert (logged["rows"], logged["requests"], logged["rejected"]) == (15, 24, {"too_short": 3})
+    assert logged["servers"] == [{"kind": "tgi", "version": "3", "model": "fake/model"}]
+    assert [len(request.messages) for request in scheduler.warmed_up] == [1]
+
+
+def scheduler_seed(shard: int, row: int, attempt: int) -> int:
+    return stable_hash(row_id(shard, row), attempt) % (2**31 - 1) + 1
+
+
+def test_a_finished_stage_contacts_no_server(run: Run) -> None:
+    ask(run)
+    assert ask(run).connections == 0
+
+
+def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> None:
+    ask(run, lambda text, n: RequestRejected("HTTP 403: a guardrail") if text == "seed 1 1" else "A caption.")
+    (lost,) = rejected(run)
+    assert (lost["reason"], lost["raw"], lost["attempts"]) == ("refused", "HTTP 403: a guardrail", 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(stops=st.lists(st.integers(1, 12), max_size=6), rows_=st.integers(1, 7), capacity=st.integers(1, 6))
+def test_sessions_that_end_anywhere_add_up_to_an_undisturbed_run(stops: list[int], rows_: int, capacity: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeScheduler, "capacity", capacity)
+        whole, broken = make_run(Path(folder) / "a", 3, rows_), make_run(Path(folder) / "b", 3, rows_)
+        by_seed: Reply = lambda text, n: f"A caption of {text}."  # noqa: E731
+        undisturbed = ask(whole, by_seed).asked
+        asked: list[tuple[str, int]] = []
+        interrupted = 0
+        for stop in stops:
+            scheduler = FakeScheduler(by_seed, stop)
+            with pytest.MonkeyPatch.context() as connected:
+                connected.setattr(session, "connect", scheduler.connect)
+                try:
+                    generate(broken, [FakeTask()], Server())
+                except FatalServerError:
+                    interrupted += 1
+            asked += scheduler.asked
+        asked += ask(broken, by_seed).asked
+        assert data(broken) == data(whole)
+        assert set(asked) == set(undisturbed)
+        assert len(asked) - len(undisturbed) <= interrupted * (capacity - 1)
+
+
+def test_rows_added_changed_and_dropped_upstream_are_taken_in(run: Run) -> None:
+    ask(run, fails)
+    before = {row["id"]: row for row in rows(run)}
+    add_seeds(run, 1, ["seed 1 0", "seed 1 other", "seed 1 2", "seed 1 3"])  # one changed, the last one gone
+    add_seeds(run, 3, ["seed 3 0"])
+    scheduler = ask(run, lambda text, n: f"New {text}.")
+    assert {text for text, _ in scheduler.asked} == {"seed 1 other", "seed 3 0"}
+    after = {row["id"]: row for row in rows(run)}
+    assert after[row_id(1, 1)]["caption"] == "New seed 1 other."
+    assert before.keys() - after.keys() == {row_id(1, 4)}
+    changed = {row_id(1, 1), row_id(1, 4)}
+    assert all(after[id] == row for id, row in before.items() if id not in changed)
+    assert [row["id"] for row in rejected(run)] == [row_id(shard, 3) for shard in range(3)]
+
+
+def test_a_higher_fraction_asks_only_about_what_it_adds(run: Run) -> None:
+    class Some(FakeTask):
+        def items(self, run: Run, shard: int) -> list[Item]:
+            return super().items(run, shard)[: int(self.extra["take"])]
+
+    ask(run, task=Some(take="2"))
+    scheduler = ask(run, task=Some(take="4"))
+    assert sorted(text for text, _ in scheduler.asked) == [f"seed {s} {n}" for s in range(3) for n in (2, 3)]
+    assert len(rows(run)) == 12
+    assert ask(run, task=Some(take="1")).connections == 0  # nothing to ask, so no server
+    assert [row["id"] for row in rows(run)] == [row_id(shard, 0) for shard in range(3)]
+
+
+def test_retry_asks_rejected_rows_again_with_fresh_seeds(run: Run) -> None:
+    first = ask(run, fails)
+    before = rows(run)
+    assert retry(run, [FakeTask()], ["loop"]) == {}
+    assert retry(run, [FakeTask()], ["too_short", "loop"]) == {"captions": 3}
+    again = ask(run, lambda text, n: "bad too_short" if n == 1 else f"Late {text}.")
+    assert len(again.asked) == 6 and not set(again.asked) & set(first.asked)
+    late = [row for row in rows(run) if row not in before]
+    assert [(row["id"], row["attempts"], row["prompt_tokens"]) for row in late] == [
+        (row_id(s, 3), 5, 50) for s in range(3)
+    ]
+    assert len(rows(run)) == 15 and not rejected(run)
+    record = run.record(CAPTIONS, 0)
+    assert record is not None and record.counts["requests"] == 7 + 5 - 2 - 1 + 1
+
+
+def test_a_retry_that_is_killed_before_the_record_is_removed_loses_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(run, fails)
+    before = data(run)
+
+    def killed(self: Run, stage: Stage, shard: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "reopen", killed)
+        retry(run, [FakeTask()], None)
+    assert ask(run).connections == 0 and data(run) == before  # as if it had not been given
+    assert not list(run.directory(CAPTIONS).glob("[0-9]*.jsonl"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "reopen", killed)
+        retry(run, [FakeTask()], None)
+    assert retry(run, [FakeTask()], None) == {"captions": 3}
+    ask(run)
+    assert len(rows(run)) == 15
+
+
+def test_rows_that_fail_a_retry_are_rejected_with_all_their_attempts(run: Run) -> None:
+    ask(run, fails)
+    for attempts in (6, 9):
+        retry(run, [FakeTask()], None)
+        ask(run, fails)
+        assert [row["attempts"] for row in rejected(run)] == [attempts] * 3
+
+
+def test_the_first_rows_that_all_fail_alike_stop_the_stage_and_are_asked_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 9, 20)
+    scheduler = FakeScheduler(lambda text, n: "bad empty")
+    session_connect = session.connect
+    session.connect = scheduler.connect
+    with pytest.raises(StageFailed) as caught:
+        generate(run, [FakeTask()], Server())
+    session.connect = session_connect
+    assert "the first 50 rows all failed (empty: 50)" in str(caught.value)
+    assert "'bad empty'" in str(caught.value) and "server.thinking" in str(caught.value)
+    assert len({text for text, _ in scheduler.asked}) <= 50 + 4
+    ask(run)
+    assert len(rows(run)) == 180 and not rejected(run)
+    assert {row["attempts"] for row in rows(run)} == {1, 4}
+
+
+@pytest.mark.parametrize(("count", "asked"), [(12, 6), (6, 5), (3, 3)])
+def test_half_of_a_small_run_is_enough_to_stop_it(tmp_path: Path, count: int, asked: int) -> None:
+    run = make_run(tmp_path / "run", 1, count)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageFailed):
+        patch.setattr(FakeScheduler, "capacity", 1)
+        scheduler = FakeScheduler(lambda text, n: "bad loop")
+        patch.setattr(session, "connect", scheduler.connect)
+        generate(run, [FakeTask()], Server())
+    assert len({text for text, _ in scheduler.asked}) == asked
+
+
+def test_a_stage_without_an_accepted_row_fails_and_goes_on_after_a_fix(run: Run) -> None:
+    reply: Reply = lambda text, n: f"bad {'loop' if text[-1] in '01' else 'too_short'}"  # noqa: E731
+    for _ in range(2):
+        with pytest.raises(StageFailed, match=r"no row was accepted \(loop: 6, too_short: 9\)"):
+            ask(run, reply)
+    ask(run)
+    assert len(rows(run)) == 15
+
+
+def test_bad_rows_after_a_good_one_do_not_stop_the_stage(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 2, 60)
+    ask(run, lambda text, n: "Good." if text == "seed 0 0" else "bad loop")
+    assert len(rows(run)) == 1 and len(rejected(run)) == 119
+
+
+def test_two_stages_share_one_pool_and_no_shard_waits_for_another(run: Run) -> None:
+    ask(run, fails)
+    for task in ("multiple_choice", "question_answering"):
+        assert run.due(INSTRUCTIONS[task]) == [0, 1, 2]
+    slow = asyncio.Event()
+
+    class Slow(FakeScheduler):
+        async def ask(self, request: Request, stats: RequestStats) -> Answer:
+            if not self.asked:
+                self.asked.append(("slow", 0))
+                await asyncio.wait_for(slow.wait(), 20)  # until all others are answered
+            answer = await super().ask(request, stats)
+            if len(self.asked) == 2 * 12:
+                slow.set()
+            return answer
+
+    scheduler = Slow()
+    tasks = [FakeTask(INSTRUCTIONS[task]) for task in ("multiple_choice", "question_answering")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "connect", scheduler.connect)
+        generate(run, tasks, Server())
+    assert len(rows(run, tasks[0].stage)) == len(rows(run, tasks[1].stage)) == 12
+    assert rows(run, tasks[0].stage)[0]["grounded"] == [1.0, 0.5]
+    assert [session_["rows"] for task in tasks for session_ in run.sessions(task.stage)] == [12, 12]
+
+
+def test_another_model_is_refused_before_anything_is_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FatalServerError):
+        ask(run, stop_after=3)
+    monkeypatch.setattr(
+        FakeScheduler, "infos", [SimpleNamespace(kind="vllm", version="1", model_id="b", model_revision=None)]
+    )
+    scheduler = FakeScheduler()
+    monkeypatch.setattr(session, "connect", scheduler.connect)
+    with pytest.raises(RunError, match="model: 'fake/model' -> 'b'"):
+        generate(run, [FakeTask()], Server())
+    assert not scheduler.asked
+
+
+def test_shards_of_other_processes_are_left_to_them(run: Run) -> None:
+    with run.claim(CAPTIONS, 1):
+        ask(run)
+    assert run.shards(CAPTIONS) == [0, 2]
+    assert run.due(CAPTIONS) == [1]
+    add_seeds(run, 3, ["seed 3 0"])
+    ask(run, rank=0, world_size=2)
+    assert run.due(CAPTIONS) == [1, 3]
+    ask(run, rank=1, world_size=2)  # its shards, whatever other ranks have already finished
+    assert run.due(CAPTIONS) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = make_run(tmp_path_factory.mktemp("finished") / "run", 3, 5)
+    ask(run, lambda text, n: fails(text, 2))
+    return run
+
+
+@settings(max_examples=50, deadline=None)
+@given(data_=st.data())
+def test_any_files_deleted_or_cut_are_made_again_by_the_same_command(finished: Run, data_: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(shutil.copytree(finished.path, Path(folder) / "run")))
+        files = sorted(path for path in run.directory(CAPTIONS).iterdir() if path.suffix != ".lock")
+        for path in data_.draw(st.lists(st.sampled_from(files), unique=True), label="deleted"):
+            path.unlink()
+        records = {path for path in files if path.name[:5].isdigit() and path.suffix == ".json"}
+        left = sorted(path for path in files if path.exists() and path.suffix == ".parquet")
+        for path in data_.draw(st.lists(st.sampled_from(left), unique=True) if left else st.just([]), label="cut"):
+            path.write_bytes(path.read_bytes()[:-9])
+            run.file(CAPTIONS, int(path.name[:5]), ".json").unlink(missing_ok=True)  # as ``verify --fix`` does
+        assert records
+        ask(run, lambda text, n: fails(text, 2))
+        assert data(run) == data(finished)
+        records_now = [run.record(CAPTIONS, shard) for shard in range(3)]
+        assert [record and record.files for record in records_now] == [
+            record and record.files for record in map(lambda shard: finished.record(CAPTIONS, shard), range(3))
+        ]
