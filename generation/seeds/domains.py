@@ -33,7 +33,7 @@ def domain_paths(recipe: Recipe) -> list[Path]:
     """Return the domain files that a recipe names.
 
     Raises:
-        SeedError: a pattern matches nothing, or two files have one name.
+        SeedError: a pattern matches nothing.
     """
     paths: list[Path] = []
     for pattern in recipe.seeds.domains.files if recipe.seeds.domains else ():
@@ -41,9 +41,6 @@ def domain_paths(recipe: Recipe) -> list[Path]:
         if not found:
             raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
         paths += found
-    stems = [path.stem for path in paths]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise SeedError(f"domain files: {', '.join(twice)} named more than once; give each domain one file")
     return paths
 
 

@@ -77,8 +77,10 @@ def _check(path: Path) -> bytes:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic) and (suffix != ".parquet" or magic != (b"par1",)):
             raise SeedError(f"{path} holds {what}")
-    if suffix != ".parquet" and (head[:2] in (b"\xff\xfe", b"\xfe\xff") or 0 in head[:4]):
-        wide = "UTF-32" if head[:4].count(0) > 1 else "UTF-16"
+    marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4] == b"\0\0\xfe\xff"
+    if suffix != ".parquet" and (marked or 0 in head[:4]):
+        wide = "UTF-32" if head[:4].count(0) > (1 if marked else 2) else "UTF-16"
+        wide += "" if marked else "LE" if head[0] else "BE"
         raise SeedError(f"{path} is {wide}; convert it: iconv -f {wide} -t UTF-8 {path.name} > utf8{path.suffix}")
     return head
 
@@ -121,7 +123,7 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Iterator[tuple
             remedy = "put fields with commas into quotes, and remove stray separators"
             yield (
                 first,
-                BadRow("malformed", f"has {len(cells)} fields{extra} where the header has {len(header)}; {remedy}"),
+                BadRow("malformed", f"has {len(cells)} fields{extra}, where the header has {len(header)}; {remedy}"),
             )
 
 

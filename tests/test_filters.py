@@ -1,0 +1,118 @@
+"""Filters of open-domain captions: what each drops, by its code, and that sound captions pass them all."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from generation.config import Filters
+from generation.errors import SeedError
+from generation.recipe import CONFIGS
+from generation.seeds.filters import REASONS, likeness, plain_words, reject
+from tests.test_seeds import lines, make, source
+
+GOOD = "A brown dog sleeps on a striped rug."
+SEED_DATA = CONFIGS.parent / "seed_data"
+BUNDLED = [line.strip() for name in ("captions", "captions_more") for line in (SEED_DATA / f"{name}.txt").open()]
+
+
+def test_no_bundled_caption_is_dropped() -> None:
+    assert {caption: reject(caption, Filters()) for caption in BUNDLED if reject(caption, Filters())} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GOOD, None),
+        ("red sports car outside a villa", None),
+        ("Sunset Over The Lake", None),
+        ("Cafés line a street in São Paulo near the Praça da Sé.", None),
+        ("Boats in the bay at Rio de Janeiro", None),
+        ("Summer fair in the village, 12 May 2010", None),
+        ("A man reads news on a www page", None),
+        ("Fruit for sale under a banner with the logo of a bank", None),
+        ("A chair stands against striped wallpaper by a picture by the window", None),
+        ("A sign posted on a wall beside a brass tap on a sink", None),
+        ("", "empty"),
+        ("Brown dog asleep", "too_short"),
+        (" ".join(["a dog and"] * 21), "too_long"),
+        ("Pictures of a dog at www.example.com", "link"),
+        ("Pictures of a dog from https://example.org/a", "link"),
+        ("Dogs of the world, see dogs-and-cats.net", "link"),
+        ("A dog on a <b>striped</b> rug", "markup"),
+        ("Dogs &amp; cats on a striped rug", "markup"),
+        ("A dog on a [url=x]striped[/url] rug", "markup"),
+        ("Write to me@example.org about the dog", "personal"),
+        ("A brown dog by @dogphotos on a rug", "personal"),
+        ("Call +44 20 7946 0958 for a brown dog", "personal"),
+        ("Call 555-0199 for a brown dog", "personal"),
+        ("A brown dog on a rug - stock photo", "boilerplate"),
+        ("A brown dog on a rug, royalty-free", "boilerplate"),
+        ("Click here to see a brown dog", "boilerplate"),
+        ("Image may contain a brown dog and a rug", "boilerplate"),
+        ("A brown dog on a rug IMG_2041", "boilerplate"),
+        ("A brown dog on a rug 1920x1080", "boilerplate"),
+        ("A brown dog on a rug | The Dog Blog", "boilerplate"),
+        ("Коричневая собака спит на полосатом коврике", "alphabet"),
+        ("棕色的狗 睡在 条纹 地毯 上面", "alphabet"),
+        ("12 34 a 56 78 b", "alphabet"),
+        ("Ein brauner Hund schläft auf dem Teppich", "language"),
+        ("Un chien brun dort sur le tapis", "language"),
+        ("El perro duerme en la alfombra", "language"),
+        ("Il cane dorme sul tappeto della nonna", "language"),
+        ("O cachorro dorme com uma bola no tapete", "language"),
+        ("Een bruine hond slaapt op het tapijt", "language"),
+        ("dog, rug, brown, rug, dog, home", "unlike_caption"),
+        ("BROWN DOG DOG DOG SLEEP DOG", "unlike_caption"),
+        ("Canon Camera Mark III Lens 18-55mm Kit 5D 7D", "unlike_caption"),
+    ],
+)
+def test_a_caption_is_dropped_for_one_reason(text: str, reason: str | None) -> None:
+    assert reject(text, Filters()) == reason
+
+
+def test_bounds_language_and_blocked_words_are_the_recipe_s() -> None:
+    assert [reject(GOOD, Filters(words=words)) for words in ((8, 8), (9, 60), (1, 7))] == [
+        None,
+        "too_short",
+        "too_long",
+    ]
+    assert reject("Ein brauner Hund schläft auf dem Teppich", Filters(language="any")) is None
+    entries = {"DOG": True, "do": False, "Striped  Rug": True, "rug striped": False}
+    for entry, hit in entries.items():
+        assert (reject(GOOD, Filters(), [plain_words(entry)]) == "blocked_word") is hit
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff", "cannot be read"), (b"# no\n", "no word"), (b"a\n\nb\n", "line 2 is blank")],
+)
+def test_a_list_of_words_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "words.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SeedError, match=words) as caught:
+        make(tmp_path, [source(lines(tmp_path / "own.txt", GOOD), filters={"blocked_words": "words.txt"})])
+    assert str(path) in str(caught.value)
+
+
+@given(st.text())
+@example("@")
+@example("\ud800 ( 1-1-1-1-1-1-1-1-1")
+def test_any_text_gets_a_known_reason_or_none(text: str) -> None:
+    plain = " ".join(text.split())
+    assert reject(plain, Filters()) in (None, *REASONS)
+    assert 0 <= likeness(plain) <= 1
+
+
+@given(st.sampled_from(BUNDLED), st.sampled_from(["https://a.example", "x@y.example", "<br>", "+1 (212) 555 01 23"]))
+def test_one_piece_of_dirt_anywhere_drops_a_caption(caption: str, dirt: str) -> None:
+    for place in (0, caption.index(" ") + 1, len(caption)):
+        assert reject(f"{caption[:place]} {dirt} {caption[place:]}".strip(), Filters())
+
+
+@given(st.integers(1900, 2099), st.integers(1, 12), st.integers(1, 28))
+def test_a_date_is_not_a_telephone_number(year: int, month: int, day: int) -> None:
+    for date in (f"{year}-{month:02}-{day:02}", f"{day:02}.{month:02}.{year}", f"{day:02}/{month:02}/{year}"):
+        assert reject(f"The yearly summer fair of {date} in the little village", Filters()) is None

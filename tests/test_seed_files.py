@@ -1,0 +1,345 @@
+"""Files of seeds: rows read = rows of the file, every caption is in the file, or an error says what, where and why."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generation.errors import SeedError, UnicornError
+from generation.seeds.tables import BadRow, read_rows
+from tests.test_seeds import account, lines, make, source, texts
+
+SIX = [
+    *("A brown dog sleeps on a striped rug.", "A grey cat looks out of the window."),
+    *("A boy waits for the bus in the rain.", "A red kite flies over the beach."),
+    *("Two men carry a ladder down the street.", "A horse stands beside a wooden fence."),
+]
+NUMBERS = itertools.count()
+EASY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def read(path: Path, *columns: str) -> list[Any]:
+    return [cells for _, cells in read_rows(path, list(columns or ["text"]))]
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def seeds(path: Path, **options: Any) -> list[str]:
+    return sorted(texts(make(path.parent / f"made{next(NUMBERS)}", [source(path, **options)])))
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(UnicornError) as caught:
+        make(path.parent / f"made{next(NUMBERS)}", [source(path, **options)])
+    return str(caught.value)
+
+
+# The cases of /work/shared/cases/files
+
+
+def test_case_02_stray_commas_are_refused_by_row_and_field(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.csv", "caption,image", *(f"{text},{row}.jpg," for row, text in enumerate(SIX)))
+    for options in ({}, {"filters": {}}):
+        message = refusal(path, column="caption", **options)
+        assert f"{path}, line 2: has 3 fields, such as '', where the header has 2" in message
+    lines(path, "caption,image", *(f"{text},{row}.jpg" for row, text in enumerate(SIX)), "A dog, asleep,6.jpg")
+    assert "line 8: has 3 fields, such as '6.jpg'" in refusal(path, column="caption")
+    assert seeds(path, column="caption", filters={}) == sorted(SIX)
+    assert account(make(tmp_path, [source(path, column="caption", filters={})]))["dropped"] == {"malformed": 1}
+
+
+def test_case_03_tsv_has_no_quoting(tmp_path: Path) -> None:
+    captions = [SIX[0], '"the old pier at dusk with a boat', *SIX[1:3], 'a sign that says "open"', 'the end"', SIX[3]]
+    path = lines(tmp_path / "a.tsv", "caption\turl", *(f"{text}\thttp://x/{row}" for row, text in enumerate(captions)))
+    assert seeds(path, column="caption") == sorted(captions)
+
+
+def test_case_04_rows_of_json_may_hold_a_caption_or_those_of_one_image(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", json.dumps({"text": SIX[0]}), json.dumps({"text": SIX[1:3]}))
+    found = seeds(path)
+    assert len(found) == 2
+    assert SIX[0] in found and (SIX[1] in found) != (SIX[2] in found)
+
+
+def test_case_08_the_given_name_decides_and_not_what_a_link_points_to(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    lines(tmp_path / "6f1ed002ab", "caption", *SIX)
+    path = tmp_path / "snapshots" / "train.csv"
+    path.symlink_to("../6f1ed002ab")
+    assert seeds(path, column="caption") == sorted(SIX)
+    (tmp_path / "6f1ed002ab").unlink()
+    assert "is a link to ../6f1ed002ab, which does not exist" in refusal(path)
+
+
+def test_case_09_a_row_without_a_group_is_a_group_of_its_own_and_ids_stay_text(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.csv",
+        "caption,id",
+        *(f"{text},{id}" for text, id in zip(SIX, ["7", "", " ", "", "007", ""], strict=True)),
+    )
+    assert seeds(path, column="caption", group_column="id") == sorted(SIX)
+    table = pa.table({"text": SIX, "id": [1.0, None, float("nan"), None, float("nan"), 1.0]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert len(seeds(tmp_path / "b.parquet", group_column="id")) == 5
+
+
+def test_case_20_all_dropped_for_their_type_or_by_filters(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": [text.encode() for text in SIX]}), tmp_path / "a.parquet")
+    message = refusal(tmp_path / "a.parquet", column="caption", filters={})
+    assert (
+        "6 of 6 captions are dropped (6 not_text)" in message and "row 1: column 'caption' holds b'A brown" in message
+    )
+    assert "6 too_short" in refusal(lines(tmp_path / "b.txt", *SIX), filters={"words": [20, 30]})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_case_20_a_foreign_encoding_is_named_with_its_remedy(tmp_path: Path, encoding: str) -> None:
+    for name in ("a.jsonl", "a.txt", "a.csv", "a.json"):
+        message = refusal(
+            put(tmp_path / name, "".join(json.dumps({"text": text}) + "\n" for text in SIX).encode(encoding))
+        )
+        known = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+        assert f"is {known}; convert it: iconv -f {known} -t UTF-8 {name}" in message
+
+
+def test_case_20_parquet_without_rows_and_suffixes_in_upper_case(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert "a.parquet holds no rows" in refusal(tmp_path / "a.parquet", column="caption")
+    assert seeds(lines(tmp_path / "CAPTIONS.CSV", "caption", *SIX), column="caption") == sorted(SIX)
+    assert seeds(lines(tmp_path / "B.TXT", *SIX), column="caption") == sorted(SIX)
+
+
+# What is read right
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "tsv"])
+def test_byte_order_marks_and_all_line_ends_are_read(tmp_path: Path, suffix: str, end: str, mark: bytes) -> None:
+    rows = [json.dumps({"text": text}) if suffix == "jsonl" else text for text in SIX]
+    rows = ["text", *rows] if suffix in ("csv", "tsv") else rows
+    for last in ("", end):
+        assert seeds(put(tmp_path / f"a.{suffix}", mark + (end.join(rows) + last).encode())) == sorted(SIX)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([{"text": text, "id": 1} for text in SIX]),
+        json.dumps({"id": list(range(6)), "text": SIX}),
+        json.dumps({"text": {str(row): text for row, text in enumerate(SIX)}}),
+        json.dumps(
+            {"info": {}, "images": [{"id": 1}], "annotations": [{"image_id": 1, "text": text} for text in SIX]}
+        ),
+        "\n".join(json.dumps({"text": text}) for text in SIX),
+    ],
+    ids=["list", "columns", "pandas", "coco", "lines"],
+)
+def test_json_comes_as_a_list_as_columns_under_a_key_or_in_lines(tmp_path: Path, content: str) -> None:
+    assert seeds(put(tmp_path / "a.json", content)) == sorted(SIX)
+
+
+def test_odd_names_and_values_are_read_as_they_are(tmp_path: Path) -> None:
+    for name in (
+        "c [v2]*.txt",
+        "a::b.txt",
+        "hf:x y.txt",
+        "%41 #?.txt",
+        "\u540d\u524d.txt",
+        os.fsdecode(b"caf\xe9.txt"),
+    ):
+        assert read(lines(tmp_path / name, *SIX)) == [[f"{text}\n"] for text in SIX]
+    values = [
+        "null",
+        "NaN",
+        "nan",
+        "NA",
+        "None",
+        "-",
+        "007",
+        "1e5",
+        "true",
+        "=1+1",
+        "#hash",
+        "\u2028x\u2028y",
+        "x\x85y",
+        "x\x0cy",
+    ]
+    assert read(lines(tmp_path / "a.csv", "text", *values)) == [[value] for value in values]
+    rows = [{"text": "x", "score": float("nan")}, {"text": "y", "deep": {"a": [1]}}, {"text": "z" * 10**6}]
+    assert len(read(lines(tmp_path / "a.jsonl", *map(json.dumps, rows)))) == 3
+    long = put(tmp_path / "b.csv", f"text,image\nA dog.,{'x' * 10**6}\n")
+    assert read(long) == [["A dog."]]
+
+
+text_strategy = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\t\0"), min_size=1)
+
+
+@EASY
+@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))), min_size=1))
+def test_csv_as_python_writes_it_comes_back(tmp_path: Path, table: list[tuple[str, str]]) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([("text", "id"), *table])
+    path = put(tmp_path / "a.csv", buffer.getvalue())
+    assert read(path, "text", "id") == [list(row) for row in table]
+    assert read(path, "id") == [[id] for _, id in table]
+
+
+@EASY
+@given(st.lists(text_strategy, min_size=1), st.sampled_from([".txt", ".tsv", ".jsonl", ".json", ".parquet"]))
+def test_rows_read_are_those_of_the_file_and_each_is_in_it(tmp_path: Path, rows: list[str], suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": rows}), path)
+    elif suffix in (".jsonl", ".json"):
+        objects = [json.dumps({"text": text}, ensure_ascii=False) for text in rows]
+        put(path, "\n".join(objects) if suffix == ".jsonl" else f"[{','.join(objects)}]")
+    else:
+        put(path, "".join(f"{text}\n" for text in ([*["text"][: suffix == ".tsv"], *rows])))
+    if suffix == ".txt" and not "".join(rows).strip("\ufeff \n"):
+        return  # an empty file
+    try:
+        found = read(path)
+    except SeedError as error:
+        assert any(word in str(error) for word in ("holds", "is empty", "UTF-"))
+        return
+    decoded = path.read_text("utf-8-sig") if suffix in (".txt", ".tsv") else ""
+    assert [cells[0].removesuffix("\n") for cells in found] == [
+        text.removeprefix("\ufeff") if suffix == ".txt" and row == 0 else text for row, text in enumerate(rows)
+    ]
+    assert all(cells[0] in decoded for cells in found if decoded)
+
+
+@EASY
+@given(
+    st.binary(max_size=300), st.sampled_from([".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet"]), st.booleans()
+)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: str, filters: bool) -> None:
+    path = put(tmp_path / f"a{suffix}", b"text\n" * (suffix[1] in "ct") + content)
+    try:
+        found = texts(make(tmp_path / str(filters), [source(path, **({"filters": {}} if filters else {}))]))
+    except UnicornError as error:
+        assert str(path) in str(error) or "no caption became a seed" in str(error) or "RUN" in str(error)
+    else:
+        decoded = " ".join(content.decode("utf-8-sig").split()) if suffix == ".txt" and not filters else ""
+        assert all(text in f"text {decoded}" for text in found if decoded)
+    finally:
+        for file in (tmp_path / str(filters) / "run").rglob("*.json"):
+            file.unlink()
+
+
+# What is refused, with file, row and remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.txt", None, "does not exist"),
+        ("a.xlsx", "x", "must end with one of .txt, .jsonl, .json, .csv, .tsv, .parquet"),
+        ("a.csv.gz", gzip.compress(b"text\nx\n"), "must end with one of"),
+        ("a.txt", "", "is empty"),
+        ("a.csv", " \n\r\n", "is empty"),
+        ("a.csv", "text\n", "holds no rows"),
+        ("a.jsonl", "\n\n{}", "line 3: has no column 'text'"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.json", "[{", "cannot be read"),
+        ("a.json", '["A dog."]', "row 1: holds 'A dog.', not an object with the key 'text'"),
+        ("a.json", '{"text": ["A", "B"], "id": [1]}', "columns text, id have [2, 1] values"),
+        ("a.json", "[" * 100_000 + "]" * 100_000, "cannot be read: maximum recursion depth"),
+        ("a.json", '[{"text": "A", "text": "B"}]', "key 'text' occurs twice"),
+        ("a.jsonl", '{"text": "A"}\n{"text": "A", "text": "B"}\n', "line 2: is not JSON (key 'text' occurs twice"),
+        ("a.jsonl", '{"text": "A"}\n' + '{"text": ' * 50_000 + "\n", "line 2: is not JSON (maximum recursion"),
+        ("a.jsonl", '{"text": "A"}{"text": "B"}\n', "line 1: is not JSON (Extra data"),
+        ("a.jsonl", '{"text": "A dog."}\n{"text": NaN}\n', "line 2: column 'text' holds nan, no caption"),
+        ("a.jsonl", '{"text": 7}\n', "line 1: column 'text' holds 7, which is not text"),
+        ("a.jsonl", '{"text": []}\n', "line 1: column 'text' holds None, no caption"),
+        ("a.jsonl", '{"text": ["A", null]}\n', "line 1: column 'text' holds None, no caption"),
+        ("a.jsonl", '{"text": "A \\ud83d dog"}\n', "line 1: column 'text' holds 'A \\ud83d dog', with the character"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}\n", "line 1: is not JSON (Exceeds the limit"),
+        ("a.txt", "A dog.\n\nA cat.\n", "line 2: column 'text' holds '\\n', no caption"),
+        ("a.txt", "A dog.\nA\0cat.\n", "line 2: column 'text' holds 'A\\x00cat.\\n', with the character"),
+        (
+            "a.txt",
+            "A dog.\nA caf\u00e9.\n".encode("latin-1"),
+            "line 2: column 'text' holds 'A caf\\udce9.\\n'; byte 0xe9",
+        ),
+        ("a.txt", "x" * 30_000, "30,000 characters; at most 20,000"),
+        ("a.txt", '{"text": "A dog."}\n', "JSON source text; read the file as .jsonl"),
+        ("a.csv", "text\n\"['A dog.', 'A cat.']\"\n", "JSON source text"),
+        ("a.csv", "title,alt\nx,A dog.\n", "has no column 'text'; its columns: title, alt (the first line must name"),
+        ("a.csv", "text,text\nA,B\n", "has 2 columns 'text'"),
+        ("a.csv", 'text,n\n"A ""dog"" runs." x,1\n', "line 2: is not valid CSV"),
+        ("a.csv", 'text\n"A dog.\nA cat.\n', "line 2: is not valid CSV (unexpected end of data)"),
+        ("a.csv", "text,n\nA dog.\n", "line 2: has 1 fields, where the header has 2"),
+        ("a.csv", "text\nA\rB\n", "line 2: is not valid CSV"),
+        ("a.tsv", "text\tn\nA\tdog\t1\n", "line 2: has 3 fields, such as '1', where the header has 2"),
+        ("a.parquet", "PAR1", "cannot be read"),
+        ("a.parquet", "text\nA dog.\n", "cannot be read"),
+        ("a.txt", b"PAR1\x15\x04", "holds Parquet data; rename it to .parquet"),
+        ("a.jsonl", gzip.compress(b"{}"), "holds compressed data; unpack it first"),
+        ("a.csv", b"PK\x03\x04\x14\0", "holds compressed data"),
+        ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("a.csv", "\n<!DOCTYPE html>\n<html>", "holds a web page"),
+        ("a.jsonl", "<?xml version='1.0'?><Error>AccessDenied</Error>", "holds a web page"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_row_and_value(
+    tmp_path: Path, name: str, content: bytes | str | None, words: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        put(path, content)
+    message = refusal(path, **({"group_column": "id"} if "[1]" in words + str(content)[:40] else {}))
+    assert "seed source 'own'" in message and str(path) in message
+    assert words in message
+
+
+def test_directories_pipes_and_columns_of_groups_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "dir.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name in ("dir.csv", "pipe.txt"):
+        with pytest.raises(SeedError, match="is not a file"):
+            read(tmp_path / name)
+    for name, content in (("a.csv", "text,id\nA,1\n"), ("a.jsonl", '{"text": "A", "id": 1}\n'), ("a.txt", "A\n")):
+        assert "has no column 'image'; its columns: text" in refusal(
+            put(tmp_path / name, content), group_column="image"
+        )
+
+
+def test_one_bad_row_of_many_is_dropped_with_its_reason_where_a_filter_is_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [json.dumps({"text": text}) for text in SIX]
+    bad = ["{", '{"text": "A", "text": "B"}', '{"alt": "A"}', '{"text": 7}', '{"text": null}']
+    path = put(tmp_path / "a.jsonl", "\n".join([*good, *bad]).encode() + b'\n{"text": "caf\xe9"}\n')
+    run = make(tmp_path, [source(path, filters={})])
+    assert sorted(texts(run)) == sorted(SIX)
+    assert account(run)["dropped"] == {"malformed": 2, "no_column": 1, "not_text": 1, "empty": 1, "not_utf8": 1}
+    assert account(run)["rows"] == 12
+    assert (
+        f"dropped as not_utf8: {path}, line 12: column 'text' holds 'caf\\udce9'; byte 0xe9 is not UTF-8"
+        in caplog.text
+    )
+    quoted = lines(tmp_path / "b.csv", "text", *SIX, '"a stray quote', "swallows", 'two "lines')
+    assert [isinstance(cells, BadRow) for cells in read(quoted)] == [False] * 6 + [True] * 3
+
+
+def test_strings_of_parquet_that_are_not_utf8_are_single_bad_rows(tmp_path: Path) -> None:
+    broken = pa.array([b"A dog.", b"caf\xe9", b"A cat.", b"A hen."]).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    assert "row 2: column 'text' holds b'caf\\xe9', which is not text" in refusal(tmp_path / "a.parquet")
+    assert len(seeds(tmp_path / "a.parquet", filters={"words": [1, 9]})) == 3
