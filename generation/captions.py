@@ -1,0 +1,106 @@
+"""Stage 1: every seed becomes a dense caption, c = LLM(s) (paper, section on Unicorn-1.2M)."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from statistics import NormalDist
+
+from .checks.dense import caption_fault, finish
+from .checks.text import shingles
+from .dedup import drop_caption_duplicates
+from .engine import Item, generate, retry
+from .prompts import PROMPTS, load_prompt
+from .rows import Row, stable_hash, text_hash
+from .stages import CAPTIONS, SEEDS
+from .store import Run
+from .tgi.protocol import Answer, Request
+
+_PARAPHRASES = (PROMPTS / "describe_image.txt").read_text(encoding="utf-8").splitlines()
+# Lengths to ask for: log-normal, so that their mean is near the paper's 129 words and few are near its 51 and 483.
+_MEDIAN_WORDS, _SIGMA = 119, 0.4
+_MARGIN = 1.1  # models miss a length by some words
+
+
+class CaptionTask:
+    """What the engine asks about each seed."""
+
+    stage = CAPTIONS
+
+    def __init__(self, run: Run) -> None:
+        self.settings, self.seed, self.attempts = run.recipe.captions, run.recipe.random_seed, run.recipe.attempts
+        self.prompt = load_prompt(self.settings.prompt)
+        self.extra: Mapping[str, str] = {}
+        answers = [example.answer for example in self.prompt.examples]
+        self.shown = shingles([self.prompt.system or "", self.prompt.user, *answers])
+
+    def items(self, run: Run, shard: int) -> list[Item]:
+        """Return the seeds of a shard."""
+        return [Item(row["id"], text_hash(row["seed"]), row) for row in run.table(SEEDS, shard).to_pylist()]
+
+    def request(self, item: Item, attempt: int) -> Request:
+        """Return the request for a caption, of a length and with an opening that are drawn for the seed."""
+        key = (self.seed, item.id, attempt)
+        openings = self.prompt.openings or ("",)
+        values = {
+            "seed": item.values["seed"],
+            "words": str(self._words(stable_hash("words", *key))),
+            "opening": openings[stable_hash("opening", *key) % len(openings)],
+        }
+        return Request(
+            self.prompt.messages(values), self.prompt.sampling, stable_hash("caption", *key) % (2**31 - 1) + 1
+        )
+
+    def _words(self, draw: int) -> int:
+        """Return a length in words, in steps of five, for a uniform 63-bit integer."""
+        z = NormalDist().inv_cdf((draw + 1) / (2**63 + 1))
+        low, high = self.settings.min_words * _MARGIN, self.settings.max_words / _MARGIN
+        return round(max(low, min(high, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
+
+    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
+        """Return the columns of a caption, or why the last answer is not one."""
+        prefix, text = self.prompt.prefix({"seed": item.values["seed"]}), answers[-1].text
+        gap = " " if prefix and not re.match(r"[\s,.;:!?']", text) else ""
+        caption = finish(prefix + gap + text, answers[-1].finish_reason)
+        settings = self.settings
+        fault = caption_fault(caption, item.values["seed"], settings.min_words, settings.max_words, self.shown)
+        kept = {name: item.values[name] for name in ("seed", "source", "license")}
+        return fault or {
+            "caption": caption,
+            "instruction": instruction(item.id),
+            "words": len(caption.split()),
+            **kept,
+        }
+
+
+def instruction(id: str) -> str:
+    """Return the human turn of a pre-training conversation: a paraphrase of "describe the image" drawn for the id.
+
+    ``<image>`` stands on a line of its own before or after it.
+    """
+    text = _PARAPHRASES[stable_hash("describe", id) % len(_PARAPHRASES)]
+    return f"<image>\n{text}" if stable_hash("image first", id) % 2 else f"{text}\n<image>"
+
+
+def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
+    """Make the captions that are due, then drop duplicates and contaminated ones if the recipe says so.
+
+    Args:
+        run: the run; its seeds must be there.
+        rank: number of this process among ``world_size`` that share the shards.
+        world_size: how many processes there are.
+
+    Raises:
+        RunError: there are no seeds, or the stage was begun with other settings or another model.
+        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    """
+    run.require(SEEDS)
+    generate(run, [CaptionTask(run)], run.recipe.server, rank, world_size)
+    if not run.due(CAPTIONS):  # else another process is still at work, and the last one does it
+        with run.claim(CAPTIONS) as mine:
+            if mine:
+                drop_caption_duplicates(run)
+
+
+def retry_captions(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
+    """Make rejected captions (of these reasons; None: all) due again; return how many rows, by stage."""
+    return retry(run, [CaptionTask(run)], reasons)

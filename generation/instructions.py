@@ -1,0 +1,139 @@
+"""Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from .checks.items import LETTERS, QA, Scene, Shown, groundedness, question_type, right_answer, sound_items
+from .engine import Item, generate, retry
+from .prompts import load_prompt
+from .rows import Row, select, stable_hash, text_hash
+from .stages import CAPTIONS, INSTRUCTIONS, TASKS
+from .store import Run
+from .tgi.protocol import Answer, Request
+
+Turns = list[dict[str, str]]
+
+
+class InstructionTask:
+    """What the engine asks about the captions that are selected for one task."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        recipe = run.recipe
+        self.name, self.stage, self.settings = name, INSTRUCTIONS[name], recipe.task(name)
+        self.prompt, self.attempts, self.seed = load_prompt(self.settings.prompt), recipe.attempts, recipe.random_seed
+        self.overlap = recipe.instructions.overlap
+        self.extra: Mapping[str, str] = selection_inputs(run, name)
+        self.schema = self.prompt.answer_schema(*self.settings.items)
+        items = (item for example in self.prompt.examples for item in example.answer["QA Pairs"])
+        self.shown = Shown(self.prompt.question_types, items)
+
+    def items(self, run: Run, shard: int) -> list[Item]:
+        """Return the captions of a shard that are selected for the task."""
+        rows = run.table(CAPTIONS, shard, ["id", "caption"]).to_pylist()
+        free = [row["id"] for row in rows]
+        for name, fraction in self.extra.items():  # without overlap, earlier tasks take theirs first
+            chosen = select(f"{self.seed} {name}", free, float(fraction) * len(rows) / max(1, len(free)))
+            if name == self.name:
+                break
+            free = [id for id in free if id not in chosen]
+        return [Item(row["id"], text_hash(row["caption"]), row) for row in rows if row["id"] in chosen]
+
+    def request(self, item: Item, attempt: int) -> Request:
+        """Return the request for a conversation, of question types that are drawn for the caption."""
+        key = (self.seed, self.name, item.id, attempt)
+        low, high = self.settings.items
+        types = self.prompt.draw_types(high, *key)
+        values = {"caption": item.values["caption"], "types": types, "min_items": str(low), "max_items": str(high)}
+        messages = self.prompt.messages(values)
+        return Request(messages, self.prompt.sampling, stable_hash("instruction", *key) % (2**31 - 1) + 1, self.schema)
+
+    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
+        """Return the columns of a conversation once all answers together have enough sound items, else a reason."""
+        caption, (low, high) = item.values["caption"], self.settings.items
+        kept: list[QA] = []
+        dropped: list[str] = []
+        faults: list[str] = []
+        for answer in answers:
+            sound, faults = sound_items(answer.text, answer.finish_reason, caption, self.name, self.shown, kept)
+            kept, dropped = kept + sound, dropped + faults
+        if len(kept) < low:
+            return Counter(faults).most_common(1)[0][0] if faults else "too_few_items"
+        order = sorted(range(min(high, len(kept))), key=lambda place: stable_hash("turn", self.name, item.id, place))
+        shuffled = [shuffle_options(kept[place], self.name, item.id, place) for place in order]
+        scene = Scene(caption)
+        return {
+            "task": self.name,
+            "conversations": conversation(shuffled, self.name, item.id),
+            "question_types": [question_type(qa["Question"]) for qa in shuffled],
+            "grounded": [groundedness(qa["Question"], right_answer(qa), scene) for qa in shuffled],
+            "dropped": dropped,
+        }
+
+
+def selection_inputs(run: Run, name: str) -> dict[str, str]:
+    """Return what the selection of a task depends on: its fraction and, without overlap, those of earlier tasks.
+
+    These are the ``extra`` inputs of its shards (``Run.inputs``).
+    """
+    earlier = () if run.recipe.instructions.overlap else TASKS[: TASKS.index(name)]
+    return {task: str(run.recipe.task(task).fraction) for task in (*earlier, name)}
+
+
+def shuffle_options(qa: QA, *key: object) -> QA:
+    """Return a multiple-choice item with its options in an order that ``key`` draws; others are returned as they are.
+
+    Each letter is right equally often, over many keys.
+    """
+    if "Options" not in qa:
+        return qa
+    order = sorted(LETTERS, key=lambda letter: stable_hash("option", *key, letter))
+    options = {new: qa["Options"][old] for new, old in zip(LETTERS, order, strict=True)}
+    return qa | {"Options": options, "Answer": LETTERS[order.index(qa["Answer"])]}
+
+
+def conversation(items: list[QA], *key: object) -> Turns:
+    """Return the turns of items: a human and a gpt turn each, ``<image>`` in the first, before or after as ``key``
+    draws. Options stand below the question as ``A: ...``, and the answer is the letter alone."""
+    turns = []
+    for qa in items:
+        options = [f"{letter}: {option}" for letter, option in qa.get("Options", {}).items()]
+        turns.append({"from": "human", "value": "\n".join([qa["Question"], *options])})
+        turns.append({"from": "gpt", "value": qa["Answer"]})
+    text = turns[0]["value"]
+    turns[0]["value"] = f"<image>\n{text}" if stable_hash("image first", *key) % 2 else f"{text}\n<image>"
+    return turns
+
+
+def items_of(turns: Turns) -> list[QA]:
+    """Return the items of a conversation: the inverse of ``conversation``.
+
+    >>> items_of([{"from": "human", "value": "<image>\\nWho?"}, {"from": "gpt", "value": "Nobody."}])
+    [{'Question': 'Who?', 'Answer': 'Nobody.'}]
+    """
+    items = []
+    for human, gpt in zip(turns[::2], turns[1::2], strict=True):
+        question, *options = [line for line in human["value"].split("\n") if line != "<image>"]
+        qa: QA = {"Question": question, "Answer": gpt["value"]}
+        items.append(qa | {"Options": {line[0]: line[3:] for line in options}} if options else qa)
+    return items
+
+
+def make_instructions(run: Run, rank: int = 0, world_size: int = 1) -> None:
+    """Make the conversations that are due, of all tasks in one pool of requests.
+
+    Args:
+        run: the run; its captions must be complete.
+        rank: number of this process among ``world_size`` that share the shards.
+        world_size: how many processes there are.
+
+    Raises:
+        RunError: the captions are not complete, or a task was begun with other settings or another model.
+        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    """
+    run.require(CAPTIONS)
+    generate(run, [InstructionTask(run, name) for name in TASKS], run.recipe.server, rank, world_size)
+
+
+def retry_instructions(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
+    """Make rejected conversations (of these reasons; None: all) due again; return how many rows, by stage."""
+    return retry(run, [InstructionTask(run, name) for name in TASKS], reasons)

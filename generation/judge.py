@@ -1,0 +1,260 @@
+"""A second model checks what the first wrote; what it does not confirm is dropped, and asked again if need be.
+
+One request an item: all items of a caption share the beginning of their prompt, which servers cache. An item is known
+by its text (``input_hash``), so that dropping others, or asking again, never has one judged twice. Verdicts on dropped
+items stay in the table.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from .checks.items import QA, read_object
+from .config import Judge, Server
+from .engine import Item, generate
+from .engine.journal import UnfinishedShard
+from .errors import RunError
+from .files import parquet, read_table
+from .instructions import conversation, items_of, make_instructions, selection_inputs
+from .prompts import load_prompt
+from .rows import REJECTED_SCHEMA, Row, stable_hash, text_hash
+from .stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, TASKS, Stage
+from .store import Run
+from .tgi.protocol import Answer, Request
+
+CONFIRMED = "confirmed"
+AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again
+_WAIT_S = 60.0  # for another process that holds a shard
+
+
+class JudgeTask:
+    """What the engine asks about each item of one task's conversations: which of its answers are right."""
+
+    def __init__(self, run: Run, name: str, judge: Judge) -> None:
+        self.name, self.source, self.stage = name, INSTRUCTIONS[name], JUDGEMENTS[name]
+        self.prompt, self.attempts = load_prompt(judge.prompt), run.recipe.attempts
+        self.extra: Mapping[str, str] = {}
+
+    def items(self, run: Run, shard: int) -> list[Item]:
+        """Return the items of a shard's conversations, and those that were dropped from them earlier."""
+        captions = _captions(run, shard)
+        known = _verdicts(run, self.stage, shard)
+        found: list[Item] = []
+        for row in run.table(self.source, shard, ["id", "conversations"]).to_pylist():
+            judged = {row["input_hash"]: row["id"] for row in known.pop(row["id"], [])}
+            taken = set(judged.values())
+            for qa in items_of(row["conversations"]):
+                hash = _item_hash(captions[row["id"]], qa)
+                free = (f"{row['id']}/{number}" for number in range(len(taken) + 1))
+                id = judged.get(hash) or next(id for id in free if id not in taken)
+                taken.add(id)
+                found.append(Item(id, hash, qa | {"caption": captions[row["id"]]}))
+        return found + _dropped(run, self.stage, shard, found)
+
+    def request(self, item: Item, attempt: int) -> Request:
+        """Return the request for one item, its answers shuffled once more."""
+        shown = self._shown(item)
+        answers = "\n".join(f"{letter}: {text}" for letter, (_, text) in shown.items())
+        values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
+        schema = json.loads(json.dumps(self.prompt.schema))
+        schema["properties"]["Right"] |= {"items": {"enum": list(shown)}, "maxItems": len(shown)}
+        seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
+        return Request(self.prompt.messages(values), self.prompt.sampling, seed, schema)
+
+    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
+        """Return the verdict on an item, and the letters that the judge named, as the conversation has them."""
+        shown, value = self._shown(item), read_object(answers[-1].text)
+        named = value.get("Right") if value else None
+        if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
+            return "schema"
+        right = sorted({shown[letter][0] for letter in named})
+        given = item.values["Answer"] if "Options" in item.values else "A"
+        verdict = "unsupported" if not right else "two_right" if given in right else "wrong_letter"
+        return {"verdict": CONFIRMED if right == [given] else verdict, "votes": json.dumps({"right": right})}
+
+    def _shown(self, item: Item) -> dict[str, tuple[str, str]]:
+        """Return what each letter of the request stands for: a letter of the conversation, and its text."""
+        options = item.values.get("Options") or {"A": item.values["Answer"]}
+        order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, letter))
+        return {new: (old, options[old]) for new, old in zip(options, order, strict=True)}
+
+
+class CaptionJudgeTask:
+    """What the engine asks about each caption: whether it keeps its seed's subject, number, colours and relation."""
+
+    stage = CAPTION_JUDGEMENTS
+    name = "captions"
+    source = CAPTIONS
+
+    def __init__(self, run: Run, judge: Judge) -> None:
+        self.prompt, self.attempts = load_prompt(f"{judge.prompt}_captions"), run.recipe.attempts
+        self.extra: Mapping[str, str] = {}
+
+    def items(self, run: Run, shard: int) -> list[Item]:
+        """Return the captions of a shard, and those that were dropped from it earlier."""
+        rows = run.table(CAPTIONS, shard, ["id", "seed", "caption"]).to_pylist()
+        found = [Item(row["id"], text_hash(row["seed"], row["caption"]), row) for row in rows]
+        return found + _dropped(run, self.stage, shard, found)
+
+    def request(self, item: Item, attempt: int) -> Request:
+        """Return the request for one caption."""
+        seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
+        return Request(self.prompt.messages(item.values), self.prompt.sampling, seed, self.prompt.schema)
+
+    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
+        """Return the verdict on a caption: the first thing that it changed, if any."""
+        votes = read_object(answers[-1].text) or {}
+        keys = list((self.prompt.schema or {})["properties"])
+        if list(votes) != keys or not all(vote in ("yes", "no") for vote in votes.values()):
+            return "schema"
+        changed = (f"changed_{key.lower()}" for key in keys if votes[key] == "no")
+        return {"verdict": next(changed, CONFIRMED), "votes": json.dumps(votes)}
+
+
+def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
+    """Have all conversations judged and, with ``judge.drop``, drop what is not confirmed; nothing without ``judge``.
+
+    A conversation with too few confirmed items is asked again until the recipe's ``attempts`` are used up.
+
+    Args:
+        run: the run.
+        rank: number of this process among ``world_size`` that share the shards.
+        world_size: how many processes there are.
+
+    Raises:
+        RunError: the conversations are not complete, or another model has judged some of them.
+        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    """
+    if (judge := run.recipe.judge) is None:
+        return
+    tasks = [JudgeTask(run, name, judge) for name in TASKS]
+    for task in tasks if world_size == 1 else []:  # other processes may be asking again
+        run.require(task.source, selection_inputs(run, task.name))
+    while _judge(run, tasks, judge, rank, world_size):
+        make_instructions(run, rank, world_size)
+
+
+def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
+    """Have all captions judged and, with ``judge.drop``, drop those that are not confirmed. Give it before stage 2.
+
+    Raises: see ``make_judgements``; RunError also if the recipe has no ``judge``.
+    """
+    if (judge := run.recipe.judge) is None:
+        raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
+    run.require(CAPTIONS)
+    _judge(run, [CaptionJudgeTask(run, judge)], judge, rank, world_size)
+
+
+def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
+    """Return the share of confirmed items of each conversation of a shard that was judged."""
+    captions, shares = _captions(run, shard), {}
+    verdicts = {id: _by_hash(rows) for id, rows in _verdicts(run, JUDGEMENTS[task], shard).items()}
+    for row in run.table(INSTRUCTIONS[task], shard, ["id", "conversations"]).to_pylist() if verdicts else []:
+        hashes = [_item_hash(captions[row["id"]], qa) for qa in items_of(row["conversations"])]
+        judged = [verdicts[row["id"]][hash] for hash in hashes if hash in verdicts.get(row["id"], {})]
+        if judged:
+            shares[row["id"]] = judged.count(CONFIRMED) / len(judged)
+    return shares
+
+
+def _judge(
+    run: Run, tasks: Collection[JudgeTask | CaptionJudgeTask], judge: Judge, rank: int, world_size: int
+) -> bool:
+    """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
+    server: Server = run.recipe.server
+    if judge.endpoints:
+        server = server.model_copy(update={"endpoints": judge.endpoints, "kind": "auto", "model": None})
+    if judge.model:
+        server = server.model_copy(update={"model": judge.model})
+    generate(run, list(tasks), server, rank, world_size)
+    changed = False
+    for task in tasks if judge.drop else []:
+        for shard in run.shards(task.stage):
+            if shard % world_size == rank and not run.is_due(task.stage, shard):
+                changed |= _drop(run, task, shard)
+    return changed
+
+
+def _drop(run: Run, task: JudgeTask | CaptionJudgeTask, shard: int) -> bool:
+    """Rewrite a judged shard without what was not confirmed; return whether it is now another, or due."""
+    with run.claim(task.source, shard, _WAIT_S) as mine:
+        record = run.record(task.source, shard)
+        if not mine or record is None:
+            raise RunError(f"{run.file(task.source, shard)} is held by another process; wait for its end")
+        table = run.table(task.source, shard)
+        old = table.to_pylist()
+        verdicts = _verdicts(run, task.stage, shard)
+        captions = _captions(run, shard)
+        rows = [_left(run, row, captions[row["id"]], _by_hash(verdicts.get(row["id"], []))) for row in old]
+        kept, gone = ([row for row in rows if ("reason" in row) == lost] for lost in (False, True))
+        if rows != old:
+            rejected = [*_rows(run.rejected(task.source, shard)), *gone]
+            counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
+            own = run.inputs(task.source, shard) or {}
+            extra = {key: value for key, value in record.inputs.items() if key not in own}
+            aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
+            left = pa.Table.from_pylist(kept, table.schema)
+            run.commit(task.source, shard, len(kept), parquet(left), aside, extra, record.counts | counts)
+        again = any(row["reason"] == AGAIN for row in _rows(run.rejected(task.source, shard)))
+        if again:
+            UnfinishedShard(run, task.source, shard).reopen_rejected({AGAIN})
+        return rows != old or again
+
+
+def _left(run: Run, row: Row, caption: str, verdicts: Mapping[int, str]) -> Row:
+    """Return what is left of a row: the row, a smaller one, or a rejected one. Items without verdict are kept."""
+    if "task" not in row:  # a caption
+        verdict = verdicts.get(text_hash(row["seed"], caption), CONFIRMED)
+        return row if verdict == CONFIRMED else row | {"reason": verdict, "raw": caption, "request": None}
+    items = items_of(row["conversations"])
+    found = [verdicts.get(_item_hash(caption, qa), CONFIRMED) for qa in items]
+    kept = [place for place, verdict in enumerate(found) if verdict == CONFIRMED]
+    if len(kept) == len(items):
+        return row
+    if len(kept) < run.recipe.task(row["task"]).items[0]:
+        reason = AGAIN if row["attempts"] < run.recipe.attempts else FINAL
+        return row | {"reason": reason, "raw": json.dumps(row["conversations"], ensure_ascii=False), "request": None}
+    lost = [f"judge_{verdict}" for verdict in found if verdict != CONFIRMED]
+    columns = {name: [row[name][place] for place in kept] for name in ("question_types", "grounded")}
+    turns = conversation([items[place] for place in kept], row["task"], row["id"])
+    return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
+
+
+def _captions(run: Run, shard: int) -> dict[str, str]:
+    table = run.table(CAPTIONS, shard, ["id", "caption"])
+    return dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
+
+
+def _item_hash(caption: str, qa: QA) -> int:
+    return text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"])
+
+
+def _verdicts(run: Run, stage: Stage, shard: int) -> defaultdict[str, list[Row]]:
+    """Return the verdicts of a shard so far, finished or not, by the id of the judged row."""
+    found: defaultdict[str, list[Row]] = defaultdict(list)
+    path = run.file(stage, shard)
+    for row in _rows(read_table(path, ["id", "verdict", "input_hash"]) if path.is_file() else None):
+        found[row["id"].partition("/")[0]].append(row)
+    return found
+
+
+def _by_hash(rows: list[Row]) -> dict[int, str]:
+    return {row["input_hash"]: row["verdict"] for row in rows}
+
+
+def _dropped(run: Run, stage: Stage, shard: int, current: list[Item]) -> list[Item]:
+    """Return the judged items that were dropped: they need no request, and their verdicts stay in the table."""
+    here = {item.input_hash for item in current}
+    rows = (row for rows in _verdicts(run, stage, shard).values() for row in rows)
+    return [
+        Item(row["id"], row["input_hash"], {})
+        for row in rows
+        if row["verdict"] != CONFIRMED and row["input_hash"] not in here
+    ]
+
+
+def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
+    return table.to_pylist() if table is not None else []
