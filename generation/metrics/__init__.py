@@ -1,0 +1,1 @@
+"""Measurements of generated text, one `evaluate` folder each: they load alone, without the rest of the project."""

@@ -1,0 +1,147 @@
+"""How long and how varied captions are: each by itself, as the paper's figures must be read, and against each other."""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+SAMPLE = 1000  # captions that are compared with each other, at most: those figures depend on their number
+ORDERS = 4  # BLEU's n-grams
+QUANTILES = (5, 25, 50, 75, 95)  # percent, of the lengths
+
+_DESCRIPTION = "Lengths, type-token ratio and token entropy of captions, each by itself; distinct-n and self-BLEU."
+_CITATION = """Unicorn: Text-Only Data Synthesis for Vision Language Model Training, arXiv 2503.22655, appendix D.
+distinct-n: Li et al., arXiv 1510.03055. self-BLEU: Zhu et al. (Texygen), arXiv 1802.01886; BLEU: Papineni et al. 2002.
+"""
+_KWARGS = """
+Args:
+    data: list of captions.
+    sample: how many captions are compared with each other, at most; drawn with `seed`.
+    seed: of that draw.
+Returns:
+    captions: how many; mean_words, min_words, max_words, words_p05 ... words_p95: white-space separated words, and the
+    quantiles of their number (nearest rank);
+    type_token_ratio: distinct tokens / tokens; entropy_bits: Shannon entropy of the tokens; both of each caption,
+    averaged;
+    sampled: how many were compared; distinct_1, distinct_2, distinct_3: distinct n-grams / n-grams of them all;
+    self_bleu: mean BLEU-4 of each against all others, 0 (nothing in common) to 1. A token is a lower-cased run of
+    letters, digits and apostrophes.
+Examples:
+    >>> measurement = CaptionDiversity()
+    >>> measurement.compute(data=["a cat and a dog", "a red bus"])["type_token_ratio"]
+    0.9
+    >>> measurement.compute(data=["a cat and a dog", "a red bus"])["distinct_1"]
+    0.75
+    >>> round(measurement.compute(data=["a cat and a dog", "a cat and a bird"])["self_bleu"], 4)
+    0.6687
+"""
+
+
+def measure(captions: Sequence[str]) -> dict[str, float]:
+    """Return the figures of captions each by itself; all zero for no captions.
+
+    >>> made = measure(["one two one two"])
+    >>> made["mean_words"], made["words_p50"], made["type_token_ratio"], made["entropy_bits"]
+    (4.0, 4, 0.5, 1.0)
+    """
+    lengths = sorted(len(caption.split()) for caption in captions) or [0]
+    ratio = entropy = 0.0
+    for caption in captions:
+        tokens = _tokens(caption)
+        counts, total = Counter(tokens), max(1, len(tokens))
+        ratio += len(counts) / total
+        entropy -= sum(n / total * math.log2(n / total) for n in counts.values())
+    number = max(1, len(captions))
+    return {
+        "captions": len(captions),
+        "mean_words": sum(lengths) / number,
+        "min_words": lengths[0],
+        "max_words": lengths[-1],
+        **{f"words_p{percent:02d}": lengths[-(-len(lengths) * percent // 100) - 1] for percent in QUANTILES},
+        "type_token_ratio": ratio / number,
+        "entropy_bits": entropy / number + 0.0,  # + 0.0: no negative zero
+    }
+
+
+def compare(captions: Sequence[str], sample: int = SAMPLE, seed: int = 0) -> dict[str, float]:
+    """Return the figures of captions against each other, of at most ``sample`` that are drawn with ``seed``.
+
+    Raises:
+        ValueError: ``sample`` is below 1.
+
+    >>> made = compare(["one two one two", "one two one two", "one two one two"])
+    >>> made["self_bleu"], round(made["distinct_1"], 4), round(made["distinct_2"], 4)
+    (1.0, 0.1667, 0.2222)
+    """
+    if sample < 1:
+        raise ValueError(f"sample must be at least 1, but is {sample}")
+    drawn = captions if len(captions) <= sample else random.Random(seed).sample(list(captions), sample)
+    texts = [_tokens(caption) for caption in drawn]
+    figures: dict[str, float] = {"sampled": len(texts)}
+    for n in (1, 2, 3):
+        counts = sum((_ngrams(tokens, n) for tokens in texts), Counter[tuple[str, ...]]())
+        figures[f"distinct_{n}"] = len(counts) / max(1, counts.total())
+    return figures | {"self_bleu": _self_bleu(texts)}
+
+
+def _tokens(caption: str) -> list[str]:
+    return re.findall(r"[\w']+", caption.lower())
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
+    """Return the mean BLEU of each text against all others; 0 if there is no other.
+
+    An n-gram's largest count in the others is the largest of all, or the second largest if the text itself has that:
+    two numbers an n-gram stand for all pairs. If no n-gram of one order is shared, 0.1 counts as shared (smoothing 1
+    of Chen and Cherry 2014, as in Texygen); if not even a word is shared, BLEU is 0.
+    """
+    if len(texts) < 2:
+        return 0.0
+    logs = [0.0] * len(texts)
+    for n in range(1, ORDERS + 1):
+        grams = [_ngrams(tokens, n) for tokens in texts]
+        largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts
+        for counts in grams:
+            for gram, count in counts.items():
+                first, second = largest.get(gram, (0, 0))
+                largest[gram] = (max(first, count), max(second, min(first, count)))
+        for place, counts in enumerate(grams):
+            shared = sum(min(count, largest[gram][count == largest[gram][0]]) for gram, count in counts.items())
+            if n == 1 and not shared:
+                logs[place] = -math.inf
+            logs[place] += math.log((shared or 0.1) / max(1, counts.total())) / ORDERS
+    lengths = Counter(map(len, texts))
+    scored = zip(texts, logs, strict=True)
+    return sum(_brevity(len(tokens), lengths) * math.exp(log) for tokens, log in scored if tokens) / len(texts)
+
+
+def _brevity(length: int, lengths: Counter[int]) -> float:
+    """Return the brevity penalty against the other text of the nearest length, of two the shorter."""
+    others = (other for other, count in lengths.items() if other != length or count > 1)
+    nearest = min(others, key=lambda other: (abs(other - length), other))
+    return min(1.0, math.exp(1 - nearest / length))
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
+class CaptionDiversity(evaluate.Measurement):  # type: ignore[misc]
+    """See the module."""
+
+    def _info(self) -> evaluate.MeasurementInfo:
+        return evaluate.MeasurementInfo(
+            module_type="measurement",
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS,
+            features=datasets.Features({"data": datasets.Value("string")}),
+        )
+
+    def _compute(self, data: list[str], sample: int = SAMPLE, seed: int = 0) -> dict[str, float]:
+        return measure(data) | compare(data, sample, seed)

@@ -1,0 +1,1 @@
+"""Whether instruction data leans."""
