@@ -1,0 +1,224 @@
+"""The transfer methods: what each does to the embedding u of a text, and how a real image's embedding v is treated.
+
+    none         u
+    mean_shift   u - mean(U)                                     Unicorn v1 and its released code
+    unicorn      Norm(u - mean(U))                               Unicorn v2 (arXiv 2503.22655), Eq. 3
+    anchor       Norm(u + strength (mean(V) - mean(U)))          Unicorn v2, A.5; Liang et al. 2022
+    realign      anchor, trace and centroid steps                ReVision (arXiv 2602.07026), section 4
+    c3           Norm(u - mean(U) + noise)                       C3 (Zhang et al. 2024)
+    capdec       Norm(u + noise)                                 CapDec (Nukrai et al. 2022)
+    close        Norm(u + noise)                                 CLOSE (Gu et al. 2023)
+    lafite       Norm(u + noise of fixed length)                 LAFITE (Zhou et al. 2022), its mixture with xi
+    decap        u; images become Norm(softmax(v M' / tau) M)    DeCap (Li et al. 2023), M some of the texts
+
+U are the text embeddings, V unpaired image embeddings of the same encoder, all unit rows. Noise has norm eta: the
+papers give a sigma (C3, CLOSE), its square (CapDec) or a share xi (LAFITE), each for its own d; eta = sigma sqrt(d) =
+xi / (1 - xi) means the same in any d. A method is two lists of operations, stored with the tensors that they name:
+
+    l2norm               x / |x|
+    sub:NAME, add:NAME   x -+ a vector [d]; IMAGE_MEAN is the mean of the user's own images, unknown to text
+    mul:NAME             x times a number
+    noise, noise:sphere  x + eta n / sqrt(d), n normal; or x + eta n / |n|
+    recall:memory        softmax(x M' / tau) M over the rows of M [m, d]
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import EmbeddingError
+
+SMALLEST_NORM = 1e-5  # a row below it has no direction: float16 rounds a unit row by about as much
+RECALL_TEMPERATURE = 0.01  # tau in DeCap's notebook
+RECALL_ROWS = 256  # of the memory, with the largest weights; the others weigh less than e^-20 of the first
+
+
+@dataclass(frozen=True)
+class Method:
+    """The operations on texts and on real images, and eta of the noise in the method's own code."""
+
+    text: tuple[str, ...]
+    image: tuple[str, ...] = ("l2norm",)
+    eta: float | None = None
+
+
+_CENTRED, _TO_IMAGES = ("l2norm", "sub:IMAGE_MEAN"), ("add:mean_image", "l2norm")
+METHODS = {
+    "none": Method(("l2norm",)),
+    "mean_shift": Method(("l2norm", "sub:mean_text"), _CENTRED),
+    "unicorn": Method(("l2norm", "sub:mean_text", "l2norm"), _CENTRED),
+    "anchor": Method(("l2norm", "add:shift", "l2norm")),
+    "realign": Method(("l2norm", "sub:mean_text", "mul:scale", *_TO_IMAGES, "sub:mean_moved", *_TO_IMAGES)),
+    "c3": Method(("l2norm", "sub:mean_text", "noise", "l2norm"), (*_CENTRED, "l2norm"), 2.86),  # std 0.1265, d 512
+    "capdec": Method(("l2norm", "noise", "l2norm"), eta=3.20),  # variance 0.016, d 640
+    "close": Method(("l2norm", "noise", "l2norm"), eta=2.22),  # std 0.08, d 768, its visual entailment
+    "lafite": Method(("l2norm", "noise:sphere", "l2norm"), eta=3.0),  # xi 0.75
+    "decap": Method(("l2norm",), ("l2norm", "recall:memory", "l2norm")),
+}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A fitted method: all that is needed to treat further texts, and real images, alike.
+
+    Attributes:
+        tensors: float64, what the operations name, and always ``mean_text`` [d].
+        facts: ``method``, ``text_ops``, ``image_ops``, ``rows``, ``images`` and ``noise`` (or None); the stage adds
+            ``settings``, ``encoder`` and ``inputs``.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Read ``transfer/<method>.safetensors`` of a run, or ``transfer.safetensors`` of a built data set.
+
+        Raises:
+            EmbeddingError: it is missing, damaged, or another file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                facts = json.loads((file.metadata() or {})["unicorn"])
+            if "mean_text" not in tensors or not {"method", "text_ops", "image_ops", "noise"} <= facts.keys():
+                raise ValueError("it lacks mean_text or text_ops")
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise EmbeddingError(f"{path} does not hold the statistics of a transfer: {error}") from error
+        return cls(tensors, facts)
+
+    def save(self, path: Path) -> None:
+        """Write the statistics; equal statistics give equal bytes."""
+        save_file(self.tensors, path, {"unicorn": json.dumps(self.facts, sort_keys=True)})
+
+    def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
+        """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
+
+        Args:
+            rows: float32 [n, d].
+            numbers: ids of the rows as integers: draw their noise, if the method has noise. None given: no noise.
+            seed: of the noise.
+
+        Raises:
+            EmbeddingError: a row equals the mean.
+        """
+        drawn = normal_rows(numbers, seed, rows.shape[1]) if self.facts["noise"] and numbers else None
+        return _apply(rows, self.facts["text_ops"][1:], self.tensors, drawn)
+
+    def invert(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the unit text embeddings, float32 [n, d], of which ``move`` made these rows.
+
+        Of y = Norm(s x + t) with |x| = |y| = 1 follows s x = c y - t with c = y.t + sqrt((y.t)^2 + s^2 - |t|^2).
+
+        Raises:
+            EmbeddingError: noise is baked into the rows, or a shift is so long that two texts fit.
+        """
+        if self.facts["noise"] and self.facts["noise"]["baked"]:
+            raise EmbeddingError(
+                f"method {self.facts['method']}: noise is baked into these vectors, so the text embeddings cannot be "
+                "recovered for another transfer; make the data set with transfer.bake_noise: false"
+            )
+        steps, x = [(1.0, torch.zeros(rows.shape[1]))], rows.float()
+        for op in self.facts["text_ops"][1:]:
+            (scale, shift), (verb, _, name) = steps[-1], op.partition(":")
+            if verb == "l2norm":
+                steps.append((1.0, torch.zeros_like(shift)))
+            elif verb == "mul":
+                steps[-1] = scale * float(self.tensors[name]), shift * float(self.tensors[name])
+            elif verb in ("add", "sub"):
+                steps[-1] = scale, shift + self.tensors[name].float() * (1 if verb == "add" else -1)
+        scale, shift = steps.pop()
+        x = (x - shift) / scale
+        for scale, shift in reversed(steps):
+            if (left := scale**2 - float(shift.square().sum())) <= 0:
+                raise EmbeddingError(f"method {self.facts['method']} moves rows by more than their length")
+            x = torch.nn.functional.normalize(x, dim=1)
+            along = x @ shift  # [n]
+            x = ((along + (along.square() + left).sqrt()).unsqueeze(1) * x - shift) / scale
+        return x
+
+
+def apply_to_images(
+    rows: torch.Tensor,
+    statistics: Statistics,
+    image_mean: torch.Tensor | None = None,
+    transfer: str | None = None,
+) -> torch.Tensor:
+    """Treat real image embeddings so that a model trained on the synthetic ones can take them.
+
+    Args:
+        rows: [n, d] from the image tower of the same encoder, of any norm.
+        statistics: of the transfer that the model was trained with.
+        image_mean: [d], mean of the unit embeddings of images like those that the model will see, as the function of
+            that name computes it; needed by methods fitted on text only (Unicorn, section 3.3).
+        transfer: the method by which the vectors were moved when they were loaded; None: that of ``statistics``.
+
+    Returns:
+        float32 [n, d]; by the papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``.
+
+    Raises:
+        EmbeddingError: an unknown method, another dimension, a row without direction, or a mean that is missing.
+    """
+    mean, method, tensors = statistics.tensors["mean_text"], transfer or statistics.facts["method"], statistics.tensors
+    if method not in METHODS or (method == "decap" and "memory" not in tensors):
+        raise EmbeddingError(
+            f"method {method!r} is unknown, or needs statistics of its own; known: {', '.join(METHODS)}"
+        )
+    ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
+    if rows.ndim != 2 or rows.shape[1] != len(mean):
+        raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {len(mean)}]")
+    if "sub:IMAGE_MEAN" in ops:
+        if image_mean is None or image_mean.shape != mean.shape or not bool(image_mean.isfinite().all()):
+            raise EmbeddingError(
+                f"method {method} subtracts the mean of your own image embeddings, which text cannot supply: give "
+                f"image_mean=, finite and of shape [{len(mean)}]"
+            )
+        tensors = tensors | {"IMAGE_MEAN": image_mean}
+    return _apply(rows.to(torch.float32, copy=True), ops, tensors)
+
+
+def normal_rows(numbers: Sequence[int], seed: int, dimension: int) -> torch.Tensor:
+    """Return standard normal rows, float32 [n, d]; each depends on its number and the seed alone (Philox)."""
+    drawn = np.empty((len(numbers), dimension), np.float32)
+    for row, number in zip(drawn, numbers, strict=True):
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+        generator.standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(drawn)
+
+
+def _apply(
+    rows: torch.Tensor, ops: Sequence[str], tensors: Mapping[str, torch.Tensor], noise: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Apply operations in order to float32 [n, d], in place where possible; ``noise``: normal rows."""
+    for op in ops:
+        verb, _, name = op.partition(":")
+        if verb == "l2norm":
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            if len(norms) and not float(norms.min()) >= SMALLEST_NORM:  # true for NaN
+                row = int((~(norms >= SMALLEST_NORM)).nonzero()[0, 0])
+                raise EmbeddingError(
+                    f"row {row} has norm {float(norms[row]):.3g} and no direction: it equals the mean"
+                )
+            rows.div_(norms)
+        elif verb == "sub":
+            rows.sub_(tensors[name].float())
+        elif verb == "add":
+            rows.add_(tensors[name].float())
+        elif verb == "mul":
+            rows.mul_(float(tensors[name]))
+        elif verb == "noise" and noise is not None:
+            lengths = noise.norm(dim=1, keepdim=True) if name == "sphere" else rows.shape[1] ** 0.5
+            rows.add_(noise * float(tensors["eta"]) / lengths)
+        elif verb == "recall":  # the largest weights only: subnormal ones make the product many times slower
+            memory = tensors[name].float()
+            scores, nearest = (rows @ memory.T).topk(min(RECALL_ROWS, len(memory)), dim=1)
+            weights = torch.softmax(scores / RECALL_TEMPERATURE, dim=1)  # [n, k]
+            rows = torch.bmm(weights.unsqueeze(1), memory[nearest]).squeeze(1)
+    return rows
