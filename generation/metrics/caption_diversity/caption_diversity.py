@@ -1,4 +1,4 @@
-"""How long and how varied captions are: each by itself, as the paper's figures must be read, and against each other."""
+"""How long and how varied captions are: each by itself, as in the paper, and against each other."""
 
 import math
 import random
