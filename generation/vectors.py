@@ -154,6 +154,6 @@ def check_unit(vectors: torch.Tensor, where: object) -> None:
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             raise EmbeddingError(
-                f"{where}, row {first + row}: its norm is {float(norms[row]):.4g} and must be 1; encode it again, or "
-                "remove it from the file"
+                f"{where}, row {first + row}: its norm is {float(norms[row]):.4g} and must be 1; make the vectors "
+                "again, in float32 if this persists"
             )

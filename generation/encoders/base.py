@@ -46,7 +46,7 @@ class Encoder(ABC):
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._tokenizer = checkpoint.tokenizer()
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors, as JSON values: model, commit or hash of the weights, pooling, dtype, ..."""
         return self.checkpoint.identity() | {
@@ -94,16 +94,14 @@ class Encoder(ABC):
         """Return the token ids of each text, cut to ``max_tokens``, and how many texts were cut."""
         return tokenise(self._tokenizer, texts, self.max_tokens)
 
-    @torch.inference_mode()
     def encode_tokens(self, rows: Sequence[Tokens], on_batch: Callable[[int], object] = bool) -> torch.Tensor:
         """Return the vectors of what ``tokenise`` returned, as ``encode``; report the size of each batch."""
-        out = torch.empty(len(rows), self.dimension)
+        vectors = torch.empty(len(rows), self.dimension)
         for batch in token_batches(self._lengths(rows), BATCH_TOKENS[self.device.type]):
-            out[batch] = self._unit_rows([rows[index] for index in batch])
+            vectors[batch] = self._unit_rows([rows[index] for index in batch])
             on_batch(len(batch))
-        return out
+        return vectors
 
-    @torch.inference_mode()
     def encode_images(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
         """Return the vectors of picture files or PIL images, float32 [n, d], each row of norm 1.
 
@@ -115,7 +113,8 @@ class Encoder(ABC):
             pictures = [read_picture(image) for image in images[first : first + BATCH_IMAGES]]
             inputs = processor(images=pictures, return_tensors="pt").to(self.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-            vectors[first : first + BATCH_IMAGES] = normalize(self._image_features(inputs).float(), dim=-1).cpu()
+            with torch.inference_mode():
+                vectors[first : first + BATCH_IMAGES] = normalize(self._image_features(inputs).float(), dim=-1).cpu()
         return vectors
 
     def _padded(self, rows: list[Tokens], **options: Any) -> Any:
@@ -124,6 +123,7 @@ class Encoder(ABC):
         inputs = self._tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt", **options)
         return inputs.to(self.device)
 
+    @torch.inference_mode()
     def _unit_rows(self, rows: list[Tokens]) -> torch.Tensor:
         """Return float32 [rows, d] on the CPU, by halves where the device has too little memory for all."""
         try:

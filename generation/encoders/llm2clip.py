@@ -63,7 +63,7 @@ class LLM2CLIPEncoder(Encoder):
         self._config = checkpoint.load("configuration", LlamaConfig.from_pretrained)
         self._adapter, self.dimension = load_adapter(head, self._config.hidden_size, device)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors; see ``Encoder``. ``text_head`` is the CLIP checkpoint."""
         return super().identity | {"text_head": self.head.identity()}

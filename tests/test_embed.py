@@ -1,0 +1,292 @@
+"""The embed stage on a tiny CLIP: what is due is made, once, and a kill costs one shard."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from generation import embed, encoders
+from generation.config import Embed
+from generation.embed import make_text_embeddings
+from generation.errors import EmbeddingError, RunError
+from generation.files import parquet
+from generation.recipe import parse_recipe
+from generation.rows import row_id, text_hash
+from generation.stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS
+from generation.store import Run
+from generation.vectors import VectorShard
+from tests.tiny_models import TEXTS, tiny_clip
+
+SHARDS, ROWS = 4, 10
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture
+def run(tmp_path: Path, clip: Path) -> Run:
+    return make_run(tmp_path / "run", clip)
+
+
+def make_run(path: Path, encoder: Path | str, **section: Any) -> Run:
+    """Make a run with captions in four shards."""
+    recipe = {"name": "test", "directory": str(path.parent), "embed": {"encoder": str(encoder), **section}}
+    run = Run(path, parse_recipe(recipe, "test"), create=True)
+    for shard in range(SHARDS):
+        run.commit(SEEDS, shard, ROWS, parquet(pa.table({"id": [row_id(shard, row) for row in range(ROWS)]})))
+        write_captions(run, shard, dict(enumerate(TEXTS[shard * ROWS : (shard + 1) * ROWS])))
+    return run
+
+
+def write_captions(run: Run, shard: int, texts: dict[int, str]) -> None:
+    table = pa.table({"id": [row_id(shard, row) for row in texts], "caption": list(texts.values())})
+    run.commit(CAPTIONS, shard, len(texts), parquet(table))
+
+
+def content(run: Run) -> dict[str, bytes]:
+    """Return the vectors and records of a run."""
+    files = sorted(run.directory(TEXT_EMBEDDINGS).glob("0*"))
+    return {file.name: file.read_bytes() for file in files if file.suffix in (".json", ".safetensors")}
+
+
+def vectors(run: Run, shard: int) -> VectorShard:
+    return VectorShard(run.verified(TEXT_EMBEDDINGS, shard))
+
+
+def test_every_caption_has_the_vector_that_the_encoder_gives_it(run: Run, clip: Path) -> None:
+    make_text_embeddings(run)
+    encoder = encoders.load_encoder(Embed(encoder=str(clip)))
+    for shard in range(SHARDS):
+        texts, made = TEXTS[shard * ROWS : (shard + 1) * ROWS], vectors(run, shard)
+        assert made.ids == [row_id(shard, row) for row in range(ROWS)]
+        assert made.input_hashes == [text_hash(text) for text in texts]
+        torch.testing.assert_close(made.vectors, encoder.encode(texts).half(), atol=1e-3, rtol=0)
+        assert made.metadata == {"encoder": encoder.identity, "shard": shard}
+        tokens, cut = encoder.tokenise(texts)
+        record = run.record(TEXT_EMBEDDINGS, shard)
+        assert record is not None
+        assert (record.rows, record.counts) == (
+            ROWS,
+            {"tokens": sum(map(len, tokens)), "truncated": cut, "encoded": ROWS},
+        )
+    assert run.facts(TEXT_EMBEDDINGS)["identity"] == encoder.identity
+    assert run.require(TEXT_EMBEDDINGS)
+    (session,) = run.sessions(TEXT_EMBEDDINGS)
+    assert session["rows"] == session["encoded"] == SHARDS * ROWS
+
+
+def test_only_captions_that_are_new_or_changed_are_encoded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_text_embeddings(run)
+    before, first = content(run), vectors(run, 1).vectors.clone()
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: pytest.fail("a model was loaded, though nothing is due"))
+    make_text_embeddings(run)
+    monkeypatch.setattr(embed, "load_encoder", encoders.load_encoder)
+    texts = dict(enumerate(TEXTS[10:20])) | {3: "another caption", 11: "a new caption"}
+    del texts[5]
+    write_captions(run, 1, texts)
+    make_text_embeddings(run)
+    after, rows = content(run), list(texts)
+    assert {name for name in after if after[name] != before[name]} == {"00001.json", "00001.safetensors"}
+    record, made = run.record(TEXT_EMBEDDINGS, 1), vectors(run, 1)
+    assert record is not None and record.counts["encoded"] == 2
+    assert made.ids == [row_id(1, row) for row in rows]
+    assert made.input_hashes == [text_hash(text) for text in texts.values()]
+    for place, row in enumerate(rows):
+        same = row < ROWS and torch.equal(made.vectors[place], first[row])
+        assert same == (row not in (3, 11))
+    write_captions(run, 2, {})  # all rows rejected
+    make_text_embeddings(run)
+    assert vectors(run, 2).vectors.shape == (0, 12)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "missing", "encoder"])
+def test_an_earlier_shard_that_cannot_be_trusted_is_not_reused(
+    damage: str, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    make_text_embeddings(run)
+    file = run.file(TEXT_EMBEDDINGS, 1)
+    if damage == "encoder":
+        tensors = load_file(file)
+        run.commit(TEXT_EMBEDDINGS, 1, ROWS, lambda path: save_file(tensors, path, {"unicorn": "{}"}))
+    elif damage == "bytes":
+        file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    else:
+        file.unlink()
+    for changed in (copy, run):
+        write_captions(changed, 1, dict(enumerate(TEXTS[10:19])))
+        make_text_embeddings(Run(changed.path))
+    assert content(run) == content(copy)
+    assert ("encoding all captions again" in caplog.text) == (damage != "encoder")
+
+
+@pytest.mark.parametrize("where", ["encode_tokens", "write_json"])
+def test_after_a_kill_the_same_command_gives_the_same_bytes(where: str, run: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    make_text_embeddings(copy)
+    owner = "generation.encoders.base.Encoder" if where == "encode_tokens" else "generation.store"
+    script = f"""
+import os, signal
+from unittest.mock import patch
+from pathlib import Path
+from generation import embed, store
+from generation.encoders import base
+module, calls = {owner}, []
+real = module.{where}
+def killed(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:  # in the middle of a shard; between a shard's data and its record
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+module.{where} = killed
+embed.make_text_embeddings(store.Run(Path({str(run.path)!r})))
+""".replace("generation.encoders.base.Encoder", "base.Encoder").replace("= generation.store", "= store")
+    process = subprocess.run([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.returncode == -signal.SIGKILL
+    made = run.shards(TEXT_EMBEDDINGS)
+    assert 0 < len(made) < SHARDS
+    before = [run.file(TEXT_EMBEDDINGS, shard).stat().st_mtime_ns for shard in made]
+    make_text_embeddings(run)
+    assert content(run) == content(copy)
+    assert [run.file(TEXT_EMBEDDINGS, shard).stat().st_mtime_ns for shard in made] == before
+
+
+def test_several_devices_tasks_and_processes_make_the_bytes_of_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    make_text_embeddings(run)
+    monkeypatch.setattr(embed, "_devices", lambda *_: ["cpu", "cpu", "cpu"])
+    make_text_embeddings(copy, 1, 2)
+    assert copy.shards(TEXT_EMBEDDINGS) == [1, 3]
+    with copy.claim(TEXT_EMBEDDINGS, 2):  # as by another process
+        make_text_embeddings(copy)
+    assert copy.shards(TEXT_EMBEDDINGS) == [0, 1, 3]
+    make_text_embeddings(copy)
+    assert content(copy) == content(run)
+
+
+def test_each_task_of_a_machine_takes_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embed._devices(1, 0, 1) == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert embed._devices(0, 0, 1) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert [embed._devices(1, rank, 5) for rank in (0, 3, 4)] == [["cuda:0"], ["cuda:3"], ["cuda:0"]]
+    assert embed._devices(2, 1, 2) == ["cuda:2", "cuda:3"]
+    assert embed._devices(8, 3, 4) == embed._devices(4, 1, 4) == embed._devices(0, 0, 1)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ctrl_c_ends_after_the_batch_and_keeps_what_is_finished(
+    devices: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "_devices", lambda *_: ["cpu"] * devices)
+    monkeypatch.setitem(encoders.base.BATCH_TOKENS, "cpu", 1)
+    real, batches = encoders.base.Encoder._unit_rows, list[float]()
+
+    def slow(encoder: Any, rows: Any) -> torch.Tensor:
+        batches.append(time.monotonic())
+        if len(batches) == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+        return real(encoder, rows)
+
+    monkeypatch.setattr(encoders.base.Encoder, "_unit_rows", slow)
+    with pytest.raises(KeyboardInterrupt):
+        make_text_embeddings(run)
+    assert len(batches) < 25
+    assert len(run.shards(TEXT_EMBEDDINGS)) == 2 - devices
+    assert not list(run.path.glob("**/*.tmp"))
+    make_text_embeddings(run)
+    assert run.require(TEXT_EMBEDDINGS)
+
+
+def test_captions_that_are_cut_are_warned_of_with_number_limit_and_alternatives(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        make_text_embeddings(run)
+    assert "10 of 10 captions (100.0 %) are longer than the 20 tokens that clip takes" in caplog.text
+    assert "40 of 40 captions" in caplog.text
+    assert "LLM2CLIP (512)" in caplog.text
+    assert "embeds text only" not in caplog.text
+
+
+def test_the_embedded_encoder_says_that_no_image_lives_in_its_space(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", "embedded")
+    with caplog.at_level(logging.WARNING):
+        make_text_embeddings(run)
+    assert vectors(run, 3).vectors.shape == (ROWS, 384)
+    assert "all-MiniLM-L6-v2 embeds text only" in caplog.text
+    assert "longer than" not in caplog.text
+
+
+def test_what_cannot_be_embedded_is_an_error_and_leaves_nothing(run: Run, clip: Path, tmp_path: Path) -> None:
+    recipe = run.recipe.model_dump(mode="json")
+    empty = Run(tmp_path / "empty", parse_recipe(recipe, "test"), create=True)
+    with pytest.raises(RunError, match="no captions yet. Run `python -m generation captions --run-dir .*empty`"):
+        make_text_embeddings(empty)
+    broken = make_run(tmp_path / "broken", shutil.copytree(clip, tmp_path / "bad"))
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(EmbeddingError, match="bad: cannot load its model"):
+        make_text_embeddings(broken)
+    assert not run.facts(TEXT_EMBEDDINGS) and not broken.facts(TEXT_EMBEDDINGS)
+
+
+def test_another_model_in_the_same_directory_is_refused(run: Run, tmp_path: Path, clip: Path) -> None:
+    path = shutil.copytree(clip, tmp_path / "mine")
+    own = make_run(tmp_path / "own", path)
+    make_text_embeddings(own)
+    tensors = load_file(path / "model.safetensors")
+    save_file(tensors | {"logit_scale": torch.tensor(1.0)}, path / "model.safetensors", {"format": "pt"})
+    write_captions(own, 0, {0: "another caption"})
+    with pytest.raises(RunError, match="was begun with other settings: weights_sha256"):
+        make_text_embeddings(own)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_vectors_that_are_not_of_norm_1_are_refused_by_caption_file_and_row(
+    value: float, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = encoders.base.Encoder.encode_tokens
+
+    def bad(encoder: Any, *arguments: Any) -> torch.Tensor:
+        made = real(encoder, *arguments)
+        made[4] *= value
+        return made
+
+    monkeypatch.setattr(encoders.base.Encoder, "encode_tokens", bad)
+    with pytest.raises(EmbeddingError, match=r"by clip of .*captions/00000\.parquet, row 4: its norm is (nan|0)"):
+        make_text_embeddings(run)
+    assert not run.shards(TEXT_EMBEDDINGS)
+
+
+def test_captions_that_change_while_they_are_encoded_stay_due(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, changed = encoders.base.Encoder.encode_tokens, list[int]()
+
+    def during(encoder: Any, *arguments: Any) -> torch.Tensor:
+        if not changed:
+            changed.append(1)
+            write_captions(run, 0, {0: "another caption"})
+        return real(encoder, *arguments)
+
+    monkeypatch.setattr(encoders.base.Encoder, "encode_tokens", during)
+    make_text_embeddings(run)
+    assert run.due(TEXT_EMBEDDINGS) == [0]
+    make_text_embeddings(run)
+    assert vectors(run, 0).input_hashes == [text_hash("another caption")]
+    assert json.loads(run.file(TEXT_EMBEDDINGS, 0, ".json").read_text())["rows"] == 1
