@@ -46,15 +46,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Read a UTF-8 file that holds one entry a line, such as benchmark questions; none may be blank.
+    """Read a .txt file (UTF-8) that holds one entry a line, such as benchmark questions; none may be blank.
 
     Raises:
-        SeedError: the file cannot be read, is empty, or has a blank line.
+        SeedError: the file cannot be read, is empty, has a blank line, or is not .txt.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise SeedError(f"{what} {path} cannot be read: {error}") from error
+    if path.suffix.lower() != ".txt" or not lines:
+        raise SeedError(f"{what} {path} must be a .txt file with one entry a line")
     if not all(lines):
         raise SeedError(f"{what} {path}, line {lines.index('') + 1} is blank; give one entry a line")
     return lines

@@ -86,7 +86,7 @@ def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
     for name in filter(None, names):
         try:
             found[name] = sha256(recipe.directory / name)
-        except OSError:
+        except (OSError, ValueError):
             found[name] = known.get(name, "")  # where the file is needed, its reader says what is wrong
     return found
 

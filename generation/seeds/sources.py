@@ -20,6 +20,7 @@ MAX_CHARACTERS = 20_000  # of a caption
 _BATCH_ROWS = 1000
 _LEAST_WAITING = 10_000  # drawn captions beyond the limit, before the highest are dropped
 _BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
 _JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
 
 
@@ -156,7 +157,8 @@ def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None
 
 def _caption(value: Any, column: str) -> str | BadRow:
     shown = f"column '{column}' holds {value!r:.100}"
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    text = " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
+    if value is None or value != value or (isinstance(value, str) and not text):
         return BadRow("empty", f"{shown}, no caption")
     if not isinstance(value, str):
         return BadRow("not_text", f"{shown}, which is not text")
@@ -165,11 +167,11 @@ def _caption(value: Any, column: str) -> str | BadRow:
             return BadRow("control_character", f"{shown}, with the character {found[0]!r}")
         remedy = "if the file is Latin-1 or Windows-1252, convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         return BadRow("not_utf8", f"{shown}; byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8: {remedy}")
-    if len(value) > MAX_CHARACTERS:
-        return BadRow("too_long", f"{shown} and so on, {len(value):,} characters; at most {MAX_CHARACTERS:,}")
-    if _JSON.fullmatch(value.strip()):
+    if len(text) > MAX_CHARACTERS:
+        return BadRow("too_long", f"{shown} and so on, {len(text):,} characters; at most {MAX_CHARACTERS:,}")
+    if _JSON.fullmatch(text):
         return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
-    return " ".join(value.split())
+    return text
 
 
 def _blocked_words(path: Path) -> list[str]:

@@ -21,9 +21,10 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH_ROWS = 1000
 _FOREIGN = {  # first bytes, in lower case, of files that are often given another name
     (b"\x1f\x8b", b"bzh91ay&sy", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"): "compressed data; unpack it first",
-    (b"%pdf-", b"sqlite format", b"arrow1"): "a PDF, database or Arrow file; export it as CSV or Parquet",
+    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1"): "a document, database or Arrow file; export it as text or Parquet",
     (b"version https://git-lfs",): "a Git LFS pointer in place of the data; fetch them with `git lfs pull`",
-    (b"<!doctype html", b"<html", b"<?xml"): "a web page, such as a login or error page; download the file again",
+    (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml"): "a web page, such as a login page; download the file again",
+    (b"404: not found", b"entry not found", b"access denied"): "a server's error message; download the file again",
     (b"par1",): "Parquet data; rename it to .parquet",
 }
 
@@ -95,7 +96,9 @@ def _reader(path: Path, columns: list[str], head: bytes) -> Iterator[tuple[int, 
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
         if suffix == ".txt":
             _positions(path, ["text"], columns)
-            yield from ((number, [line]) for number, line in enumerate(lines, 1))
+            bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
+            for number, line in enumerate(lines, 1):
+                yield number, bad if "\r" in line[:-2] and newline == "\n" else [line]
         else:
             yield from _jsonl(path, columns, lines) if suffix == ".jsonl" else _csv(path, columns, lines)
 
