@@ -98,7 +98,8 @@ def _subject(text: str) -> str:
 
 def _things(text: str) -> list[str]:
     """Return the last words of runs of content words: "A brown dog on a sandy beach." gives dog and beach."""
-    things, last = {}, ""
+    things: dict[str, None] = {}
+    last = ""
     for word in _TOKEN.findall(text.lower()):
         plain = len(word) < 3 or word in _STOP
         if plain and last:

@@ -128,7 +128,8 @@ class FakeServer:
         self.headers: dict[str, str] = {}  # of the last generation request
         self.counts: Counter[str] = Counter()  # requests, answers, and statuses of failures
         self.in_flight = self.peak = self.waiting = 0
-        self.loading = self.dead = False
+        self.loading = self.dead = self.draining = False
+        self._busy: set[Any] = set()  # transports with a request
         self._rng, self._numbers = Random(self.seed), itertools.count()
         self._running: set[asyncio.Future[str]] = set()
 
@@ -174,7 +175,10 @@ class FakeServer:
     async def drain(self, away_s: float | None = None) -> None:
         """Close the port, answer what is in flight (each connection ends with it), and listen again later."""
         self._listener.close()
-        self._http.pre_shutdown()
+        self.draining = True
+        for connection in self._http.connections:
+            if connection.transport is not None and connection.transport not in self._busy:
+                connection.transport.close()
         self._spawn(self._return(away_s))
 
     async def die(self, away_s: float | None = None) -> None:
@@ -189,7 +193,7 @@ class FakeServer:
     async def _listen(self) -> None:
         self._listener = await self._loop.create_server(self._http, "127.0.0.1", self.port, backlog=2048)
         self.port = self._listener.sockets[0].getsockname()[1]
-        self.dead = False
+        self.dead = self.draining = False
 
     def _close(self) -> None:
         self._listener.close()
@@ -208,11 +212,20 @@ class FakeServer:
                 running.set_result("transport error")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, native = request.path, request.path == "/generate"
-        self.requests.append(f"{request.method} {request.path_qs}")
-        body = orjson.loads(await request.read() or b"{}")
-        if request.method == "GET" or path not in ("/v1/chat/completions", "/generate"):
-            return await self._side(request, body)
+        transport = request.transport
+        self._busy.add(transport)
+        try:
+            self.requests.append(f"{request.method} {request.path_qs}")
+            body = orjson.loads(await request.read() or b"{}")
+            generates = request.method == "POST" and request.path in ("/v1/chat/completions", "/generate")
+            response = await (self._counted if generates else self._side)(request, body)
+        finally:
+            self._busy.discard(transport)
+        if self.draining:
+            response.force_close()
+        return response
+
+    async def _counted(self, request: web.BaseRequest, body: Body) -> web.StreamResponse:
         self.headers = dict(request.headers)
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return web.Response(status=401) if self.kind == "tgi" else self._refused(401, "Unauthorized")
@@ -221,7 +234,7 @@ class FakeServer:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
-            response = await self._generate(request, body, native)
+            response = await self._generate(request, body, request.path == "/generate")
         finally:
             self.in_flight -= 1
         self.counts["answers" if response.status == 200 else str(response.status)] += 1

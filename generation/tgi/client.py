@@ -80,8 +80,9 @@ class Endpoint:
             if not re.fullmatch("[!-~]+", self._key):
                 raise FatalServerError(f"${API_KEY_VARIABLE} holds a line feed, a blank or a non-ASCII character")
             self._headers["Authorization"] = f"Bearer {self._key}"
-        # As trust_env of aiohttp does, which looks at the environment for every request.
-        self._proxy = None if proxy_bypass(self._base.host or "") else getproxies().get(self._base.scheme)
+        host = self._base.host or ""
+        local = host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host)
+        self._proxy = None if local else getproxies().get(self._base.scheme)  # trust_env would look for every request
         self._native = settings.kind == "tgi_generate"
         if self._native:
             self._ask_url = self._route("/generate")
@@ -191,13 +192,12 @@ class Endpoint:
         call = f"POST {self._ask_url.with_query(None)}"
         try:
             reply = loads(content)
-            if isinstance(reply, dict) and "choices" not in reply and isinstance(reply.get("error"), dict):
+            if isinstance(reply, dict) and isinstance(reply.get("error"), dict) and "choices" not in reply:
                 status = count(reply["error"].get("code"))  # proxies send errors with HTTP 200
-                raise failure(call, status if 400 <= status < 600 else 502, content, headers, bool(self._key), True)
+                error = failure(call, status if 400 <= status < 600 else 502, content, headers, bool(self._key), True)
+                error.endpoint = self.url
+                raise error
             answer = read_answer(reply, headers, prefix)
-        except ServerError as error:
-            error.endpoint = self.url
-            raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             shown = content[:300].decode("utf-8", "replace")
             raise TransientError(f"{call}: unexpected answer ({error!r}): {shown}", endpoint=self.url) from None

@@ -123,8 +123,7 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
     """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``.
 
     Raises:
-        TransientError: the server aborted the request.
-        LookupError, TypeError, AttributeError, ValueError: the reply has another shape.
+        LookupError, TypeError, AttributeError, ValueError: the reply has another shape, or is of an aborted request.
     """
     if native := isinstance(reply, dict) and "generated_text" in reply:
         choice = reply.get("details") or {}
@@ -135,7 +134,7 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
         message = choice["message"]
     reason = choice.get("finish_reason")
     if reason in _ABORTED:
-        raise TransientError(f"the server aborted the request (finish_reason {reason!r})")
+        raise ValueError(f"the server aborted the request: finish_reason {reason}")
     reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
     text = _joined(message.get("content")) or ("" if native else _joined(message.get("refusal")))
     thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))

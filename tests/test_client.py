@@ -1,0 +1,515 @@
+"""One endpoint: what is sent to each kind of server, answers of every shape, and every failure by how to react."""
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generation.config import Server
+from generation.errors import BatchFailed, FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
+from generation.prompts import Sampling
+from generation.tgi.client import Endpoint, open_session
+from generation.tgi.dialects import SIDE_ROUTES, THINKING_TOKENS, describe
+from generation.tgi.protocol import Answer, Request, failure, read_answer
+from tests.fake_server import KINDS, FakeServer, Reply
+
+T = TypeVar("T")
+SAMPLING = Sampling(max_tokens=256, temperature=0.7, top_p=0.9)
+CHAT = [{"role": "system", "content": "Expand."}, {"role": "user", "content": "-----\nA dog on a beach.\n-----"}]
+BEGUN = [*CHAT, {"role": "assistant", "content": "A dog on a beach. In the foreground,"}]
+QUESTIONS = {
+    "type": "object",
+    "properties": {
+        "QA Pairs": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 3,
+            "items": {"type": "object", "properties": {"Question": {"type": "string"}, "Answer": {"type": "string"}}},
+        }
+    },
+}
+PLAIN, STARTED = Request(CHAT, SAMPLING, 7), Request(BEGUN, SAMPLING, 7)
+JSON = Request(CHAT, SAMPLING, 7, QUESTIONS)
+
+
+def with_endpoint(server: FakeServer, use: Callable[[Endpoint], Awaitable[T]], **keys: Any) -> T:
+    """Connect to a fake server and return what ``use`` does."""
+
+    async def run() -> T:
+        async with server, open_session() as session:
+            endpoint = Endpoint(keys.pop("url", server.url), Server(**keys), session)
+            await endpoint.connect()
+            return await use(endpoint)
+
+    return asyncio.run(run())
+
+
+def asked(server: FakeServer, request: Request = PLAIN, **keys: Any) -> Answer:
+    return with_endpoint(server, lambda endpoint: endpoint.ask(request, 5), **keys)
+
+
+# ---- dialects
+
+
+@pytest.mark.parametrize("request_", [PLAIN, STARTED, JSON], ids=["plain", "begun", "json"])
+def test_every_kind_gives_the_same_answer_with_tokens(request_: Request) -> None:
+    kinds = [(kind, "auto") for kind in KINDS] + [("tgi", "tgi_generate")]
+    if request_ is STARTED:
+        kinds.remove(("openai", "auto"))  # transformers serve cannot continue an answer
+    answers = [asked(FakeServer(fake), request_, kind=kind) for fake, kind in kinds]
+    assert len({answer.text for answer in answers}) == 1
+    assert not answers[0].text.startswith("A dog on a beach. In the")
+    assert all(a.finish_reason == "stop" and a.prompt_tokens and a.completion_tokens for a in answers)
+    assert (request_ is JSON) == answers[0].text.startswith('{"QA Pairs": [{')
+
+
+def test_what_each_kind_says_of_itself() -> None:
+    async def info(endpoint: Endpoint) -> Any:
+        assert endpoint.info
+        return endpoint.info
+
+    found = {kind: with_endpoint(FakeServer(kind, limit=9, slots=5, max_total_tokens=3000), info) for kind in KINDS}
+    assert [found[kind].kind for kind in KINDS] == ["tgi", "vllm", "sglang", "llama.cpp", "openai", "openai"]
+    assert [found[kind].version for kind in KINDS] == ["3.3.5", "0.33.0", "0.5.23", "b60", None, None]
+    assert [found[kind].max_concurrent for kind in KINDS] == [9, None, 5, 5, None, None]
+    assert [found[kind].max_total_tokens for kind in KINDS] == [3000, 3000, 3000, 3000, None, None]
+    assert (found["tgi"].model_revision, found["gateway"].model_id) == ("0" * 40, "unknown")
+    assert "secret" not in str(found["sglang"])
+    assert with_endpoint(FakeServer("gateway"), info, model_name="Qwen/Q").model_id == "Qwen/Q"
+
+
+NEUTRAL = {"top_k": -1, "min_p": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "present", "absent"),
+    [
+        ("tgi", {}, {"model", "top_k", "chat_template_kwargs", "continue_final_message"}),
+        ("vllm", {**NEUTRAL, "repetition_penalty": 1.0, "continue_final_message": True, "model": "m"}, set[str]()),
+        ("sglang", {**NEUTRAL, "repetition_penalty": 1.0, "continue_final_message": True, "model": "m"}, set[str]()),
+        ("llama.cpp", {**NEUTRAL, "repeat_penalty": 1.0, "model": "m"}, {"continue_final_message"}),
+    ],
+)
+def test_each_kind_is_sent_what_it_takes(kind: str, present: dict[str, Any], absent: set[str]) -> None:
+    server = FakeServer(kind, model="m")
+    asked(server, Request(BEGUN, SAMPLING, 7, QUESTIONS))
+    body = server.bodies[-1]
+    assert {key: body.get(key) for key in present} == present
+    assert not body.keys() & (absent | {"presence_penalty", "n", "logit_bias", "max_completion_tokens", "tools"})
+    assert ("value" in body["response_format"]) == (kind == "tgi")
+    assert body["response_format"]["json_schema"]["schema"] == QUESTIONS
+    assert (body["seed"], body["temperature"], body["stream"], body["max_tokens"]) == (7, 0.7, False, 256)
+    if kind != "tgi":
+        assert body["chat_template_kwargs"]["enable_thinking"] is False
+
+
+def test_unknown_fields_are_left_out_from_then_on_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    server = FakeServer("openai")
+
+    async def twice(endpoint: Endpoint) -> None:
+        await asyncio.gather(*(endpoint.ask(PLAIN, 5) for _ in range(5)))
+        await endpoint.ask(PLAIN, 5)
+
+    with_endpoint(server, twice)
+    assert server.counts["answers"] == 6 and not server.bodies[-1].keys() & {"top_k", "chat_template_kwargs"}
+    assert len([r for r in caplog.records if "does not take chat_template_kwargs, min_p" in r.message]) == 1
+    with pytest.raises(RequestRejected, match="continue_final_message.*answer_prefix"):
+        asked(FakeServer("openai"), STARTED)
+
+
+def test_a_tgi_behind_a_gateway_is_sent_the_value_it_asks_for() -> None:
+    refusal = Reply(
+        status=422, body=b"Failed to deserialize the JSON body into the target type: missing field `value`"
+    )
+    server = FakeServer(
+        "gateway", script=lambda body, n: None if "value" in body.get("response_format", "value") else refusal
+    )
+    assert asked(server, JSON).text.startswith("{")
+
+
+# ---- thinking
+
+
+@pytest.mark.parametrize("where", ["reasoning", "reasoning_content", "think"])
+@pytest.mark.parametrize("request_", [PLAIN, STARTED, JSON], ids=["plain", "begun", "json"])
+@pytest.mark.parametrize("level", ["off", "low", "on"])
+def test_thinking_is_switched_off_or_cut_off_and_counted_apart(where: str, request_: Request, level: str) -> None:
+    server = FakeServer("vllm", thinking=where, max_total_tokens=10_000)
+    answer, plain = asked(server, request_, thinking=level), asked(FakeServer("vllm"), request_)
+    thinks = level != "off" and request_ is not STARTED
+    assert (answer.text, answer.finish_reason) == (plain.text, "stop")
+    assert (answer.thinking_tokens > 100) == thinks
+    assert abs(answer.completion_tokens - plain.completion_tokens) < 10
+    assert server.bodies[-1]["max_tokens"] == 256 + (THINKING_TOKENS[level] if thinks else 0)
+    assert server.bodies[-1].get("reasoning_effort") == (None if level == "on" and thinks else "low")
+
+
+SHAPES: list[tuple[dict[str, Any], str, str, str, bool]] = [
+    ({"content": "x"}, "stop", "x", "stop", False),
+    ({"content": "x"}, "stop_sequence", "x", "stop", False),
+    ({"content": "x"}, "max_tokens", "x", "length", False),
+    ({"content": None}, "stop", "", "stop", False),
+    ({"content": None, "reasoning": "A dog."}, "stop", "A dog.", "stop", False),  # a parser, and no thinking
+    ({"content": None, "reasoning": "Hm, a dog"}, "length", "", "length", True),
+    ({"content": "x", "reasoning_content": "hm", "reasoning": "hm"}, "stop", "x", "stop", True),
+    ({"content": "<think>hm</think>\n\n{}"}, "stop", "{}", "stop", True),
+    ({"content": "hm, I see\n</think>\n{}"}, "stop", "{}", "stop", True),  # the template opened it
+    ({"content": "<think>hm, so the dog"}, "length", "", "length", True),
+    ({"content": "[THINK]hm[/THINK]x"}, "stop", "x", "stop", True),
+    ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, 3]}, "stop", "ab", "stop", False),
+    ({"content": "", "refusal": "I cannot."}, "stop", "I cannot.", "stop", False),
+    ({"content": "half \ud800 pair"}, "stop", "half ? pair", "stop", False),
+    ({"content": "x"}, "content_filter", "x", "content_filter", False),
+]
+
+
+@pytest.mark.parametrize(("message", "finish", "text", "reason", "thinks"), SHAPES)
+def test_answers_of_every_shape(message: dict[str, Any], finish: str, text: str, reason: str, thinks: bool) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 40}
+    reply = {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+    answer = asked(FakeServer("vllm", script=lambda body, n: Reply(body=reply)))
+    assert (answer.text, answer.finish_reason, answer.thinking_tokens > 0) == (text, reason, thinks)
+    assert answer.completion_tokens + answer.thinking_tokens == 40
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], {"completion_tokens": None}, {"completion_tokens": [3]}, {"prompt_tokens": "x"}]
+)
+def test_usage_may_be_missing_or_nonsense(usage: Any) -> None:
+    answer = read_answer({"choices": [{"message": {"content": "x"}}], "usage": usage}, {"x-total-time": "nan"}, "")
+    assert (answer.text, answer.finish_reason, answer.completion_tokens, answer.queue_share) == (
+        "x",
+        "unknown",
+        0,
+        0.0,
+    )
+
+
+# ---- failures
+
+BUSY = (
+    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
+)
+BACKLOG = "The engine has reached its prefill token backlog limit. Please try again later."
+QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": 429}}
+RATE = {"error": {"message": "Rate limit reached; add a payment method at https://x.y/account/billing", "code": 429}}
+ERRORS: list[tuple[int, Any, type[ServerError], str]] = [
+    (400, {"error": {"message": "too long", "type": "exceed_context_size_error"}}, RequestRejected, "too long"),
+    (413, b"length limit exceeded", RequestRejected, "length limit"),
+    (422, {"error": "Template error: y", "error_type": "template_error"}, RequestRejected, "template_error"),
+    (422, {"detail": [{"msg": "Field required"}]}, RequestRejected, "Field required"),
+    (418, b"short and stout", RequestRejected, "short and stout"),
+    (201, {}, TransientError, "HTTP 201"),
+    (404, b"", TransientError, "an empty body"),
+    (404, {"error": {"message": "The model `x` does not exist."}}, FatalServerError, "server.model"),
+    (408, b"", RateLimited, "408"),
+    (408, b"Request Timeout", TransientError, "Timeout"),
+    (409, b"", TransientError, "409"),
+    (499, b"", TransientError, "499"),
+    (424, {"error": "Request failed during generation", "error_type": "generation"}, BatchFailed, "Request failed"),
+    (429, {"error": "Model is overloaded", "error_type": "overloaded"}, RateLimited, "overloaded"),
+    (429, b"", RateLimited, "429"),
+    (429, RATE, RateLimited, "Rate limit"),
+    (429, QUOTA, FatalServerError, "exceeded your current quota"),
+    (402, b"Payment Required", FatalServerError, "Payment"),
+    (500, {"error": "half \ud800 pair"}, TransientError, "half"),
+    (500, {"error": {"message": f"litellm.ServiceUnavailableError: {BUSY}"}}, RateLimited, "busy"),
+    (502, b"<html>Bad Gateway</html>", TransientError, "Bad Gateway"),
+    (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, TransientError, "Loading"),
+    (503, {"error": {"message": BUSY, "type": "Service Unavailable"}}, RateLimited, "busy"),
+    (503, {"error": {"message": BACKLOG, "type": "Service Unavailable"}}, RateLimited, "backlog"),
+    (503, {"object": "error", "message": "The request queue is full."}, RateLimited, "full"),
+    (503, {"error": {"message": "No available workers (all circuits open or unhealthy)"}}, TransientError, "workers"),
+    (200, {"error": {"message": "upstream failed", "code": 503}}, TransientError, "HTTP 503"),
+    (200, {"choices": [{"message": {"content": "A"}, "finish_reason": "abort"}]}, TransientError, "abort"),
+    (200, {"choices": []}, TransientError, "unexpected answer"),
+    (200, ["choices"], TransientError, "unexpected answer"),
+    (200, b"<html>log in</html>", TransientError, "log in"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind", "words"), ERRORS)
+def test_every_refusal_says_how_to_react(status: int, body: Any, kind: type[ServerError], words: str) -> None:
+    server = FakeServer("vllm", script=lambda _, n: Reply(status=status, body=body))
+    with pytest.raises(ServerError, match=words) as raised:
+        asked(server)
+    assert type(raised.value) is kind and raised.value.endpoint == server.url
+    assert f"POST {server.url}/v1/chat/completions" in str(raised.value)
+    str(raised.value).encode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_queue_is_told_in_the_words_of_each_kind(kind: str) -> None:
+    with pytest.raises(RateLimited):
+        asked(FakeServer(kind, limit=0, max_total_tokens=10**6, side={} if kind != "gateway" else {}))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("1.5", 1.5),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+        ("soon", None),
+        ("-3", None),
+        ("", None),
+        ("nan", None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float | None) -> None:
+    error = failure("POST x", 503, b"", {"Retry-After": value}, False, True)
+    assert error.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("action", "words"), [("cut", "disconnected|reset"), ("half", "Payload|payload"), ("hang", "no answer in 0.3 s")]
+)
+def test_broken_connections_are_transient(action: str, words: str) -> None:
+    server = FakeServer(script=lambda _, n: Reply(action=action))
+    with pytest.raises(TransientError, match=words) as raised:
+        with_endpoint(server, lambda endpoint: endpoint.ask(PLAIN, 0.3))
+    assert raised.value.status is None
+
+
+def test_a_server_that_is_not_there_or_still_loading_is_transient_and_then_found() -> None:
+    async def run() -> None:
+        async with FakeServer("llama.cpp") as server, open_session() as session:
+            endpoint = Endpoint(server.url, Server(), session)
+            server.loading = True
+            with pytest.raises(TransientError, match="Loading model"):
+                await endpoint.connect()
+            server.loading = False
+            assert (await endpoint.connect()).kind == "llama.cpp" and await endpoint.probe()
+            await server.drain(0.3)
+            assert not await endpoint.probe()
+            with pytest.raises(TransientError, match="Connect"):
+                await endpoint.ask(PLAIN, 5)
+            await asyncio.sleep(0.5)
+            assert await endpoint.probe() and (await endpoint.ask(PLAIN, 5)).text
+            server.dead = True
+            assert not await endpoint.probe()
+
+    asyncio.run(run())
+
+
+# ---- side channels
+
+NONSENSE = (b"<html>hello</html>", b"", [], {}, [[1]], None, 3, "text", {"data": 3, "model_id": [], "version": {}})
+
+
+@pytest.mark.parametrize("kind", ["tgi", "vllm"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(status=403),
+        Reply(status=503, body=b"<html>"),
+        Reply(action="cut"),
+        *map(lambda b: Reply(body=b), NONSENSE),
+    ],
+)
+def test_side_channels_never_matter_once_the_generation_route_answers(kind: str, reply: Reply) -> None:
+    routes = (*SIDE_ROUTES, "/metrics", "/chat_tokenize", "/tokenize")
+
+    async def use(endpoint: Endpoint) -> str:
+        assert await endpoint.queue_size() is None and await endpoint.count_tokens(PLAIN) is None
+        assert await endpoint.probe() == (reply.action != "cut")
+        return (await endpoint.ask(PLAIN, 5)).text
+
+    assert with_endpoint(FakeServer(kind, side=dict.fromkeys(routes, reply)), use)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "data", "n_ctx", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+KEYS = "model_id version data max_total_tokens total_slots default_generation_settings model_path build_info choices message content reasoning usage finish_reason error code generated_text details".split()  # noqa: SIM905
+objects = st.dictionaries(
+    st.sampled_from(KEYS), values | st.dictionaries(st.sampled_from(KEYS), values, max_size=4), max_size=6
+)
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(st.sampled_from(SIDE_ROUTES), objects),
+    objects | values,
+    st.integers(100, 599),
+    st.binary(max_size=60),
+)
+def test_no_reply_raises_anything_but_a_server_error(side: Any, reply: Any, status: int, content: bytes) -> None:
+    try:
+        assert describe("http://h:1", side, Server()).model_id
+    except FatalServerError as error:
+        assert "server.model" in str(error)
+    data = json.dumps(reply).encode()
+    for raw in (data, content):
+        str(failure("POST /", status, raw, {"Retry-After": content.decode("latin-1")}, True, False)).encode()
+    endpoint = Endpoint("http://h:1", Server(), None)  # type: ignore[arg-type]
+    try:
+        answer = endpoint._read(data, {"x-queue-time": "x", "x-total-time": str(status)}, "A")
+        answer.text.encode()
+    except ServerError as error:
+        assert error.endpoint == "http://h:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("tgi_queue_size 3", 3),
+        ('vllm:num_requests_waiting{model_name="a b",engine="0"} 2.0\nvllm:num_requests_waiting{engine="1"} 3', 5),
+        ("llamacpp:requests_deferred NaN", 0),
+        ("sglang:num_queue_reqs +Inf\nsglang:num_queue_reqs 1e400", 0),
+        ("other 3", None),
+    ],
+)
+def test_queue_gauges(text: str, size: int | None) -> None:
+    server = FakeServer(side={"/metrics": Reply(body=text.encode())})
+    assert with_endpoint(server, lambda endpoint: endpoint.queue_size()) == size
+
+
+def test_tokens_are_counted_where_the_server_can() -> None:
+    counts = [with_endpoint(FakeServer(kind), lambda endpoint: endpoint.count_tokens(PLAIN)) for kind in KINDS]
+    assert counts[0] == counts[1] and counts[0] and counts[2:] == [None] * 4
+
+
+def test_one_of_several_models_must_be_named_and_their_order_does_not_matter() -> None:
+    with pytest.raises(FatalServerError, match=r"several models \(a, b\): name one in server.model"):
+        asked(FakeServer("vllm", models=("a", "b")))
+    for models in (("a", "b"), ("b", "a")):
+        server = FakeServer("vllm", models=models)
+        assert asked(server, model="b").text and server.bodies[-1]["model"] == "b"
+    asked(server := FakeServer("vllm", models=("a", "a")))
+    assert server.bodies[-1]["model"] == "a"
+
+
+# ---- keys, URLs, redirects, proxies, certificates
+
+
+@pytest.mark.parametrize("kind", ["tgi", "vllm"])
+def test_a_missing_key_is_told_from_a_wrong_one_and_the_key_is_never_shown(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, words in (("", r"no key was sent: set \$TGI_API_KEY"), ("hunter2", r"refuses the key in \$TGI_API_KEY")):
+        monkeypatch.setenv("TGI_API_KEY", key)
+        with pytest.raises(FatalServerError, match=words) as raised:
+            asked(FakeServer(kind, api_key="right"))
+        assert "hunter2" not in str(raised.value) and raised.value.status == 401
+    monkeypatch.setenv("TGI_API_KEY", "right")
+    assert asked(FakeServer(kind, api_key="right")).text
+
+
+def test_a_403_after_an_answer_is_about_the_prompt() -> None:
+    async def twice(endpoint: Endpoint) -> None:
+        await endpoint.ask(PLAIN, 5)
+        with pytest.raises(RequestRejected, match="guardrail") as raised:
+            await endpoint.ask(PLAIN, 5)
+        assert raised.value.status == 403
+
+    with_endpoint(FakeServer(script=lambda _, n: Reply(status=403, body=b"guardrail") if n else None), twice)
+
+
+@pytest.mark.parametrize("key", ["hunter2\n", "hunt er2", "hünter2", "hunter2\r\nX: y"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TGI_API_KEY", key)
+    with pytest.raises(FatalServerError, match=r"\$TGI_API_KEY holds") as raised:
+        asked(FakeServer())
+    assert "unt" not in str(raised.value)
+
+
+BAD_URLS = ("localhost:8080", "ftp://h", "http://", "not a url", "http://h:99999", "http://[::1", "http://h:x", "")
+
+
+@pytest.mark.parametrize("url", [*BAD_URLS, "http://me:hunter2@h:1", "http://me:hunter2@h:99999", "http://hunter2@h"])
+def test_a_bad_url_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(FatalServerError, match="endpoint '") as raised:
+        asked(FakeServer(), url=url)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["/", "/v1", "/v1/", "/v1/chat/completions", "?version=1", "/v1/chat/completions?version=1"]
+)
+def test_the_url_may_end_as_others_write_it(suffix: str) -> None:
+    async def run() -> None:
+        async with FakeServer("vllm") as server, open_session() as session:
+            endpoint = Endpoint(server.url + suffix, Server(), session)
+            assert (await endpoint.connect()).kind == "vllm" and (await endpoint.ask(PLAIN, 5)).text
+            query = "?version=1" if "?" in suffix else ""
+            assert server.requests[-1] == f"POST /v1/chat/completions{query}" and endpoint.url == server.url
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_stays_a_post_on_the_same_host_and_is_refused_to_another(status: int) -> None:
+    async def run() -> None:
+        async with FakeServer() as server, open_session() as session:
+            moved = web.Application()
+            target = server.url
+
+            async def handle(request: web.Request) -> web.Response:
+                return web.Response(status=status, headers={"Location": f"{target}{request.path_qs}"})
+
+            moved.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(moved)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            endpoint = Endpoint(f"http://127.0.0.1:{runner.addresses[0][1]}", Server(), session)
+            assert (await endpoint.connect()).kind == "tgi"
+            assert (await endpoint.ask(PLAIN, 5)).text and server.bodies[-1]["messages"] == CHAT
+            target = "https://elsewhere.example"
+            with pytest.raises(FatalServerError, match=r"redirects to https://elsewhere\.example/v1"):
+                await Endpoint(endpoint.url, Server(), session).ask(PLAIN, 5)
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with FakeServer("vllm") as proxy, FakeServer("vllm") as local, open_session() as session:
+            monkeypatch.setenv("http_proxy", proxy.url)
+            for url in ("http://models.example:8000", local.url):
+                endpoint = Endpoint(url, Server(), session)
+                await endpoint.connect()
+                assert (await endpoint.ask(PLAIN, 5)).text
+            assert (proxy.counts["answers"], local.counts["answers"]) == (1, 1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
+def test_a_certificate_of_ones_own_needs_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *name, *files], check=True, capture_output=True
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    async def run() -> None:
+        fake = FakeServer("vllm")
+        async with fake:
+            listener = await asyncio.get_running_loop().create_server(fake._http, "localhost", 0, ssl=context)
+            url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
+            async with open_session() as session:
+                with pytest.raises(FatalServerError, match="SSL_CERT_FILE"):
+                    await Endpoint(url, Server(), session).connect()
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+            async with open_session() as session:
+                assert (await Endpoint(url, Server(), session).connect()).kind == "vllm"
+            listener.close()
+
+    asyncio.run(run())
