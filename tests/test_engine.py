@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import logging
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generation import engine
 from generation.config import Server
-from generation.engine import Item, generate, journal, retry, session, work
+from generation.engine import Item, generate, retry, session
 from generation.errors import FatalServerError, RequestRejected, RunError, StageFailed
 from generation.files import parquet
 from generation.prompts import load_prompt

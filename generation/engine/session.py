@@ -34,9 +34,10 @@ class Session:
         self.run, self.server, self.works = run, server, works
         self.scheduler: Scheduler
         self.start = time.monotonic()
-        self.open: dict[UnfinishedShard, ExitStack] = {}  # shards in progress, and what releases them
-        self.workers: dict[asyncio.Task[None], tuple[RequestStats, int]] = {}  # with requests before the present one
         self.signals, self.shown, self.exhausted = 0, 0, False
+        self.open: dict[UnfinishedShard, ExitStack] = {}  # shards in progress, and what releases them
+        # By worker: requests of its row, and how many of them were sent before the present one.
+        self.workers: dict[asyncio.Task[None], tuple[RequestStats, int]] = {}
 
     async def run_all(self) -> None:
         """Connect, bind the stages to the model, warm up, and ask. Raises what ``generate`` raises."""
@@ -48,9 +49,9 @@ class Session:
                     info = self.scheduler.infos[0]
                     for work in self.works:
                         prompt = work.task.prompt
-                        identity = {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "server": info.kind}
-                        identity |= {"model": info.model_id, "model_revision": info.model_revision}
-                        self.run.begin(work.task.stage, identity)
+                        identity = {"prompt": prompt.name, "prompt_sha256": prompt.sha256}
+                        served = {"server": info.kind, "model": info.model_id, "model_revision": info.model_revision}
+                        self.run.begin(work.task.stage, identity | served)
                     longest = [(work.task, work.longest) for work in self.works if work.longest is not None]
                     await self.scheduler.warm_up([task.request(item, 1) for task, item in longest])
                     await self._ask_all()
@@ -80,10 +81,12 @@ class Session:
         with Progress(self.works[0].task.stage.command, items, items - waiting, delay_s=0.0) as bar:
             try:
                 async with asyncio.TaskGroup() as group:
-                    while not self.exhausted or self.workers:
-                        for _ in range(0 if self.exhausted else self.scheduler.capacity - len(self.workers)):
+                    while not (self.exhausted or self.signals) or self.workers:
+                        missing = 0 if self.exhausted or self.signals else self.scheduler.capacity - len(self.workers)
+                        for _ in range(missing):
                             worker = group.create_task(self._work(todo))
                             self.workers[worker] = RequestStats(), 0
+                            worker.add_done_callback(self.workers.pop)
                         await asyncio.wait(list(self.workers), timeout=TICK_S)
                         self._show(bar)
             except BaseExceptionGroup as errors:
@@ -107,53 +110,50 @@ class Session:
                     self._commit(work, shard)
                 for item in shard.todo:
                     if self.signals:
-                        break
+                        return
                     yield work, shard, item
         self.exhausted = True
 
     async def _work(self, todo: Iterator[tuple[Work, UnfinishedShard, Item]]) -> None:
-        me = asyncio.current_task()
-        assert me is not None
-        try:
-            for work, shard, item in todo:
-                stats = RequestStats()
-                row = await self._row(me, work.task, item, shard.journal.again.get(item.key, {}), stats)
-                if row is None:
-                    return
-                shard.append(row, stats.retries)
-                work.add(row, stats)
-                if not shard.waiting:
-                    self._commit(work, shard)
-        finally:
-            del self.workers[me]
+        for work, shard, item in todo:
+            stats = RequestStats()
+            row = await self._row(work.task, item, shard.journal.again.get(item.key, {}), stats)
+            if row is None:
+                return
+            shard.append(row, stats.retries)
+            work.add(row, stats)
+            if not shard.waiting:
+                self._commit(work, shard)
 
-    async def _row(
-        self, me: asyncio.Task[None], task: GenerationTask, item: Item, before: Row, stats: RequestStats
-    ) -> Row | None:
+    async def _row(self, task: GenerationTask, item: Item, before: Row, stats: RequestStats) -> Row | None:
         """Return the row of an item, accepted or rejected; None if a signal came before it was finished.
 
         Args:
-            me: the worker.
             task: what is asked.
             item: about what.
             before: attempts and tokens of the item until it was rejected in an earlier session.
             stats: updated in place.
         """
+        me = asyncio.current_task()
+        assert me is not None
         answers: list[Answer] = []
         columns: Row = {}
-        for attempt in range(before.get("attempts", 0) + 1, before.get("attempts", 0) + task.attempts + 1):
+        earlier = before.get("attempts", 0)
+        for attempt in range(earlier + 1, earlier + task.attempts + 1):
             if self.signals:
                 return None
             request = task.request(item, attempt)
             self.workers[me] = stats, stats.requests
             try:
                 answers.append(await self.scheduler.ask(request, stats))
-                verdict = task.accept(item, answers)
-                columns = verdict if not isinstance(verdict, str) else {"reason": verdict, "raw": answers[-1].text}
             except RequestRejected as error:
                 columns = {"reason": REFUSED, "raw": str(error)}
-            if columns.get("reason") in (None, REFUSED):
                 break
+            verdict = task.accept(item, answers)
+            if not isinstance(verdict, str):
+                columns = verdict
+                break
+            columns = {"reason": verdict, "raw": answers[-1].text}
         if "reason" in columns:
             columns["request"] = self.scheduler.states[0].endpoint.body(request).decode()
         return {
@@ -191,11 +191,11 @@ class Session:
             with claim:
                 shard.journal.close()
         servers = [{"kind": i.kind, "version": i.version, "model": i.model_id} for i in self.scheduler.infos]
+        seconds = round(time.monotonic() - self.start, 1)
         for work in self.works:
-            facts = {name: work.sums[name] for name in ("rows", "requests", *TOKENS)}
-            facts |= {"rejected": dict(work.rejected), "retries": dict(work.retries)}
-            facts |= {"seconds": round(time.monotonic() - self.start, 1), "servers": servers}
-            self.run.log_session(work.task.stage, facts)
+            facts = {"seconds": seconds, "servers": servers, "rejected": work.rejected, "retries": work.retries}
+            sums = {name: work.sums[name] for name in ("rows", "requests", *TOKENS)}
+            self.run.log_session(work.task.stage, facts | sums)
 
 
 @contextmanager

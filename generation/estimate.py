@@ -1,0 +1,152 @@
+"""A dry run: rows, tokens, hours, cost and prompts of what is left to request, before it is requested."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .captions import CaptionTask
+from .config import Recipe
+from .engine import GenerationTask, Item
+from .engine.journal import UnfinishedShard
+from .errors import RunError
+from .instructions import InstructionTask
+from .logs import counted, say
+from .prompts import Message
+from .seeds import make_seeds
+from .stages import CAPTIONS, SEEDS, TASKS
+from .store import Run
+from .tgi.connect import connect
+from .tgi.protocol import Answer, Request
+from .tgi.scheduler import Scheduler
+
+SAMPLE = 32  # rows whose prompts are counted
+CHARACTERS_A_TOKEN = 4.0  # of English, where nothing counts tokens
+TokenCount = Callable[[Sequence[Message]], int]
+
+
+def estimate_run(
+    run_dir: Path,
+    recipe: Recipe,
+    probes: int = 8,
+    tokenizer: Path | None = None,
+    usd_per_million: tuple[float, float] | None = None,
+    usd_per_hour: float = 0.0,
+) -> None:
+    """Print what captions and instructions would request. Nothing is written: seeds are made in a temporary place.
+
+    Args:
+        run_dir: the run directory, begun or not.
+        recipe: of the run.
+        probes: rows to request for real, at once, to measure rate and length; their answers are dropped.
+        tokenizer: directory of a transformers tokenizer that counts prompt tokens; None: the server or the probes do.
+        usd_per_million: price of a million prompt and answer tokens.
+        usd_per_hour: price of all servers.
+
+    Raises:
+        SeedError: a source of seeds cannot be read.
+        RunError: the run cannot be read, or there is no tokenizer in the directory.
+        ServerError: the servers cannot be used.
+    """
+    count = _counter(tokenizer) if tokenizer else None
+    prices = (*(usd_per_million or (0.0, 0.0)), usd_per_hour)
+    with tempfile.TemporaryDirectory() as folder:
+        begun = any((run_dir / SEEDS.name).glob("[0-9]*.json"))
+        run = Run(run_dir) if begun else Run(Path(folder) / "run", recipe, create=True)
+        run.recipe = recipe
+        if not begun:
+            make_seeds(run)
+        _estimate(run, CaptionTask(run), probes, count, prices)
+        seeds = sum(record.rows for record in run.records(SEEDS).values())
+        for name in TASKS:
+            if run.due(CAPTIONS):
+                rows = recipe.task(name).fraction * seeds
+                say(f"instructions/{name}: about {rows:,.0f} rows; their captions are to be made first")
+            else:
+                _estimate(run, InstructionTask(run, name), probes, count, prices)
+
+
+def _estimate(
+    run: Run, task: GenerationTask, probes: int, count: TokenCount | None, prices: tuple[float, float, float]
+) -> None:
+    """Print the estimate of one stage; ``prices`` are those of a million prompt tokens, answer tokens, and an hour."""
+    rows, items = 0, list[Item]()  # to be requested; those of the first shard that has some
+    for shard in counted(run.due(task.stage, task.extra), f"{task.stage.name}, counting", "shard"):
+        left = UnfinishedShard(run, task.stage, shard, task.items(run, shard)).todo
+        rows, items = rows + len(left), items or left
+    if not rows:
+        say(f"{task.stage.name}: nothing left to request")
+        return
+    sample = [task.request(item, 1) for item in [max(items, key=lambda item: len(str(item.values))), *items[: max(SAMPLE, probes)]]]
+    answers, rate, prompts, counted_by, context = asyncio.run(_measure(run, sample, probes, count))
+    measured = f"{len(answers)} probes at once; more at once are faster"
+    if sessions := [session for session in run.sessions(task.stage) if session["rows"]]:
+        rate, measured = sessions[-1]["rows"] / sessions[-1]["seconds"], f"this run, {sessions[-1]['time']}"
+    limit, longest = task.prompt.sampling.max_tokens, max(prompts)
+    lengths = [answer.completion_tokens + answer.thinking_tokens for answer in answers] or [limit]
+    prompt, answer = sum(prompts[1:]) / len(prompts[1:]), sum(lengths) / len(lengths)
+    hours = rows / rate / 3600 if rate else 0.0
+    cost = rows * (prompt * prices[0] + answer * prices[1]) / 1e6 + hours * prices[2]
+    basis = f"{len(answers)} probes" if answers else "the most that the prompt allows"
+    time_ = f"{hours:8.2f} hours at {rate:.2f} rows/s   ({measured})" if rate else " unknown   (ask for probes)"
+    say(
+        f"{task.stage.name}: {rows:,} rows to request, prompt {task.prompt.name}, up to {task.attempts} answers each\n"
+        f"  prompt tokens  {prompt:8.0f} a row, {rows * prompt:16,.0f} in all   ({counted_by})\n"
+        f"  answer tokens  {answer:8.0f} a row, {rows * answer:16,.0f} in all   ({basis})\n"
+        f"  context        {longest + limit:8.0f} tokens: longest prompt {longest:.0f} + max_tokens {limit}; the "
+        f"server has {context or 'not said'}\n"
+        f"  time           {time_}"
+        + (f"\n  cost           {cost:8.2f} USD, if each row takes one answer" * bool(cost))
+    )
+    for number, item in enumerate([items[0], items[len(items) // 2], items[-1]], 1):
+        turns = (f"[{message['role']}]\n{message['content']}" for message in task.request(item, 1).messages)
+        say("\n".join([f"\n--- prompt {number} of 3, row {item.id}", *turns]))
+
+
+async def _measure(
+    run: Run, sample: Sequence[Request], probes: int, count: TokenCount | None
+) -> tuple[list[Answer], float, list[float], str, int | None]:
+    """Return answers, answers a second, tokens of each prompt, what counted these, and the server's context."""
+    answers, rate = list[Answer](), 0.0
+    async with connect(run.recipe.server) as scheduler:
+        if probes:
+            await scheduler.warm_up(sample[:1])
+            start = time.monotonic()
+            replies = await asyncio.gather(*map(scheduler.ask, sample[1:][:probes]), return_exceptions=True)
+            answers = [reply for reply in replies if isinstance(reply, Answer)]
+            if not answers:
+                raise next(reply for reply in replies if isinstance(reply, BaseException))
+            rate = len(answers) / (time.monotonic() - start)
+        prompts, counted_by = await _prompt_tokens(scheduler, sample, answers, count)
+        return answers, rate, prompts, counted_by, scheduler.infos[0].max_total_tokens
+
+
+async def _prompt_tokens(
+    scheduler: Scheduler, sample: Sequence[Request], answers: Sequence[Answer], count: TokenCount | None
+) -> tuple[list[float], str]:
+    """Return the tokens of each prompt, and what counted them."""
+    if count:
+        return [float(count(request.messages)) for request in sample], "the tokenizer given"
+    counts = [await scheduler.states[0].endpoint.count_tokens(request) for request in sample]
+    if all(counts):
+        return [float(number or 0) for number in counts], "counted by the server"
+    letters = [sum(len(message["content"]) for message in request.messages) for request in sample]
+    if known := sum(answer.prompt_tokens for answer in answers):
+        share = known / sum(letters[1 : len(answers) + 1])
+        return [number * share for number in letters], f"{len(answers)} probes"
+    return [number / CHARACTERS_A_TOKEN for number in letters], f"{CHARACTERS_A_TOKEN:g} characters a token"
+
+
+def _counter(folder: Path) -> TokenCount:
+    """Return a function that counts the tokens of a chat with the tokenizer in a directory."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no tokenizer: {error}") from error
+    if tokenizer.chat_template is None:
+        return lambda messages: sum(len(tokenizer(message["content"])["input_ids"]) for message in messages)
+    return lambda messages: len(tokenizer(tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"])
