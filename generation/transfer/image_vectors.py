@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import EmbeddingError
 from ..files import sha256
-from .fit import SMALLEST_SPREAD, exact_sum
+from .fitting import SMALLEST_SPREAD, exact_sum
 from .methods import SMALLEST_NORM
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -168,9 +168,7 @@ def apply_to_images(
     """
     mean, method, tensors = statistics.tensors["mean_text"], transfer or statistics.facts["method"], statistics.tensors
     if method not in METHODS or (method == "decap" and "memory" not in tensors):
-        raise EmbeddingError(
-            f"method {method!r} is unknown, or needs statistics of its own; known: {', '.join(METHODS)}"
-        )
+        raise EmbeddingError(f"method {method!r} is not one of {', '.join(METHODS)}, or needs statistics of its own")
     ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if rows.ndim != 2 or rows.shape[1] != len(mean):
         raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {len(mean)}]")

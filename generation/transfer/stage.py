@@ -20,7 +20,7 @@ from ..records import changes
 from ..stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run
 from ..vectors import UNIT_TOLERANCE, VectorShard
-from .fit import fit, in_threads
+from .fitting import fit, in_threads
 from .image_vectors import image_mean, images_sha256
 from .methods import Statistics
 

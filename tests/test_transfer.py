@@ -1,0 +1,437 @@
+"""Transfer methods against their formulas in float64; the stage over whole runs, damage, other settings and kills."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from generation import config
+from generation.errors import EmbeddingError, RecipeError, RunError
+from generation.files import read_json, sha256, write_json
+from generation.recipe import parse_recipe
+from generation.stages import TEXT_EMBEDDINGS, image_embeddings
+from generation.store import Run
+from generation.transfer import METHODS, Statistics, apply_to_images, fit, image_mean, parse_transfer
+from generation.transfer.methods import normal_rows
+from generation.transfer.stage import make_image_embeddings, statistics_input
+from generation.vectors import VectorShard, write_vectors
+from tests.conftest import ROOT
+from tests.runs import make_run
+from tests.tiny_models import tiny_clip
+
+CASES = Path("/work/shared/cases/files/20_one_image")
+DIMENSION = 32
+WITH_IMAGES = ("anchor", "realign")
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def unit_rows(rows: int, seed: int, lean: float = 0.3, dimension: int = DIMENSION) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    raw = torch.randn(rows, dimension, generator=generator) * torch.linspace(0.5, 2, dimension).roll(seed) + lean
+    return torch.nn.functional.normalize(raw, dim=1)
+
+
+TEXTS, IMAGES = unit_rows(3000, 1, 0.5).half(), unit_rows(2000, 2, -0.3)
+
+
+def fitted(method: str, texts: torch.Tensor = TEXTS, cut: int = 1234, **keys: Any) -> Statistics:
+    """Return the statistics of a method over two shards, the first of ``cut`` rows."""
+    parts = [lambda part=part: [part.float()] for part in (texts[:cut], texts[cut:]) if len(part)]
+    mean = texts.double().sum(0) / len(texts)
+    images = image_mean(IMAGES) if method in WITH_IMAGES else None
+    return fit(parse_transfer({"method": method} | keys), mean, len(texts), parts, images)
+
+
+def norm(rows: Array) -> Array:
+    return rows / np.sqrt((rows**2).sum(1, keepdims=True))
+
+
+def reference(method: str, strength: float = 1.0) -> Array:
+    """The formulas of the papers (``generation/transfer/methods.py`` names them), without noise."""
+    u, v = TEXTS.double().numpy(), IMAGES.double().numpy()
+    mean_u, mean_v = u.mean(0), v.mean(0)
+    if method in ("none", "capdec", "close", "lafite", "decap"):
+        return u
+    if method == "mean_shift":
+        return u - mean_u
+    if method in ("unicorn", "c3"):
+        return norm(u - mean_u)
+    if method == "anchor":
+        return norm(u + strength * (mean_v - mean_u))
+    trace_u, trace_v = ((u - mean_u) ** 2).sum(1).mean(), ((v - mean_v) ** 2).sum(1).mean()
+    moved = norm(mean_v + np.sqrt(trace_v / trace_u) * (u - mean_u))
+    return norm(moved - moved.mean(0) + mean_v)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_agrees_with_its_formula_and_can_be_inverted(method: str) -> None:
+    statistics = fitted(method)
+    moved = statistics.move(TEXTS.float())
+    np.testing.assert_allclose(moved, reference(method), atol=4e-4)  # stored rows have norm 1 to 4e-4
+    back = statistics.invert(moved.half())
+    assert float(torch.cosine_similarity(back, TEXTS.float(), dim=1).min()) > 0.99999
+    for other in METHODS:  # transfer at load time: as good as the direct way
+        again = fitted(other, cut=500)
+        direct, through = again.move(TEXTS.float()), again.move(back.clone())
+        assert float(torch.cosine_similarity(through, direct, dim=1).min()) >= 0.9999
+
+
+def test_anchor_can_cross_a_part_of_the_gap() -> None:
+    moved = fitted("anchor", strength=0.4).move(TEXTS.float())
+    np.testing.assert_allclose(moved, reference("anchor", 0.4), atol=4e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(2, 60), st.integers(0, 60), st.integers(3, 40), st.integers(0, 99), st.sampled_from(sorted(METHODS))
+)
+def test_sums_over_any_shards_and_threads_give_the_same_bytes(
+    rows: int, cut: int, dimension: int, seed: int, method: str
+) -> None:
+    texts, images = unit_rows(rows, seed, 0.4, dimension).half(), unit_rows(50, seed + 1, -0.2, dimension)
+
+    def statistics(pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        parts = [lambda piece=piece: piece.float().split(7) for piece in pieces]
+        mean = torch.stack([piece.double().sum(0) for piece in pieces]).sum(0) / rows
+        given_images = image_mean(images) if method in WITH_IMAGES else None
+        return fit(parse_transfer(method), mean, rows, parts, given_images).tensors
+
+    whole, cuts = statistics([texts]), statistics([part for part in (texts[:cut], texts[cut:]) if len(part)])
+    assert whole.keys() == cuts.keys()
+    assert all(torch.equal(whole[name], cuts[name]) for name in whole)
+
+
+def test_invariants_of_a_shift() -> None:
+    """What ``transfer-methods`` derives: holds for any rows, so that no generator of pairs is needed."""
+    u, mean = TEXTS.double(), TEXTS.double().mean(0)
+    unit = torch.nn.functional.normalize(u, dim=1)
+    spread = (unit - unit.mean(0)).square().sum(1).mean()
+    assert float(spread) == pytest.approx(1 - float(unit.mean(0).square().sum()), abs=1e-12)  # T = 1 - |mu|^2
+    shifted, normalised = (fitted(method).move(TEXTS.float()).double() for method in ("mean_shift", "unicorn"))
+    torch.testing.assert_close(shifted[1:] - shifted[:-1], u[1:] - u[:-1], atol=1e-6, rtol=0)
+    queries = IMAGES[:200].double()  # retrieval among shifted rows: unchanged
+    assert torch.equal((queries @ shifted.T).argmax(1), (queries @ u.T).argmax(1))
+    phi = (normalised * u).sum(1).mean()  # Jensen: Phi <= 1 - |mean u - mean z|^2 / 2
+    assert float(phi) <= 1 - float((mean - normalised.mean(0)).square().sum()) / 2 + 1e-4
+    scale = fitted("realign").tensors["scale"]
+    assert float(scale) == pytest.approx(
+        float(((1 - IMAGES.double().mean(0).square().sum()) / spread).sqrt()), abs=1e-3
+    )
+    target = IMAGES.double().mean(0)
+    before = (fitted("anchor").move(TEXTS.float()).double().mean(0) - target).norm()
+    after = (fitted("realign").move(TEXTS.float()).double().mean(0) - target).norm()
+    assert float(after) < float(before) / 5
+
+
+# Noise
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True), st.integers(0, 2**63), st.randoms())
+def test_the_noise_of_a_row_depends_on_its_number_and_the_seed_only(numbers: list[int], seed: int, order: Any) -> None:
+    whole = normal_rows(numbers, seed, 8)
+    shuffled = order.sample(range(len(numbers)), len(numbers))
+    assert torch.equal(normal_rows([numbers[place] for place in shuffled], seed, 8), whole[shuffled])
+    assert not torch.equal(normal_rows(numbers, seed + 1, 8), whole)
+
+
+@pytest.mark.parametrize(("method", "sphere"), [("c3", False), ("capdec", False), ("close", False), ("lafite", True)])
+def test_noise_follows_the_order_of_the_method_and_the_cosine_that_eta_promises(method: str, sphere: bool) -> None:
+    statistics = fitted(method, noise_ratio=0.8)
+    numbers = list(range(7, 107))
+    made = statistics.move(TEXTS[:100].float(), numbers, seed=11)
+    u = TEXTS[:100].double().numpy()
+    base = u - TEXTS.double().mean(0).numpy() if method == "c3" else u
+    drawn = normal_rows(numbers, 11, DIMENSION).double().numpy()
+    np.testing.assert_allclose(made, norm(base + 0.8 * (norm(drawn) if sphere else drawn / DIMENSION**0.5)), atol=5e-4)
+    noise = statistics.facts["noise"]
+    wide = unit_rows(2000, 5, 0.1, 256)
+    noisy = fit(parse_transfer({"method": "capdec", "noise_ratio": 0.8}), wide.double().mean(0), 2000)
+    cosines = (noisy.move(wide.clone(), list(range(2000))) * wide).sum(1)
+    assert float(cosines.mean()) == pytest.approx(noise["cosine"], abs=0.01)
+    assert noise["baked"] is False
+
+
+def test_baked_noise_cannot_be_inverted() -> None:
+    with pytest.raises(EmbeddingError, match="capdec: noise is baked into these vectors"):
+        fitted("capdec", bake_noise=True).invert(TEXTS[:5])
+
+
+# Real images
+
+
+def test_what_real_images_become() -> None:
+    mean, count = image_mean(IMAGES)
+    assert count == len(IMAGES)
+    np.testing.assert_allclose(mean, IMAGES.double().mean(0), atol=1e-7)
+    raw, v = IMAGES[:50] * 3.0, IMAGES[:50].double().numpy()
+    centred = v - mean.numpy()
+    for method, wanted in {"none": v, "unicorn": centred, "mean_shift": centred, "c3": norm(centred)}.items():
+        np.testing.assert_allclose(apply_to_images(raw, fitted(method), mean), wanted, atol=1e-5)
+        np.testing.assert_allclose(apply_to_images(raw, fitted("realign"), mean, method), wanted, atol=1e-5)
+    for method in ("anchor", "realign", "capdec", "close", "lafite"):
+        np.testing.assert_allclose(apply_to_images(raw, fitted(method)), v, atol=1e-5)
+
+
+def test_decap_makes_an_image_of_its_memory_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.transfer.fitting.MEMORY_ROWS", 40)
+    statistics = fitted("decap")
+    memory = statistics.tensors["memory"].double().numpy()
+    assert all((TEXTS.double().numpy() == row).all(1).any() for row in memory) and memory.shape == (40, DIMENSION)
+    scores = np.exp(IMAGES[:20].double().numpy() @ memory.T / 0.01)
+    wanted = norm((scores / scores.sum(1, keepdims=True)) @ memory)
+    np.testing.assert_allclose(apply_to_images(IMAGES[:20], statistics), wanted, atol=1e-4)
+
+
+def test_what_cannot_be_applied_is_refused() -> None:
+    for images, method, options, said in (
+        (IMAGES, "unicorn", {}, "unicorn subtracts the mean of your own image embeddings"),
+        (IMAGES, "unicorn", {"image_mean": torch.zeros(3)}, r"finite and of shape \[32\]"),
+        (torch.ones(5, 7), "none", {}, r"shape \[5, 7\]; this transfer needs \[n, 32\]"),
+        (torch.stack([IMAGES[0], IMAGES[0] * 0]), "none", {}, "row 1 has norm 0"),
+        (IMAGES, "none", {"transfer": "decap"}, "needs statistics of its own"),
+        (IMAGES, "none", {"transfer": "unicron"}, "'unicron' is not one of none, mean_shift"),
+    ):
+        with pytest.raises(EmbeddingError, match=said):
+            apply_to_images(images, fitted(method), **options)
+    with pytest.raises(EmbeddingError, match="realign needs unpaired image embeddings .* none were given"):
+        fit(parse_transfer("realign"), TEXTS.double().mean(0), len(TEXTS))
+    with pytest.raises(EmbeddingError, match="32 dimensions, and these have 8"):
+        fit(parse_transfer("anchor"), TEXTS.double().mean(0), len(TEXTS), (), image_mean(unit_rows(9, 1, 0.1, 8)))
+    with pytest.raises(EmbeddingError, match="all 5 text embeddings are equal"):
+        fitted("unicorn", TEXTS[:1].repeat(5, 1), cut=2)
+    with pytest.raises(RecipeError, match="unicron"):
+        parse_transfer("unicron")
+    with pytest.raises(RecipeError, match="unknown key .*imagse"):
+        parse_transfer({"method": "anchor", "imagse": "x"})
+
+
+# The stage
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "run").path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def transfer(path: Path, rank: int = 0, world_size: int = 1, **section: Any) -> Run:
+    """Make the image embeddings of a run with another ``transfer`` section."""
+    recipe = Run(path).recipe.model_dump(mode="json") | {"transfer": section or {"method": "unicorn"}}
+    opened = Run(path, parse_recipe(recipe, "test"))
+    make_image_embeddings(opened, rank, world_size)
+    return opened
+
+
+def image_file(folder: Path, rows: int = 400, dimension: int = 16) -> str:
+    path = folder / f"images{rows}.safetensors"
+    save_file({"embeddings": (unit_rows(rows, 8, 0.4, dimension) * 2).half()}, path)
+    return str(path)
+
+
+def contents(path: Path, *folders: str) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for name in folders for f in (path / name).rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("method", ["none", "mean_shift", "unicorn", "c3", "decap"])
+def test_a_run_agrees_with_the_formula_and_a_second_call_changes_nothing(method: str, run: Path) -> None:
+    opened = transfer(run, method=method)
+    texts = [VectorShard(opened.verified(TEXT_EMBEDDINGS, shard)) for shard in range(3)]
+    made = [VectorShard(opened.verified(image_embeddings(method), shard)) for shard in range(3)]
+    everything = torch.cat([text.vectors for text in texts]).double().numpy()
+    statistics = Statistics.load(run / "transfer" / f"{method}.safetensors")
+    assert np.array_equal(statistics.tensors["mean_text"].numpy(), everything.sum(0) / len(everything))
+    wanted = everything if method in ("none", "decap") else everything - everything.mean(0)
+    wanted = norm(wanted) if method in ("unicorn", "c3") else wanted
+    np.testing.assert_allclose(torch.cat([shard.vectors for shard in made]).double(), wanted, atol=5e-4)
+    for number, (text, shard) in enumerate(zip(texts, made, strict=True)):
+        assert (shard.ids, shard.input_hashes) == (text.ids, text.input_hashes)
+        assert torch.equal(shard.sum, shard.vectors.double().sum(0))
+        assert shard.metadata == {"stage": f"image_embeddings/{method}", "shard": number} | statistics_input(
+            opened, method
+        )
+    again = {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
+    transfer(run, method=method)
+    assert again == {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
+    opened.require(image_embeddings(method), statistics_input(opened, method))
+
+
+def test_other_settings_or_images_make_all_shards_again(run: Path) -> None:
+    seen = set()
+    for section in (
+        {"method": "capdec", "noise_ratio": 0.5, "bake_noise": True},
+        {"method": "capdec", "noise_ratio": 0.6, "bake_noise": True},
+        {"method": "capdec"},
+        {"method": "anchor", "images": image_file(run.parent)},
+        {"method": "anchor", "images": image_file(run.parent, rows=300)},
+        {"method": "anchor", "images": image_file(run.parent, rows=300), "strength": 0.5},
+    ):
+        transfer(run, **section)
+        seen.add(b"".join(contents(run, f"image_embeddings/{section['method']}").values()))
+    assert len(seen) == 6
+
+
+def test_an_added_shard_moves_all_rows_unless_the_old_statistics_are_kept(run: Path) -> None:
+    first = contents(run, "image_embeddings", "transfer")
+    kept = shutil.copytree(run, run.parent / "kept")
+    shutil.copyfile(run / "transfer" / "unicorn.safetensors", run.parent / "v1.safetensors")
+    make_run(run, shards=4)
+    transfer(run)
+    moved = contents(run, "image_embeddings", "transfer")
+    assert moved.keys() > first.keys() and all(moved[name] != first[name] for name in first)
+    shutil.copytree(run, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("image_embeddings", "transfer"))
+    transfer(kept, method="unicorn", statistics=str(run.parent / "v1.safetensors"))
+    found = contents(kept, "image_embeddings", "transfer")
+    assert found.keys() == moved.keys() and all(found[name] == first[name] for name in first)
+    with pytest.raises(EmbeddingError, match=r"v1\.safetensors was made with other settings: settings.method"):
+        transfer(kept, method="none", statistics=str(run.parent / "v1.safetensors"))
+    with pytest.raises(EmbeddingError, match=r"00000\.parquet does not hold the statistics of a transfer"):
+        transfer(kept, method="none", statistics=str(kept / "captions" / "00000.parquet"))
+
+
+def test_ranks_make_each_shard_once_and_the_same_bytes(run: Path) -> None:
+    first = contents(run, "image_embeddings", "transfer")
+    shutil.rmtree(run / "image_embeddings")
+    shutil.rmtree(run / "transfer")
+    script = (
+        "import sys; from pathlib import Path; from tests.test_transfer import transfer; transfer(Path(sys.argv[1]), "
+    )
+    tasks = [subprocess.Popen([sys.executable, "-c", f"{script}{rank}, 2)", run], cwd=ROOT) for rank in (0, 1)]
+    assert [task.wait() for task in tasks] == [0, 0]
+    assert contents(run, "image_embeddings", "transfer") == first
+
+
+def _rewrite(run: Path, change: Any) -> None:
+    """Replace a text-embedding shard, and its record as a process would have written it."""
+    path = run / "text_embeddings" / "00001.safetensors"
+    shard = VectorShard(path)
+    write_vectors(path, change(shard.vectors.clone()), shard.ids, shard.input_hashes, {})
+    record = read_json(path.with_suffix(".json"))
+    record["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(path.with_suffix(".json"), record)
+
+
+def test_a_source_that_is_damaged_or_not_of_unit_rows_is_refused_by_name(run: Path) -> None:
+    def zero(rows: torch.Tensor) -> torch.Tensor:
+        rows[2] = 0
+        return rows
+
+    _rewrite(run, zero)
+    with pytest.raises(EmbeddingError, match=r"00001\.safetensors, row 2: its norm is 0 and must be 1"):
+        transfer(run, method="mean_shift")
+    _rewrite(run, lambda rows: rows[:, :5].contiguous())
+    with pytest.raises(EmbeddingError, match=r"dimensions \[5, 16\]"):
+        transfer(run, method="mean_shift")
+    path = run / "text_embeddings" / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-5] + b"xxxxx")
+    with pytest.raises(RunError, match=r"00001\.safetensors was changed"):
+        transfer(run, method="mean_shift")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(RunError, match=r"'text_embeddings' is not complete \(2 of 3 shards\)"):
+        transfer(run, method="mean_shift")
+
+
+def test_images_that_cannot_be_used_are_named(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = run.parent
+    (folder / "pictures").mkdir()
+    (folder / "x.txt").write_text("")
+    np.save(folder / "ints.npy", np.ones((4, 16), int))
+    save_file({"a": torch.ones(2, 16), "b": torch.ones(2, 16)}, folder / "two.safetensors")
+    for name, value in (("nan", float("nan")), ("zero", 0.0)):
+        rows = unit_rows(20, 1, 0.1, 16)
+        rows[7] = value
+        np.save(folder / f"{name}.npy", rows.numpy())
+    np.save(folder / "one.npy", unit_rows(1, 1, 0.1, 16).numpy())
+    np.save(folder / "same.npy", unit_rows(1, 1, 0.1, 16).repeat(50, 1).numpy())
+    for images, said in (
+        ("one.npy", r"one\.npy: 1 image embedding\(s\) cannot say"),
+        ("same.npy", r"same\.npy: 50 image embeddings that are all equal"),
+        ("nan.npy", r"nan\.npy, row 7: the image embedding holds NaN"),
+        ("zero.npy", r"zero\.npy, row 7: the image embedding is zero"),
+        ("ints.npy", r"ints\.npy: it holds torch\.int64 \[4, 16\]"),
+        ("two.safetensors", r"two\.safetensors: its 2-D tensors are \['a', 'b'\]"),
+        ("x.txt", r"x\.txt: give a folder of pictures"),
+        ("missing", "missing: there is no such file"),
+        ("pictures", "pictures holds no pictures"),
+        (image_file(folder, dimension=8), "16 dimensions, and these have 8"),
+    ):
+        with pytest.raises(EmbeddingError, match=said):
+            transfer(run, method="anchor", images=str(folder / images))
+    transfer(run, method="realign", images=image_file(folder, rows=40))
+    assert "The standard error of the mean of 40 images is 0.1" in caplog.text
+    transfer(run, method="c3")
+    assert "leaves a cosine of 0.33 to the clean row" in caplog.text
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the cases are not part of the repository")
+@pytest.mark.parametrize("name", ["one", "same"])
+def test_the_case_of_one_image(name: str) -> None:
+    with pytest.raises(EmbeddingError, match="cannot say where images lie"):
+        image_mean(CASES / f"{name}.npy")
+
+
+def test_a_folder_of_pictures_is_encoded_by_the_recipes_encoder(run: Path) -> None:
+    clip = tiny_clip(run.parent / "clip")
+    (run.parent / "pictures" / "sub").mkdir(parents=True)
+    for number in range(6):
+        picture = Image.new("RGB", (40, 30), (40 * number, 90, 200 - 30 * number))
+        picture.save(run.parent / "pictures" / ("sub" if number % 2 else ".") / f"{number}.png")
+    opened = Run(run)
+    encoder = config.Embed(encoder=str(clip))
+    from generation.encoders import load_encoder
+
+    dimension = load_encoder(encoder).encode(["a"]).shape[1]
+    other = make_run(run.parent / "other", dim=dimension, recipe={"embed": {"encoder": str(clip)}})
+    section = {"method": "realign", "images": str(run.parent / "pictures")}
+    recipe = other.recipe.model_dump(mode="json") | {"transfer": section}
+    opened = Run(other.path, parse_recipe(recipe, "test"))
+    make_image_embeddings(opened)
+    statistics = Statistics.load(other.path / "transfer" / "realign.safetensors")
+    assert statistics.facts["images"]["rows"] == 6
+    digest = statistics.facts["inputs"]["images"]
+    (run.parent / "pictures" / "0.png").unlink()
+    make_image_embeddings(opened)
+    assert Statistics.load(other.path / "transfer" / "realign.safetensors").facts["inputs"]["images"] != digest
+
+
+KILLED_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_transfer import transfer
+left, rename = int(sys.argv[1]), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*paths)
+os.replace = replace
+transfer(Path(sys.argv[2]), method="realign", images=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("rename", [2, 4])
+def test_kill_9_and_the_same_command_give_the_same_bytes(rename: int, run: Path) -> None:
+    images = image_file(run.parent)
+    whole = shutil.copytree(run, run.parent / "whole")
+    script = [sys.executable, "-c", KILLED_AT_A_RENAME, str(rename), str(run), images]
+    assert subprocess.run(script, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    for path in (run, whole):
+        transfer(path, method="realign", images=images)
+    assert contents(run, "image_embeddings", "transfer") == contents(whole, "image_embeddings", "transfer")
+    assert not [path for path in contents(run, ".") if load_file(run / path) == {}]
