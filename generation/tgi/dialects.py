@@ -42,16 +42,14 @@ class Dialect:
 
 
 _TGI = Dialect(value=True, named=False, thinks=False)
-_VLLM = Dialect(
-    neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    continues={"add_generation_prompt": False, "continue_final_message": True},
-)
+_NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+_VLLM = Dialect(_NEUTRAL, {"add_generation_prompt": False, "continue_final_message": True})
 DIALECTS = {
     "tgi": _TGI,
     "tgi_generate": _TGI,  # POST /generate; by server.kind only
     "vllm": _VLLM,
-    "sglang": _VLLM,
-    "llama.cpp": Dialect(neutral={"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}),
+    "sglang": Dialect(_NEUTRAL, {"continue_final_message": True}),
+    "llama.cpp": Dialect({"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}),  # continues by itself
     "openai": _VLLM,  # what such a server does not know, it names, and it is left out
 }
 
