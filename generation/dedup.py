@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .files import parquet, read_lines, sha256, write_json
+from .files import parquet, read_lines, write_json
 from .logs import Progress, counted
 from .rows import REJECTED_SCHEMA, stable_hash
 from .stages import CAPTIONS, SEEDS, Stage
@@ -182,60 +182,53 @@ def _texts(run: Run, stage: Stage, column: str) -> Iterator[str]:
 def drop_caption_duplicates(run: Run) -> None:
     """Move captions that repeat an earlier one, or hold a benchmark's question, to the rejected rows, if asked for.
 
-    Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Once this was
-    done, the same call on the same captions does nothing.
+    Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Called again
+    for the same captions it does nothing.
 
     Raises:
         SeedError: the benchmark's questions cannot be read.
         RunError: a shard is held by another process, was changed, or cannot be written.
     """
     threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
-    done = _state(run)
-    if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == done:
+    if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == _searched(run):
         return
     ids = list(_texts(run, CAPTIONS, "id"))
-    dropped: dict[str, tuple[str, str]] = {}  # id -> reason, what it repeats or holds
+    hits = find_contaminated(_texts(run, CAPTIONS, "caption"), run.recipe.path(benchmark)) if benchmark else {}
+    dropped = {ids[row]: ("contaminated", question) for row, question in hits.items()}
     if threshold:
-        found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
+        # Nothing repeats a row that is dropped itself.
+        texts = ("" if row in hits else text for row, text in enumerate(_texts(run, CAPTIONS, "caption")))
+        found = find_duplicates(texts, threshold, NGRAM[CAPTIONS.name])
         dropped |= {ids[row]: ("duplicate", ids[match]) for row, (match, _) in found.items()}
-    if benchmark:
-        hits = find_contaminated(_texts(run, CAPTIONS, "caption"), run.recipe.path(benchmark))
-        dropped |= {ids[row]: ("contaminated", question) for row, question in hits.items()}
     for shard in sorted({int(id[:5]) for id in dropped}):
         _reject(run, shard, dropped)
-    write_json(run.directory(CAPTIONS) / "stage.json", run.facts(CAPTIONS) | {"deduplicated": _state(run)})
+    write_json(run.directory(CAPTIONS) / "stage.json", run.facts(CAPTIONS) | {"deduplicated": _searched(run)})
 
 
-def _state(run: Run) -> str:
-    """Return a hash of the captions there are, and of what they are searched for."""
-    settings = run.recipe.captions
-    benchmark = settings.drop_contaminated and run.recipe.path(settings.drop_contaminated)
-    files = [record.files for record in run.records(CAPTIONS).values()]
-    known = sha256(benchmark) if benchmark and benchmark.is_file() else ""
-    return f"{stable_hash(settings.drop_duplicates, known, files):016x}"
+def _searched(run: Run) -> str:
+    """Return a hash of the captions that there are, and of what they are searched for."""
+    settings, files = run.recipe.captions, [record.files for record in run.records(CAPTIONS).values()]
+    questions = settings.drop_contaminated and read_lines(run.recipe.path(settings.drop_contaminated), "benchmark")
+    return f"{stable_hash(settings.drop_duplicates, questions, files):016x}"
 
 
 def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
-    """Rewrite a caption shard without the dropped rows, which join its rejected rows."""
+    """Rewrite a caption shard without the dropped rows (id -> reason, match), which join its rejected rows."""
     with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
-        record = run.record(CAPTIONS, shard)
+        record, base = run.record(CAPTIONS, shard), run.inputs(CAPTIONS, shard) or {}
         if not held or record is None:
             raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
-        table = run.table(CAPTIONS, shard)
-        gone = [
-            row | _reason(row["caption"], *dropped[row["id"]]) for row in table.to_pylist() if row["id"] in dropped
-        ]
+        table, rejected = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard)
+        gone = [row for row in table.to_pylist() if row["id"] in dropped]
+        for row in gone:
+            reason, match = dropped[row["id"]]
+            row |= {"reason": reason, "raw": f"{row['caption']}\n\n[{reason}: {match}]", "request": None}
+        tables = [*([rejected] if rejected else []), pa.Table.from_pylist(gone, REJECTED_SCHEMA)]
+        rejected = pa.concat_tables(tables).sort_by("id")
         kept = table.filter(pa.array([id not in dropped for id in table["id"].to_pylist()]))
-        earlier = run.rejected(CAPTIONS, shard)
-        rejected = pa.Table.from_pylist(gone, REJECTED_SCHEMA)
-        rejected = pa.concat_tables([earlier, rejected]).sort_by("id") if earlier is not None else rejected
         counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
-        extra = {key: value for key, value in record.inputs.items() if key not in (run.inputs(CAPTIONS, shard) or {})}
+        extra = {key: value for key, value in record.inputs.items() if key not in base}
         run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, extra, counts)
-
-
-def _reason(caption: str, reason: str, match: str) -> dict[str, str | None]:
-    return {"reason": reason, "raw": f"{caption}\n\n[{reason}: {match}]", "request": None}
 
 
 def duplicate_groups(run: Run) -> dict[str, str]:
@@ -256,26 +249,23 @@ def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, b
         SeedError: the benchmark's questions cannot be read.
         RunError: there is no such stage, it has no finished shard, or a shard was changed.
     """
-    stages = {stage.name: (stage, column) for stage, column in ((SEEDS, "seed"), (CAPTIONS, "caption"))}
-    if stage_name not in stages or not run.shards(stages[stage_name][0]):
+    stage, column = (SEEDS, "seed") if stage_name == "seeds" else (CAPTIONS, "caption")
+    if stage_name != stage.name or not run.shards(stage):
         raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")
-    stage, column = stages[stage_name]
     contaminated = find_contaminated(_texts(run, stage, column), benchmark) if benchmark else {}
     found = find_duplicates(_texts(run, stage, column), threshold, NGRAM[stage_name])
-    shown = [*list(found)[:_EXAMPLES], *list(contaminated)[:_EXAMPLES]]
-    wanted = {*shown, *(found[row][0] for row in shown if row in found)}
+    near, held = list(islice(found.items(), _EXAMPLES)), list(islice(contaminated.items(), _EXAMPLES))
+    wanted = {row for row, _ in held} | {place for row, (match, _) in near for place in (row, match)}
     texts = {row: text for row, text in enumerate(_texts(run, stage, column)) if row in wanted}
     total = sum(record.rows for record in run.records(stage).values())
     exact = sum(similarity == 1 for _, similarity in found.values())
-    lines = [
-        f"{stage_name}: {total:,} rows; near: Jaccard similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams",
-        *("| reason | rows | share |", "|---|---|---|"),
-    ]
     counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(contaminated)}
-    lines += [f"| {reason} | {count:,} | {count / max(1, total):.2%} |" for reason, count in counts.items()]
-    for row in list(found)[:_EXAMPLES]:
-        match, similarity = found[row]
-        lines += ["", f"similarity {similarity:.2f}:", f"  {texts[match]}", f"  {texts[row]}"]
-    for row in list(contaminated)[:_EXAMPLES]:
-        lines += ["", f"holds the benchmark question {contaminated[row]!r}:", f"  {texts[row]}"]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            f"{stage_name}: {total:,} rows; near: similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams",
+            *("| reason | rows | share |", "|---|---|---|"),
+            *(f"| {reason} | {count:,} | {count / max(1, total):.2%} |" for reason, count in counts.items()),
+            *(f"\nsimilarity {part:.2f}:\n  {texts[match]}\n  {texts[row]}" for row, (match, part) in near),
+            *(f"\nholds the benchmark question {question!r}:\n  {texts[row]}" for row, question in held),
+        ]
+    )

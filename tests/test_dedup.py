@@ -281,7 +281,7 @@ def test_groups_name_the_first_of_each_and_nothing_changes(tmp_path: Path) -> No
 def test_the_report_counts_and_shows_examples(tmp_path: Path) -> None:
     run = caption_run(tmp_path)
     report = report_duplicates(run, "captions", 0.8, tmp_path / "q.txt")
-    assert "captions: 9 rows; near: Jaccard similarity >= 0.8 of word 3-grams" in report
+    assert "captions: 9 rows; near: similarity >= 0.8 of word 3-grams" in report
     assert (
         "| duplicate, exact | 2 | 22.22% |\n| duplicate, near | 1 | 11.11% |\n| contaminated | 1 | 11.11% |" in report
     )

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -207,7 +209,7 @@ def test_domain_patterns_match_in_a_directory_whose_name_has_brackets(tmp_path: 
     assert len(texts(make(folder, domains={"files": ["*birds.yaml"]}), "domain_birds")) == 9
     with pytest.raises(SeedError, match="nothing matches"):
         make(folder / "b", domains={"files": ["none-*.yaml"]})
-    with pytest.raises(SeedError, match="several sources are named domain_birds"):
+    with pytest.raises(SeedError, match="several sources of seeds are named domain_birds"):
         make(folder / "c", domains={"files": ["../b*.yaml", "../birds.yaml"]})
 
 
@@ -340,3 +342,42 @@ def test_the_full_recipe_names_its_placeholders_and_reaches_the_paper_s_count(tm
     hub = load_recipe(tmp_path / "full.yaml").seeds.hub
     assert 1_130_000 <= sum(source.limit or 0 for source in hub) <= 1_145_000
     assert all(source.license and source.filters for source in hub)
+
+
+def test_a_data_set_of_the_hub_is_streamed_drawn_and_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``datasets`` reads a Parquet file here as it would read those of the Hub."""
+    import datasets
+
+    load = datasets.load_dataset
+    images = [[f"Picture {image} shows scene {scene}." for scene in "abc"] for image in range(30)]
+    pq.write_table(pa.table({"set": images, "n": list(range(30))}), tmp_path / "data.parquet")
+    asked = []
+
+    def from_disk(name: str, config: str | None, split: str, revision: str, streaming: bool) -> Any:
+        asked.append((name, config, split, revision, streaming))
+        if split != "train":
+            raise ConnectionError("no such split")
+        return load("parquet", data_files=str(tmp_path / "data.parquet"), split="train", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_disk)
+    hub = {
+        "name": "coco",
+        "dataset": "user/coco",
+        "revision": "a" * 40,
+        "license": "MIT",
+        "column": "set",
+        "limit": 20,
+    }
+    run = make(tmp_path / "a", hub=[hub])
+    assert asked == [("user/coco", None, "train", "a" * 40, True)]
+    assert len({text.split()[1] for text in texts(run, "coco")}) == len(texts(run, "coco")) == 20
+    found = account(run, "coco")
+    assert (found["rows"], found["read"], found["dropped"]) == (30, 90, {"over_limit": 10, "same_image": 60})
+    assert (found["dataset"], found["config"], found["split"], found["revision"]) == asked[0][:4]
+    for changes, words in (({"split": "test"}, "no such split"), ({"column": "text"}, "its columns: set, n")):
+        with pytest.raises(SeedError) as caught:
+            make(tmp_path / "b", hub=[hub | changes])
+        assert "seed source 'coco': data set user/coco (config None, split" in str(caught.value)
+        assert words in str(caught.value)

@@ -4,7 +4,7 @@ Every choice is a stable hash of (random seed, source, text), so that another so
 """
 
 from collections import Counter
-from typing import Any
+from collections.abc import Collection
 
 import pyarrow as pa
 
@@ -48,23 +48,20 @@ def make_seeds(run: Run, extend: bool = False) -> None:
             if finished:
                 return
         kept = len(run.shards(SEEDS)) if finished else facts.get("kept", 0)  # shards of the run before its extension
-        old = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
+        rows = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
+        old = [(row["source"], row["seed"]) for row in rows]
         samples = _read(run.recipe)
-        seeds = _choose(run.recipe, samples, [(row["source"], row["seed"]) for row in old])
-        made = Counter(row["source"] for row in old) + Counter(sample.name for sample, _ in seeds)
+        seeds = _choose(run.recipe, samples, old)
+        made = Counter(name for name, _ in old) + Counter(sample.name for sample, _ in seeds)
         # Nothing was written until here, so that whatever is wrong with the sources leaves the run as it was.
         if not facts:
             run.begin(SEEDS, identity)
-        account = {sample.name: _account(sample) | {"seeds": made[sample.name]} for sample in samples}
-        changed = {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "finished": False, "kept": kept}
-        _note(run, **changed, sources=facts.get("sources", {}) | account)
+        facts = run.facts(SEEDS) | {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
+        facts["sources"] = facts.get("sources", {}) | {sample.name: sample.account(made) for sample in samples}
+        write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         _commit(run, seeds, kept)
-        _note(run, finished=True)
+        write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": True})
         _print_table(samples, made)
-
-
-def _note(run: Run, **facts: Any) -> None:
-    write_json(run.directory(SEEDS) / "stage.json", run.facts(SEEDS) | facts)
 
 
 def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
@@ -105,9 +102,7 @@ def _read(recipe: Recipe) -> list[Sample]:
         samples.append(sample)
     names = Counter(sample.name for sample in samples)
     if twice := [name for name, count in names.items() if count > 1]:
-        raise SeedError(
-            f"recipe '{recipe.name}': several sources are named {', '.join(twice)}; give each its own name"
-        )
+        raise SeedError(f"several sources of seeds are named {', '.join(twice)}; give each its own name")
     return samples
 
 
@@ -126,27 +121,23 @@ def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -
     held = set(old)
     seeds = [(sample, text) for sample in samples for text in sample.texts() if (sample.name, text) not in held]
     seeds.sort(key=lambda seed: stable_hash(recipe.random_seed, "order", seed[0].name, seed[1]))
-    dropped: dict[int, str] = {}
     if recipe.seeds.drop_contaminated:
         benchmark = recipe.directory / recipe.seeds.drop_contaminated
-        dropped = dict.fromkeys(find_contaminated((text for _, text in seeds), benchmark), "contaminated")
-        seeds = _without(seeds, dropped)
+        seeds = _without(seeds, "contaminated", find_contaminated((text for _, text in seeds), benchmark))
     if recipe.seeds.drop_duplicates:
         texts = [text for _, text in (*old, *seeds)]
         found = find_duplicates(texts, recipe.seeds.drop_duplicates, NGRAM[SEEDS.name], kept=len(old))
-        seeds = _without(seeds, dict.fromkeys((row - len(old) for row in found), "duplicate"))
+        seeds = _without(seeds, "duplicate", {row - len(old) for row in found})
     if not seeds and not old:
         why = "; ".join(f"{sample.name}: {reasons(sample.dropped)}" for sample in samples) or "there is no source"
-        raise StageFailed(
-            f"recipe '{recipe.name}': no caption became a seed. Dropped: {why}. Change the filters or the sources"
-        )
+        raise StageFailed(f"no caption became a seed. Dropped: {why}. Change the filters or the sources")
     if len(seeds) > (MAX_SHARDS - 1) * recipe.seeds.shard_rows - len(old):
         raise SeedError(f"{len(seeds):,} seeds do not fit into {MAX_SHARDS:,} shards; raise seeds.shard_rows")
     return seeds
 
 
-def _without(seeds: list[Seed], dropped: dict[int, str]) -> list[Seed]:
-    for row, reason in dropped.items():
+def _without(seeds: list[Seed], reason: str, dropped: Collection[int]) -> list[Seed]:
+    for row in dropped:
         seeds[row][0].dropped[reason] += 1
     return [seed for row, seed in enumerate(seeds) if row not in dropped]
 
@@ -170,26 +161,12 @@ def _commit(run: Run, seeds: list[Seed], first: int) -> None:
             run.file(SEEDS, shard).unlink(missing_ok=True)
 
 
-def _account(sample: Sample) -> dict[str, Any]:
-    return sample.facts | {
-        "rows": sample.rows,
-        "read": sample.read,
-        "dropped": dict(sorted((+sample.dropped).items())),
-    }
-
-
 def _print_table(samples: list[Sample], made: Counter[str]) -> None:
     """Print one line a source; the domains are one together."""
+    say(f"{'source':<28} {'captions':>10} {'seeds':>10}  dropped")
     domains = [sample for sample in samples if sample.name.startswith("domain_")]
-    lines = [("source", "captions", "seeds", "dropped")]
-    lines += [
-        (sample.name, f"{sample.read:,}", f"{made[sample.name]:,}", reasons(sample.dropped))
-        for sample in samples
-        if sample not in domains
-    ]
-    if domains:
-        read, seeds = sum(sample.read for sample in domains), sum(made[sample.name] for sample in domains)
-        dropped = sum((sample.dropped for sample in domains), Counter[str]())
-        lines.append((f"{len(domains)} domains", f"{read:,}", f"{seeds:,}", reasons(dropped)))
-    for line in lines:
-        say("{:<28} {:>10} {:>10}  {}".format(*line))
+    groups = [(sample.name, [sample]) for sample in samples if sample not in domains]
+    for name, group in [*groups, *([(f"{len(domains)} domains", domains)] if domains else [])]:
+        read, seeds = sum(sample.read for sample in group), sum(made[sample.name] for sample in group)
+        dropped = sum((sample.dropped for sample in group), Counter[str]())
+        say(f"{name:<28} {read:>10,} {seeds:>10,}  {reasons(dropped)}")

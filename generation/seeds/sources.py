@@ -4,7 +4,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ..config import CaptionFile, HubCaptions, Recipe
@@ -79,6 +78,11 @@ class Sample:
         self.dropped["repeated"] += len(self._drawn) - len(found)
         return found
 
+    def account(self, made: Counter[str]) -> dict[str, Any]:
+        """Return what ``stage.json`` says of the source; ``made`` counts seeds by source."""
+        figures = {"rows": self.rows, "read": self.read, "seeds": made[self.name]}
+        return self.facts | figures | {"dropped": dict(sorted((+self.dropped).items()))}
+
 
 def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     """Read, filter and draw the captions of one source.
@@ -87,24 +91,37 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
         SeedError: it cannot be read, lacks a column, or has a broken row: any without filters, else most.
     """
     facts = source.model_dump(include={"license", "dataset", "config", "split", "revision"})
-    sample, filters = Sample(source.name, recipe.random_seed, source.limit, **facts), source.filters
-    blocked = _blocked_words(recipe.directory / filters.blocked_words) if filters and filters.blocked_words else []
+    sample, filters, blocked = (
+        Sample(source.name, recipe.random_seed, source.limit, **facts),
+        source.filters,
+        list[str](),
+    )
+    if filters and filters.blocked_words:
+        entries = read_lines(recipe.directory / filters.blocked_words, "blocked_words")
+        blocked = [plain_words(entry) for entry in entries if not entry.startswith("#")]
+        if not blocked:
+            raise SeedError(f"{recipe.directory / filters.blocked_words} holds no word; leave blocked_words out")
+    if isinstance(source, HubCaptions):
+        where, rows = source.dataset, _hub_rows(source)
+    else:
+        path = recipe.directory / source.path
+        where, rows = str(path), read_rows(path, _columns(source))
     broken, first = 0, ""
-    where = source.dataset if isinstance(source, HubCaptions) else str(recipe.directory / source.path)
     try:
-        for place, cells in counted(_rows(source, recipe), f"seeds of {source.name}", "row"):
+        for place, cells in counted(rows, f"seeds of {source.name}", "row"):
             sample.rows += 1
             captions, group = _captions(cells, source.column)
+            sample.read += len(captions)
             for caption in captions:
-                sample.read += 1
                 if isinstance(caption, BadRow):
                     fault = f"{where}, {place}: {caption.detail}"
                     if filters is None:
                         raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
-                    if caption.reason != "empty" and caption.reason not in sample.dropped:
-                        logger.warning("seed source '%s': dropped as %s: %s", source.name, caption.reason, fault)
+                    if caption.reason != "empty":
+                        broken, first = broken + 1, first or fault
+                        if caption.reason not in sample.dropped:
+                            logger.warning("seed source '%s': dropped as %s: %s", source.name, caption.reason, fault)
                     sample.dropped[caption.reason] += 1
-                    broken, first = broken + (caption.reason != "empty"), first or fault
                 elif filters and (reason := reject(caption, filters, blocked)):
                     sample.dropped[reason] += 1
                 else:
@@ -116,28 +133,25 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     return sample
 
 
-def _rows(source: CaptionFile | HubCaptions, recipe: Recipe) -> Iterator[tuple[str, Cells]]:
-    columns = [source.column, *([source.group_column] if source.group_column else [])]
-    if isinstance(source, CaptionFile):
-        if source.path.lower().endswith(".txt"):
-            columns[0] = "text"
-        yield from read_rows(recipe.directory / source.path, columns)
-        return
+def _columns(source: CaptionFile | HubCaptions) -> list[str]:
+    text = isinstance(source, CaptionFile) and source.path.lower().endswith(".txt")
+    return ["text" if text else source.column, *([source.group_column] if source.group_column else [])]
+
+
+def _hub_rows(source: HubCaptions) -> Iterator[tuple[str, Cells]]:
+    """Yield the rows of a data set of the Hub as ``read_rows`` does."""
     import datasets
 
     what = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
-    number = 0
+    number, columns = 0, _columns(source)
+    place = {"split": source.split, "revision": source.revision}
     try:
-        stream = datasets.load_dataset(
-            source.dataset, source.config, split=source.split, revision=source.revision, streaming=True
-        )
-        for table in stream.with_format("arrow").iter(_BATCH_ROWS):
+        stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
+        for table in stream.iter(_BATCH_ROWS):
             if missing := [column for column in columns if column not in table.column_names]:
-                raise SeedError(f"{what} has no column '{missing[0]}'; its columns: {', '.join(table.column_names)}")
+                raise ValueError(f"it has no column '{missing[0]}'; its columns: {', '.join(table.column_names)}")
             for cells in zip(*(table[column].to_pylist() for column in columns), strict=True):
                 yield f"row {(number := number + 1)}", list(cells)
-    except SeedError:
-        raise
     except Exception as error:  # whatever the Hub's client or the loader of the format raises
         raise SeedError(f"{what} cannot be read: {error}") from error
     if not number:
@@ -156,26 +170,20 @@ def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None
 
 
 def _caption(value: Any, column: str) -> str | BadRow:
-    shown = f"column '{column}' holds {value!r:.100}"
+    """Return a caption, its white space single blanks, or why the value is none."""
     text = " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
+    if text and len(text) <= MAX_CHARACTERS and not _BROKEN.search(value) and not _JSON.fullmatch(text):
+        return text
+    shown = f"column '{column}' holds {value!r:.100}"
     if value is None or value != value or (isinstance(value, str) and not text):
         return BadRow("empty", f"{shown}, no caption")
     if not isinstance(value, str):
         return BadRow("not_text", f"{shown}, which is not text")
-    if found := _BROKEN.search(value):
-        if not "\udc80" <= found[0] <= "\udcff":
-            return BadRow("control_character", f"{shown}, with the character {found[0]!r}")
+    if (found := _BROKEN.search(value)) and "\udc80" <= found[0] <= "\udcff":
         remedy = "if the file is Latin-1 or Windows-1252, convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         return BadRow("not_utf8", f"{shown}; byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8: {remedy}")
+    if found:
+        return BadRow("control_character", f"{shown}, with the character {found[0]!r}")
     if len(text) > MAX_CHARACTERS:
         return BadRow("too_long", f"{shown} and so on, {len(text):,} characters; at most {MAX_CHARACTERS:,}")
-    if _JSON.fullmatch(text):
-        return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
-    return text
-
-
-def _blocked_words(path: Path) -> list[str]:
-    entries = [plain_words(entry) for entry in read_lines(path, "blocked_words") if not entry.startswith("#")]
-    if not any(entry.strip() for entry in entries):
-        raise SeedError(f"blocked_words {path} holds no word; give one word or phrase a line, or leave the key out")
-    return entries
+    return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")

@@ -21,7 +21,12 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH_ROWS = 1000
 _FOREIGN = {  # first bytes, in lower case, of files that are often given another name
     (b"\x1f\x8b", b"bzh91ay&sy", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"): "compressed data; unpack it first",
-    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1"): "a document, database or Arrow file; export it as text or Parquet",
+    (
+        b"%pdf-",
+        b"{\\rtf",
+        b"sqlite format",
+        b"arrow1",
+    ): "a document, database or Arrow file; export it as text or Parquet",
     (b"version https://git-lfs",): "a Git LFS pointer in place of the data; fetch them with `git lfs pull`",
     (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml"): "a web page, such as a login page; download the file again",
     (b"404: not found", b"entry not found", b"access denied"): "a server's error message; download the file again",
@@ -78,7 +83,7 @@ def _check(path: Path) -> bytes:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic) and (suffix != ".parquet" or magic != (b"par1",)):
             raise SeedError(f"{path} holds {what}")
-    marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4] == b"\0\0\xfe\xff"
+    marked = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
     if suffix != ".parquet" and (marked or 0 in head[:4]):
         wide = "UTF-32" if head[:4].count(0) > (1 if marked else 2) else "UTF-16"
         wide += "" if marked else "LE" if head[0] else "BE"
