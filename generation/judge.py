@@ -1,13 +1,13 @@
 """A second model checks what the first wrote; what it does not confirm is dropped, and asked again if need be.
 
-One request an item: all items of a caption share the beginning of their prompt, which servers cache. An item is known
-by its text (``input_hash``), so that dropping others, or asking again, never has one judged twice. Verdicts on dropped
-items stay in the table.
+One request asks about one item: all items of a caption share the beginning of their prompt, which servers cache. An
+item is known by its text (``input_hash``), so that dropping others, or asking again, never has one judged twice.
+Verdicts on items that are gone stay in the table.
 """
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,24 +27,29 @@ from .tgi.protocol import Answer, Request
 
 CONFIRMED = "confirmed"
 AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again
+_MIN_ATTEMPTS = 4  # three votes, and one answer that cannot be read
 _WAIT_S = 60.0  # for another process that holds a shard
 
 
 class JudgeTask:
-    """What the engine asks about each item of one task's conversations: which of its answers are right."""
+    """What the engine asks about each item of one task's conversations: which of its answers are right.
+
+    One vote confirms. Whatever is not confirmed is asked again, its answers in another order: two votes of three
+    decide, so that a judge who errs once in twenty times loses one good item in two hundred.
+    """
 
     def __init__(self, run: Run, name: str, judge: Judge) -> None:
         self.name, self.source, self.stage = name, INSTRUCTIONS[name], JUDGEMENTS[name]
-        self.prompt, self.attempts = load_prompt(judge.prompt), run.recipe.attempts
+        self.prompt, self.attempts = load_prompt(judge.prompt), max(_MIN_ATTEMPTS, run.recipe.attempts)
         self.extra: Mapping[str, str] = {}
+        self._asked: defaultdict[str, list[int]] = defaultdict(list)  # attempts so far, by item
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return the items of a shard's conversations, and those that were dropped from them earlier."""
-        captions = _captions(run, shard)
-        known = _verdicts(run, self.stage, shard)
+        captions, known = _captions(run, shard), _verdicts(run, self.stage, shard)
         found: list[Item] = []
         for row in run.table(self.source, shard, ["id", "conversations"]).to_pylist():
-            judged = {row["input_hash"]: row["id"] for row in known.pop(row["id"], [])}
+            judged = {row["input_hash"]: row["id"] for row in known[row["id"]]}
             taken = set(judged.values())
             for qa in items_of(row["conversations"]):
                 hash = _item_hash(captions[row["id"]], qa)
@@ -52,66 +57,98 @@ class JudgeTask:
                 id = judged.get(hash) or next(id for id in free if id not in taken)
                 taken.add(id)
                 found.append(Item(id, hash, qa | {"caption": captions[row["id"]]}))
-        return found + _dropped(run, self.stage, shard, found)
+        return found + _gone(known, found)
 
     def request(self, item: Item, attempt: int) -> Request:
-        """Return the request for one item, its answers shuffled once more."""
-        shown = self._shown(item)
+        """Return the request for one vote on an item, its answers shuffled once more."""
+        shown = self._shown(item, attempt)
+        self._asked[item.id].append(attempt)
         answers = "\n".join(f"{letter}: {text}" for letter, (_, text) in shown.items())
         values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
         schema = json.loads(json.dumps(self.prompt.schema))
         schema["properties"]["Right"] |= {"items": {"enum": list(shown)}, "maxItems": len(shown)}
-        seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
-        return Request(self.prompt.messages(values), self.prompt.sampling, seed, schema)
+        return Request(self.prompt.messages(values), self.prompt.sampling, _seed(item, attempt), schema)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
-        """Return the verdict on an item, and the letters that the judge named, as the conversation has them."""
-        shown, value = self._shown(item), read_object(answers[-1].text)
-        named = value.get("Right") if value else None
-        if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
-            return "schema"
-        right = sorted({shown[letter][0] for letter in named})
+        """Return the verdict on an item once the votes decide, and the letters named, as the conversation has them."""
+        attempts = self._asked[item.id][-len(answers) :]
+        votes = [self._vote(item, answer.text, attempt) for answer, attempt in zip(answers, attempts, strict=True)]
         given = item.values["Answer"] if "Options" in item.values else "A"
-        verdict = "unsupported" if not right else "two_right" if given in right else "wrong_letter"
-        return {"verdict": CONFIRMED if right == [given] else verdict, "votes": json.dumps({"right": right})}
+        verdicts = [
+            None if right is None
+            else CONFIRMED if right == [given]
+            else "unsupported" if not right
+            else "two_right" if given in right
+            else "wrong_letter"
+            for right in votes
+        ]  # fmt: skip
+        return _decided(verdicts, votes)
 
-    def _shown(self, item: Item) -> dict[str, tuple[str, str]]:
-        """Return what each letter of the request stands for: a letter of the conversation, and its text."""
+    def _vote(self, item: Item, text: str, attempt: int) -> list[str] | None:
+        """Return the letters of the conversation that an answer names as right, or None if it cannot be read."""
+        shown, named = self._shown(item, attempt), (read_object(text) or {}).get("Right")
+        if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
+            return None
+        return sorted({shown[letter][0] for letter in named})
+
+    def _shown(self, item: Item, attempt: int) -> dict[str, tuple[str, str]]:
+        """Return what each letter of a request stands for: a letter of the conversation, and its text."""
         options = item.values.get("Options") or {"A": item.values["Answer"]}
-        order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, letter))
+        order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, attempt, letter))
         return {new: (old, options[old]) for new, old in zip(options, order, strict=True)}
 
 
 class CaptionJudgeTask:
-    """What the engine asks about each caption: whether it keeps its seed's subject, number, colours and relation."""
+    """What the engine asks about each caption: whether it keeps its seed's subject, number, colours and relation.
 
-    stage = CAPTION_JUDGEMENTS
-    name = "captions"
-    source = CAPTIONS
+    Votes are counted as in ``JudgeTask``.
+    """
+
+    name, source, stage = "captions", CAPTIONS, CAPTION_JUDGEMENTS
 
     def __init__(self, run: Run, judge: Judge) -> None:
-        self.prompt, self.attempts = load_prompt(f"{judge.prompt}_captions"), run.recipe.attempts
-        self.extra: Mapping[str, str] = {}
+        self.prompt = load_prompt(f"{judge.prompt}_captions")
+        self.attempts, self.extra = max(_MIN_ATTEMPTS, run.recipe.attempts), dict[str, str]()
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return the captions of a shard, and those that were dropped from it earlier."""
         rows = run.table(CAPTIONS, shard, ["id", "seed", "caption"]).to_pylist()
         found = [Item(row["id"], text_hash(row["seed"], row["caption"]), row) for row in rows]
-        return found + _dropped(run, self.stage, shard, found)
+        return found + _gone(_verdicts(run, self.stage, shard), found)
 
     def request(self, item: Item, attempt: int) -> Request:
-        """Return the request for one caption."""
-        seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
-        return Request(self.prompt.messages(item.values), self.prompt.sampling, seed, self.prompt.schema)
+        """Return the request for one vote on a caption."""
+        messages = self.prompt.messages(item.values)
+        return Request(messages, self.prompt.sampling, _seed(item, attempt), self.prompt.schema)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
-        """Return the verdict on a caption: the first thing that it changed, if any."""
-        votes = read_object(answers[-1].text) or {}
+        """Return the verdict on a caption once the votes decide: the first thing that it changed, if any."""
         keys = list((self.prompt.schema or {})["properties"])
-        if list(votes) != keys or not all(vote in ("yes", "no") for vote in votes.values()):
-            return "schema"
-        changed = (f"changed_{key.lower()}" for key in keys if votes[key] == "no")
-        return {"verdict": next(changed, CONFIRMED), "votes": json.dumps(votes)}
+        votes = [read_object(answer.text) or {} for answer in answers]
+        verdicts = [
+            next((f"changed_{key.lower()}" for key in keys if vote[key] == "no"), CONFIRMED)
+            if list(vote) == keys and all(said in ("yes", "no") for said in vote.values())
+            else None
+            for vote in votes
+        ]
+        return _decided(verdicts, votes)
+
+
+def _seed(item: Item, attempt: int) -> int:
+    return stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
+
+
+def _decided(verdicts: list[str | None], votes: Sequence[Any]) -> Row | str:
+    """Return the columns of a verdict if the votes decide, else the reason to ask once more."""
+    valid = [verdict for verdict in verdicts if verdict]
+    against = [verdict for verdict in valid if verdict != CONFIRMED]
+    if len(against) >= 2:
+        verdict = Counter(against).most_common(1)[0][0]
+    elif valid[:1] == [CONFIRMED] or len(valid) - len(against) >= 2:
+        verdict = CONFIRMED
+    else:
+        return "undecided" if verdicts[-1] else "schema"
+    return {"verdict": verdict, "votes": json.dumps(votes)}
 
 
 def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
@@ -160,16 +197,14 @@ def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     return shares
 
 
-def _judge(
-    run: Run, tasks: Collection[JudgeTask | CaptionJudgeTask], judge: Judge, rank: int, world_size: int
-) -> bool:
+def _judge(run: Run, tasks: Sequence[JudgeTask | CaptionJudgeTask], judge: Judge, rank: int, world_size: int) -> bool:
     """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
     server: Server = run.recipe.server
     if judge.endpoints:
         server = server.model_copy(update={"endpoints": judge.endpoints, "kind": "auto", "model": None})
     if judge.model:
         server = server.model_copy(update={"model": judge.model})
-    generate(run, list(tasks), server, rank, world_size)
+    generate(run, tasks, server, rank, world_size)
     changed = False
     for task in tasks if judge.drop else []:
         for shard in run.shards(task.stage):
@@ -245,15 +280,11 @@ def _by_hash(rows: list[Row]) -> dict[int, str]:
     return {row["input_hash"]: row["verdict"] for row in rows}
 
 
-def _dropped(run: Run, stage: Stage, shard: int, current: list[Item]) -> list[Item]:
-    """Return the judged items that were dropped: they need no request, and their verdicts stay in the table."""
+def _gone(known: Mapping[str, list[Row]], current: list[Item]) -> list[Item]:
+    """Return judged items that were dropped or replaced: their verdicts stay in the table."""
     here = {item.input_hash for item in current}
-    rows = (row for rows in _verdicts(run, stage, shard).values() for row in rows)
-    return [
-        Item(row["id"], row["input_hash"], {})
-        for row in rows
-        if row["verdict"] != CONFIRMED and row["input_hash"] not in here
-    ]
+    rows = (row for rows in known.values() for row in rows)
+    return [Item(row["id"], row["input_hash"], {}) for row in rows if row["input_hash"] not in here]
 
 
 def _rows(table: pa.Table | None) -> list[dict[str, Any]]:

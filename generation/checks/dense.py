@@ -2,7 +2,7 @@
 
 import re
 
-from .facts import COLOURS, NUMBERS, Kinds, demands, disagrees, lettering, measures, names, values
+from .facts import COLOURS, NUMBERS, Kinds, demands, disagrees, lettering, measures, names, subject, values
 from .text import has_bad_characters, has_markup, is_finished, is_foreign, loops, shingles, talk_fault
 from .words import ENGLISH, FUNCTION_WORDS, content, stems, tokens
 
@@ -70,7 +70,7 @@ def _unfaithful(text: str, seed: str, shown: frozenset[tuple[str, ...]]) -> str 
     said, asked = tokens(text), tokens(seed)
     held, phrases = stems(said), _phrases(asked)
     wanted = content(word for phrase in phrases for word in phrase)
-    subjects = (content(set(phrase) - NUMBERS.keys() - COLOURS.keys()) for phrase in phrases)
+    subjects = (content(subject(phrase)) for phrase in phrases)
     colours = [] if "black and white" in seed.lower() and not _MONOCHROME.isdisjoint(said) else demands(asked, COLOURS)
     faults = {
         "repeats_prompt": bool(shown and shingles([text]) & shown),

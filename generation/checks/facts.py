@@ -72,10 +72,19 @@ def demands(seed: list[str], kinds: Kinds) -> list[tuple[str, set[str]]]:
         if word in kinds and word in _PLAIN:
             end = next((n for n in range(place + 1, len(seed)) if seed[n] in FUNCTION_WORDS), len(seed))
             after = seed[place + 1 : end]
-            plural = any(noun.endswith("s") or noun in _PLURALS for noun in after[:3])
-            if kinds is COLOURS or (plural and _NOT_COUNTED.isdisjoint(after)):
+            if kinds is COLOURS or (any(map(_is_plural, after[:3])) and _NOT_COUNTED.isdisjoint(after)):
                 found.append((word, stems(after)))
     return found
+
+
+def subject(phrase: list[str]) -> set[str]:
+    """Return the words of a phrase that may name what it is about: after a number, only plurals."""
+    named = set(phrase) - NUMBERS.keys() - COLOURS.keys()
+    return set(filter(_is_plural, named)) or named if not NUMBERS.keys().isdisjoint(phrase) else named
+
+
+def _is_plural(word: str) -> bool:
+    return word.endswith("s") or word in _PLURALS
 
 
 def measures(text: str) -> set[tuple[str, str]]:
