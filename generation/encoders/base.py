@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
+from transformers import AutoModel
 
 from ..errors import EmbeddingError
 from .checkpoint import Checkpoint
@@ -25,11 +26,6 @@ TOKENISE_TEXTS = 1024  # at a time: ids as Python integers take nine times the m
 class Encoder(ABC):
     """Texts, and pictures if the model has an image tower, to unit vectors.
 
-    Args:
-        checkpoint: the model's files.
-        device: where it runs.
-        dtype: of its weights.
-
     Attributes:
         kind: ``sentence``, ``dual`` or ``llm2clip``.
         pooling: how the states of a text's tokens become one vector.
@@ -37,8 +33,8 @@ class Encoder(ABC):
         dimension: d of the vectors.
     """
 
-    kind: ClassVar[str]
-    pooling: ClassVar[str]
+    kind: str
+    pooling: str
     max_tokens: int
     dimension: int
 
@@ -59,28 +55,21 @@ class Encoder(ABC):
         }
 
     @cached_property
-    @abstractmethod
     def model(self) -> Any:
         """The text tower; its weights are loaded at the first use."""
+        return self.checkpoint.model(AutoModel, self.device, self.dtype)
 
     @abstractmethod
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
         """Return the vectors of one batch, [rows, d], of any norm."""
 
-    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
-        """Return how many tokens each row takes if it is the longest of its batch."""
-        return [len(row) for row in rows]
-
     @cached_property
-    def _image_processor(self) -> Any:
+    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
+        """The image processor, and what maps its output, as keywords, to [rows, d]."""
         raise EmbeddingError(
             f"encoder {self.checkpoint.name} has no image tower: it embeds text only, and no image lives in the space "
             "of its vectors. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder"
         )
-
-    def _image_features(self, inputs: Any) -> torch.Tensor:
-        """Return the vectors of preprocessed pictures, [rows, d], of any norm."""
-        raise NotImplementedError
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the vectors of texts, float32 [n, d], each row of norm 1.
@@ -91,13 +80,23 @@ class Encoder(ABC):
         return self.encode_tokens(self.tokenise(texts)[0])
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return the token ids of each text, cut to ``max_tokens``, and how many texts were cut."""
-        return tokenise(self._tokenizer, texts, self.max_tokens)
+        """Return the token ids of each text, and how many texts were cut to ``max_tokens`` (and kept their closing
+        special tokens, as by the tokenizer's own truncation, which does not count)."""
+        mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        closing = mask[::-1].index(0)  # special tokens after a text
+        rows, truncated = list[Tokens](), 0
+        for first in range(0, len(texts), TOKENISE_TEXTS):
+            for ids in self._tokenizer(list(texts[first : first + TOKENISE_TEXTS]), verbose=False)["input_ids"]:
+                if len(ids) > self.max_tokens:
+                    ids = ids[: self.max_tokens - closing] + ids[len(ids) - closing :]
+                    truncated += 1
+                rows.append(np.asarray(ids, dtype=np.int32))
+        return rows, truncated
 
     def encode_tokens(self, rows: Sequence[Tokens], on_batch: Callable[[int], object] = bool) -> torch.Tensor:
         """Return the vectors of what ``tokenise`` returned, as ``encode``; report the size of each batch."""
         vectors = torch.empty(len(rows), self.dimension)
-        for batch in token_batches(self._lengths(rows), BATCH_TOKENS[self.device.type]):
+        for batch in token_batches([len(row) for row in rows], BATCH_TOKENS[self.device.type]):
             vectors[batch] = self._unit_rows([rows[index] for index in batch])
             on_batch(len(batch))
         return vectors
@@ -108,20 +107,18 @@ class Encoder(ABC):
         Raises:
             EmbeddingError: a picture cannot be read, or the model has no image tower.
         """
-        processor, vectors = self._image_processor, torch.empty(len(images), self.dimension)
+        (processor, tower), vectors = self._image_tower, torch.empty(len(images), self.dimension)
         for first in range(0, len(images), BATCH_IMAGES):
             pictures = [read_picture(image) for image in images[first : first + BATCH_IMAGES]]
             inputs = processor(images=pictures, return_tensors="pt").to(self.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
             with torch.inference_mode():
-                vectors[first : first + BATCH_IMAGES] = normalize(self._image_features(inputs).float(), dim=-1).cpu()
+                vectors[first : first + BATCH_IMAGES] = normalize(tower(**inputs).float(), dim=-1).cpu()
         return vectors
 
-    def _padded(self, rows: list[Tokens], **options: Any) -> Any:
+    def _padded(self, rows: list[Tokens]) -> Any:
         """Return the model's inputs for a batch, on its device, padded by the tokenizer's own rules."""
-        options = {"padding": "longest"} | options
-        inputs = self._tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt", **options)
-        return inputs.to(self.device)
+        return self._tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt").to(self.device)
 
     @torch.inference_mode()
     def _unit_rows(self, rows: list[Tokens]) -> torch.Tensor:
@@ -136,26 +133,6 @@ class Encoder(ABC):
                 ) from error
         middle = len(rows) // 2  # after the handler, which would keep the failed batch's tensors alive
         return torch.cat([self._unit_rows(rows[:middle]), self._unit_rows(rows[middle:])])
-
-
-def tokenise(
-    tokenizer: Any, texts: Sequence[str], max_tokens: int, special_tokens: bool = True
-) -> tuple[list[Tokens], int]:
-    """Return the token ids of each text, and how many texts were cut to ``max_tokens``.
-
-    A text that is cut keeps its closing special tokens, as by the tokenizer's own truncation, which does not count.
-    """
-    mask = tokenizer("a", add_special_tokens=special_tokens, return_special_tokens_mask=True)["special_tokens_mask"]
-    closing = mask[::-1].index(0)  # special tokens after a text
-    rows, truncated = list[Tokens](), 0
-    for first in range(0, len(texts), TOKENISE_TEXTS):
-        chunk = list(texts[first : first + TOKENISE_TEXTS])
-        for ids in tokenizer(chunk, add_special_tokens=special_tokens, verbose=False)["input_ids"]:
-            if len(ids) > max_tokens:
-                ids = ids[: max_tokens - closing] + ids[len(ids) - closing :]
-                truncated += 1
-            rows.append(np.asarray(ids, dtype=np.int32))
-    return rows, truncated
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -9,25 +9,18 @@ average into the space of the images. Two differences: the average is taken in f
 the caption's tokens are pooled (llm2vec's mask then reaches into the template).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.functional import gelu, layer_norm, linear, normalize
-from transformers import (
-    AutoImageProcessor,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    LlamaConfig,
-    LlamaModel,
-)
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPVisionConfig, LlamaModel
+from transformers import CLIPVisionModelWithProjection as VisionTower
 
 from ..errors import EmbeddingError
-from .base import Encoder, Tokens, tokenise
+from .base import Encoder, Tokens
 from .checkpoint import Checkpoint
 
 BEFORE, AFTER = "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
@@ -53,54 +46,41 @@ class LLM2CLIPEncoder(Encoder):
 
     def __init__(self, checkpoint: Checkpoint, head: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
-        self.head = head
-        kind, known = checkpoint.json("config.json").get("model_type"), self._tokenizer.get_vocab()
-        if kind != "llama":
+        self.head, config, known = head, checkpoint.json("config.json"), self._tokenizer.get_vocab()
+        if (kind := config.get("model_type")) != "llama":
             raise EmbeddingError(f"encoder {checkpoint.path} is a {kind!r}; with embed.text_head it must be a 'llama'")
         if missing := [token for token in ("<|start_header_id|>", "<|end_header_id|>", AFTER) if token not in known]:
             raise EmbeddingError(f"encoder {checkpoint.path}: its tokenizer lacks {', '.join(missing)} of Llama 3")
-        self._before: Tokens = np.asarray(self._tokenizer(BEFORE)["input_ids"], dtype=np.int32)
-        self._config = checkpoint.load("configuration", LlamaConfig.from_pretrained)
-        self._adapter, self.dimension = load_adapter(head, self._config.hidden_size, device)
+        self._before = len(self._tokenizer(BEFORE)["input_ids"])
+        self._adapter, self.dimension = load_adapter(head, int(config.get("hidden_size", 0)), device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors; see ``Encoder``. ``text_head`` is the CLIP checkpoint."""
         return super().identity | {"text_head": self.head.identity()}
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return the tokens that are pooled, those before them left out; see ``Encoder``."""
-        turns = [text.strip() + AFTER for text in texts]
-        return tokenise(self._tokenizer, turns, self.max_tokens - len(self._before), special_tokens=False)
-
     @cached_property
     def model(self) -> Any:
-        """The language model."""
-        return bidirectional(self.checkpoint.model(LlamaModel, self.device, self.dtype, config=self._config))
+        """The language model; its weights are loaded at the first use."""
+        return bidirectional(self.checkpoint.model(LlamaModel, self.device, self.dtype))
 
     @cached_property
-    def _vision(self) -> Any:
+    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
         # the released config.json states another projection_dim than the tensors have
         written = self.head.json("config.json").get("vision_config", {}) | {"projection_dim": self.dimension}
-        config = CLIPVisionConfig(**written)
-        return self.head.model(CLIPVisionModelWithProjection, self.device, self.dtype, config=config)
-
-    @cached_property
-    def _image_processor(self) -> Any:
+        vision = self.head.model(VisionTower, self.device, self.dtype, config=CLIPVisionConfig(**written))
+        side = vision.config.image_size  # the released checkpoint has no preprocessing: CLIP's own
+        processor: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         if (self.head.path / "preprocessor_config.json").is_file():
-            return self.head.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
-        side = self._vision.config.image_size  # the released checkpoint has no preprocessing: CLIP's own
-        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+            processor = self.head.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        return processor, lambda **inputs: vision(**inputs).image_embeds
 
-    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
-        return [len(self._before) + len(row) for row in rows]
+    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
+        """Return the token ids of each text in its template; see ``Encoder``."""
+        return super().tokenise([BEFORE + text.strip() + AFTER for text in texts])
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return adapted(self._adapter, pooled_states(self.model, self._before, rows))
-
-    def _image_features(self, inputs: Any) -> torch.Tensor:
-        features: torch.Tensor = self._vision(**inputs).image_embeds
-        return features
+        return adapted(self._adapter, pooled_states(self.model, rows, self._before))
 
 
 def bidirectional(model: Any) -> Any:
@@ -112,18 +92,15 @@ def bidirectional(model: Any) -> Any:
     return model
 
 
-def pooled_states(model: Any, before: Tokens, rows: list[Tokens]) -> torch.Tensor:
-    """Return the mean of a bidirectional model's last hidden states over each row's own tokens, float32 [rows, width].
-
-    The ids ``before`` come before every row and are not pooled.
-    """
-    ids = torch.zeros(len(rows), len(before) + max(map(len, rows)), dtype=torch.long)
+def pooled_states(model: Any, rows: list[Tokens], before: int) -> torch.Tensor:
+    """Return the mean of a bidirectional model's last hidden states over each row, float32 [rows, width]; the first
+    ``before`` tokens of a row are not pooled."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     mask, pool = torch.zeros_like(ids), torch.zeros(ids.shape)
     for index, row in enumerate(rows):  # padded on the left
-        length = len(before) + len(row)
-        ids[index, -length:] = torch.from_numpy(np.concatenate([before, row]))
-        mask[index, -length:] = 1
-        pool[index, -len(row) :] = 1 / len(row)
+        ids[index, -len(row) :] = torch.from_numpy(row)
+        mask[index, -len(row) :] = 1
+        pool[index, before - len(row) :] = 1 / (len(row) - before)
     inputs = {"input_ids": ids, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}  # positions as without padding
     if not bool(mask.all()):
         inputs["attention_mask"] = mask
@@ -132,15 +109,10 @@ def pooled_states(model: Any, before: Tokens, rows: list[Tokens]) -> torch.Tenso
 
 
 def load_adapter(head: Checkpoint, width: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
-    """Return the text adapter of a CLIP checkpoint, float32 (274M numbers in the released ones), and its output's d.
-
-    Args:
-        head: the CLIP checkpoint of LLM2CLIP.
-        width: of the language model's hidden states; 4096 in the paper.
-        device: where it runs.
+    """Return the float32 text adapter of LLM2CLIP's CLIP checkpoint (274M numbers in the released ones), and its d.
 
     Raises:
-        EmbeddingError: its tensors cannot be read, are missing or too many, or do not fit ``width``.
+        EmbeddingError: its tensors cannot be read, are missing or too many, or do not fit hidden states of ``width``.
     """
     weights: dict[str, torch.Tensor] = {}
     try:
@@ -149,7 +121,7 @@ def load_adapter(head: Checkpoint, width: int, device: torch.device) -> tuple[di
                 names = [name for name in sorted(file.keys()) if name.startswith(ADAPTER)]
                 weights |= {name.removeprefix(ADAPTER): file.get_tensor(name).float() for name in names}
         dimension = adapted(weights, torch.ones(1, width, device=device)).shape[1]
-        if len(weights) % 6 != 4:  # six tensors a block, four after them
+        if (len(weights) - 3) % 6 > 1:  # six tensors a block, three after them, and perhaps a last bias
             raise ValueError(f"it has {len(weights)} tensors, some of another architecture")
     except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
         raise EmbeddingError(
@@ -171,4 +143,5 @@ def adapted(weights: dict[str, torch.Tensor], pooled: torch.Tensor) -> torch.Ten
     for block in range(blocks):
         hidden = gelu(linear(layer_norm(x, shape, *of(f"{block}.ln")), *of(f"{block}.fn.0")))
         x = x + linear(hidden, *of(f"{block}.fn.3"))
-    return linear(layer_norm(x, shape, *of(f"{blocks}")), *of(f"{blocks + 1}"))
+    last = weights[f"{blocks + 1}.weight"], weights.get(f"{blocks + 1}.bias")
+    return linear(layer_norm(x, shape, *of(f"{blocks}")), *last)

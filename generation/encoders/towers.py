@@ -1,11 +1,12 @@
 """Encoders that are one model of transformers: sentence encoders with mean pooling, and dual encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from ..errors import EmbeddingError
 from .base import Encoder, Tokens
@@ -13,11 +14,7 @@ from .checkpoint import Checkpoint
 
 
 class SentenceEncoder(Encoder):
-    """Mean of the last hidden states over a text's tokens, L2-normalised.
-
-    The length limit of the sentence-transformers library (``sentence_bert_config.json``) is respected. Text generators
-    and models trained for other pooling are refused.
-    """
+    """Mean of the last hidden states over a text's tokens. Text generators and models of other pooling are refused."""
 
     kind = "sentence"
     pooling = "mean"
@@ -37,13 +34,9 @@ class SentenceEncoder(Encoder):
         if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
             raise EmbeddingError(f"encoder {checkpoint.path} was not trained for mean pooling (1_Pooling/config.json)")
         self.dimension = int(config.hidden_size)
-        limits = checkpoint.json("sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length
-        self.max_tokens = int(limits[0] or min(limits[1], getattr(config, "max_position_embeddings", limits[1])))
-
-    @cached_property
-    def model(self) -> Any:
-        """The model."""
-        return self.checkpoint.model(AutoModel, self.device, self.dtype)
+        limit = self._tokenizer.model_max_length
+        stated = checkpoint.json("sentence_bert_config.json").get("max_seq_length")  # of sentence-transformers
+        self.max_tokens = int(stated or min(limit, getattr(config, "max_position_embeddings", limit)))
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
         inputs = self._padded(rows)
@@ -54,7 +47,7 @@ class SentenceEncoder(Encoder):
 
 
 class DualEncoder(Encoder):
-    """``get_text_features`` and ``get_image_features`` of CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ..., L2-normalised.
+    """``get_text_features`` and ``get_image_features`` of CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...
 
     Most take short texts (CLIP 77 tokens, SigLIP 64), so that dense captions are cut. Texts are padded as in training:
     SigLIP's to the full length without a mask (https://huggingface.co/docs/transformers/model_doc/siglip), the others'
@@ -71,29 +64,26 @@ class DualEncoder(Encoder):
         self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
         self._full_length = config.model_type.startswith("siglip")
         known = getattr(config, "projection_dim", None) or getattr(text, "projection_size", None)  # CLIP's, SigLIP's
-        self.dimension = int(known or self._features(self.tokenise(["a"])[0]).shape[1])
+        self.dimension = int(known or self._unit_rows(self.tokenise(["a"])[0]).shape[1])
 
     @cached_property
-    def model(self) -> Any:
-        """Both towers."""
-        return self.checkpoint.model(AutoModel, self.device, self.dtype)
+    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
+        processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        return processor, lambda **inputs: _tensor(self.model.get_image_features(**inputs))
 
-    @cached_property
-    def _image_processor(self) -> Any:  # by PIL and not by torchvision
-        return self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
-
-    def _lengths(self, rows: Sequence[Tokens]) -> list[int]:
-        return [self.max_tokens] * len(rows) if self._full_length else super()._lengths(rows)
+    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
+        """Return token ids, SigLIP's padded to the full length; see ``Encoder``."""
+        rows, truncated = super().tokenise(texts)
+        if self._full_length:
+            pad = {"constant_values": self._tokenizer.pad_token_id}
+            rows = [np.pad(row, (0, self.max_tokens - len(row)), **pad) for row in rows]
+        return rows, truncated
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        full = {"padding": "max_length", "max_length": self.max_tokens} if self._full_length else {}
-        return _tensor(self.model.get_text_features(**self._padded(rows, **full)))
-
-    def _image_features(self, inputs: Any) -> torch.Tensor:
-        return _tensor(self.model.get_image_features(**inputs))
+        return _tensor(self.model.get_text_features(**self._padded(rows)))
 
 
 def _tensor(features: Any) -> torch.Tensor:
     """Return [rows, d] out of transformers 5's output object, or of the tensor that remote code for 4 returns."""
-    tensor: torch.Tensor = features if isinstance(features, torch.Tensor) else features.pooler_output
+    tensor: torch.Tensor = getattr(features, "pooler_output", features)
     return tensor
