@@ -42,13 +42,13 @@ def open_session() -> aiohttp.ClientSession:
 
 def _parse(text: str) -> tuple[URL, URL]:
     """Return the base URL and the URL of the chat route; ``.../v1`` and ``.../chat/completions`` may be given."""
-    shown = re.sub(r"//[^/]*@", "//***@", text)
+    shown = re.sub(r"//.*@", "//***@", text)
     try:
         url = URL(text.strip())
         if url.scheme not in ("http", "https") or not url.host or not url.port:
-            raise ValueError("scheme, host or port is missing")
-    except ValueError as error:
-        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port ({error})") from None
+            raise ValueError
+    except ValueError:
+        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port") from None
     if url.user is not None or url.password is not None:
         raise FatalServerError(f"endpoint '{shown}': give the key in ${API_KEY_VARIABLE}, not in the URL")
     base = re.sub(r"(/v1)?(/chat/completions|/completions|/generate)?/*$", "", url.path)
@@ -101,11 +101,12 @@ class Endpoint:
         replies = {route: reply for route, (_, reply) in zip(SIDE_ROUTES, results, strict=True) if reply}
         info = describe(self.url, replies, self._settings)
         self._was_healthy |= results[-1][0]
-        self._dialect = replace(DIALECTS[info.kind], value=DIALECTS[info.kind].value or self._dialect.value)
-        if not (info.served_model or info.kind.startswith("tgi")) or not any(good for good, _ in results):
+        known = info.kind.startswith("tgi") or info.served_model is not None
+        if not known or not any(good for good, _ in results):
             await self._try_generation(info.served_model)
-        if self.info is None or info.served_model is not None:
+        if self.info is None or known:  # else what it said before
             self.info = info
+            self._dialect = replace(DIALECTS[info.kind], value=DIALECTS[info.kind].value or self._dialect.value)
         return self.info
 
     async def _try_generation(self, model: str | None) -> None:
