@@ -40,11 +40,12 @@ def main(builder_class: type[UnicornBuilder]) -> int:
             bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")
         ] = False,
         fill_cache: Annotated[
-            bool,
+            str | None,
             typer.Option(
-                "--fill-cache", help=f'Make load_dataset("{builder_class.NAME}", CONFIG) work from any directory.'
+                metavar="[CONFIG]",
+                help=f'Make load_dataset("{builder_class.NAME}") work from any directory; "default" or a config.',
             ),
-        ] = False,
+        ] = None,
     ) -> None:
         target = None
         if push_to_hub:
@@ -55,15 +56,17 @@ def main(builder_class: type[UnicornBuilder]) -> int:
         manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous)
         say(f"{output}: {builder_class.NAME} {version}, built from {run_dir}")
         if fill_cache:
-            for config in FOLDERS:
-                _fill_cache(builder_class, output, config)
-            say(f'load_dataset("{builder_class.NAME}", "default" or "with_embeddings") now works from any directory')
+            _fill_cache(builder_class, output, fill_cache)
+            say(f'load_dataset("{builder_class.NAME}", "{fill_cache}") now works from any directory')
         if target:
             target.upload(output, manifest)
             say(f'Published. Load it with load_dataset("{push_to_hub}", revision="v{version}")')
 
-    again = f"python {script} {shlex.join(sys.argv[1:])}"
-    return run_command(app, sys.argv[1:], again)
+    arguments = sys.argv[1:]
+    for place, text in reversed([*enumerate(arguments)]):
+        if text == "--fill-cache" and arguments[place + 1 : place + 2] not in ([name] for name in FOLDERS):
+            arguments.insert(place + 1, "default")
+    return run_command(app, arguments, f"python {script} {shlex.join(arguments)}")
 
 
 def _check_version(text: str) -> str:

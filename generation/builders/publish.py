@@ -1,77 +1,80 @@
 """A built directory on the Hub: one commit, then a tag that is never moved.
 
-Only files of the last manifest are replaced or removed. Files that somebody added stay and are named; files that
-somebody edited are named and refused, unless the edits are to be discarded.
+Only files of the last manifest are replaced or removed. Files that somebody added are named and kept; files that
+somebody edited are named and refused, unless their edits are to be discarded.
 """
 
 import hashlib
 import logging
-import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
 from httpx2 import HTTPError  # what huggingface_hub raises
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub import HfApi, RepoFile, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import HFValidationError, disable_progress_bars, validate_repo_id
 
-from .. import logs
 from ..errors import DatasetError
+from ..logs import Progress
 from .published import PublishedDataset
 
 logger = logging.getLogger(__name__)
 
 
 class Publication:
-    """A repository of the Hub that a version is to be published in, checked before anything is built.
+    """A repository of the Hub in which a version is to be published, checked before anything is built.
 
-    The token is huggingface_hub's (``$HF_TOKEN``, or the one of ``hf auth login``).
+    The token is huggingface_hub's: ``$HF_TOKEN``, or that of ``hf auth login``.
 
     Args:
         repo_id: ``USER/NAME``.
         version: of the data set; its tag must not exist.
-        private: the repository must be private; it is made so if it is new.
+        private: the repository must be private; a new one is made so.
         discard_edits: replace files that somebody edited on the Hub.
 
     Attributes:
         previous: what the repository holds now, or None.
 
     Raises:
-        DatasetError: the name, the token, the tag, the visibility or an edited file stands in the way.
+        DatasetError: the name, the token, the tag, the visibility or an edited file is in the way.
     """
 
     def __init__(self, repo_id: str, version: str, private: bool, discard_edits: bool) -> None:
-        if not re.fullmatch(r"[\w.-]+/(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(?<![.-])", repo_id, re.ASCII):
-            raise DatasetError(f"--push-to-hub {repo_id}: give USER/NAME, of letters, digits, '-', '_' and '.'")
+        try:
+            validate_repo_id(repo_id)
+            if repo_id.count("/") != 1:
+                raise HFValidationError("there is no user in it")
+        except HFValidationError as error:
+            raise DatasetError(f"--push-to-hub {repo_id}: give USER/NAME ({error})") from None
         if not get_token():
-            raise DatasetError("--push-to-hub needs a token of the Hub that may write: set $HF_TOKEN to one")
-        self.repo_id, self.private, self.tag = repo_id, private, f"v{version}"
+            raise DatasetError("--push-to-hub needs a token of the Hub that may write: set $HF_TOKEN to it")
+        self.repo_id, self._private, self._tag = repo_id, private, f"v{version}"
+        self._hub, self._head = HfApi(), None
+        self._files: dict[str, RepoFile] = {}
         self.previous: PublishedDataset | None = None
-        self._hub, self._commit, self._files = HfApi(), None, dict[str, RepoFile]()
-        with self._explained("cannot be looked at"):
+        with self._explained("cannot be read"):
             self._check_token(self._hub.whoami())
             try:
-                info = self._hub.repo_info(repo_id, repo_type="dataset")
+                info = self._hub.dataset_info(repo_id)
             except RepositoryNotFoundError:
                 return
-            if private and not info.private:
-                raise DatasetError(f"--private: {repo_id} exists and is public. Change it in its settings on the Hub")
-            if self.tag in {ref.name for ref in self._hub.list_repo_refs(repo_id, repo_type="dataset").tags}:
-                raise DatasetError(f"{repo_id} already has a tag {self.tag}, and tags are never moved: raise --version")
-            self._commit = info.sha
+            tags = {ref.name for ref in self._hub.list_repo_refs(repo_id, repo_type="dataset").tags}
             tree = self._hub.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type="dataset")
-            self._files = {item.path: item for item in tree if isinstance(item, RepoFile)}
+            self._files, self._head = {item.path: item for item in tree if isinstance(item, RepoFile)}, info.sha
+        if private and not info.private:
+            raise DatasetError(f"--private: {repo_id} exists and is public; change that in its settings on the Hub")
+        if self._tag in tags:
+            raise DatasetError(f"{repo_id} already has a tag {self._tag}, and tags are never moved: raise --version")
         if "manifest.json" in self._files:
             self.previous = PublishedDataset(f"hf://datasets/{repo_id}@{info.sha}")
         self._check_edits(discard_edits)
 
     def _check_token(self, who: dict[str, Any]) -> None:
         role = who.get("auth", {}).get("accessToken", {}).get("role")
-        names = [who["name"], *(org["name"] for org in who.get("orgs", []))]
+        names = [who["name"], *(group["name"] for group in who.get("orgs", []))]
         if role == "read":
             raise DatasetError("--push-to-hub: the token may only read; set $HF_TOKEN to one that may write")
         if role == "write" and self.repo_id.split("/")[0] not in names:
@@ -79,24 +82,23 @@ class Publication:
 
     def _check_edits(self, discard_edits: bool) -> None:
         known = self.previous.manifest["files"] if self.previous else {}
-        edited = [name for name in self._files.keys() & known if not self._is_as_published(name, known[name])]
         foreign = sorted(self._files.keys() - known - {"manifest.json", ".gitattributes"})
-        if self.previous is None:  # nothing here is ours: do not overwrite what a build writes too
-            edited, foreign = [name for name in foreign if name == "README.md"], foreign
+        edited = [name for name in self._files if name in known and self._sha256(name) != known[name]["sha256"]]
+        if self.previous is None and "README.md" in foreign:
+            edited, foreign = ["README.md"], [name for name in foreign if name != "README.md"]
         if edited and not discard_edits:
             raise DatasetError(
-                f"{self.repo_id}: somebody edited {', '.join(sorted(edited))} since the last version. Take the edits "
-                "over into the template or the recipe's card section, then publish with --discard-edits"
+                f"{self.repo_id}: somebody edited {', '.join(edited)} on the Hub. Move the edits into the templates or "
+                "the recipe's section 'card', then give --discard-edits"
             )
         if foreign:
-            logger.warning("%s: files that no build wrote are kept: %s", self.repo_id, ", ".join(foreign))
+            logger.warning("%s: kept files that no build wrote: %s", self.repo_id, ", ".join(foreign))
 
-    def _is_as_published(self, name: str, facts: dict[str, Any]) -> bool:
-        file = self._files[name]
-        if file.lfs:
-            return bool(file.lfs.sha256 == facts["sha256"])
+    def _sha256(self, name: str) -> str:
+        if lfs := self._files[name].lfs:
+            return str(lfs.sha256)
         assert self.previous is not None
-        return hashlib.sha256(self.previous.file(name, verify=False).read_bytes()).hexdigest() == facts["sha256"]
+        return hashlib.sha256(self.previous.file(name, verify=False).read_bytes()).hexdigest()
 
     def upload(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Upload a built directory and tag it. Interrupted, the same call goes on: what arrived is not sent again.
@@ -106,35 +108,33 @@ class Publication:
         """
         old = self.previous.manifest if self.previous else {"version": None, "files": {}}
         if old["version"] == manifest["version"] and old["digest"] != manifest["digest"]:
-            raise DatasetError(
-                f"{self.repo_id} holds version {old['version']} with other contents; raise --version and publish again"
-            )
-        gone = sorted(old["files"].keys() & self._files.keys() - manifest["files"].keys())
-        if logs.json_on_stderr():
+            raise DatasetError(f"{self.repo_id} holds version {old['version']} with other contents; raise --version")
+        gone = sorted((old["files"].keys() & self._files.keys()) - manifest["files"].keys())
+        if not sys.stderr.isatty():
             disable_progress_bars()
-        with self._explained("was not published; nothing is tagged, and the same command goes on where it stopped"):
-            self._hub.create_repo(self.repo_id, repo_type="dataset", private=self.private or None, exist_ok=True)
-            with logs.Progress(f"publish {self.repo_id}", 1, unit="commit", delay_s=0.0) as bar:
-                commit = self._hub.upload_folder(
-                    repo_id=self.repo_id,
-                    folder_path=directory,
-                    repo_type="dataset",
-                    commit_message=f"Version {manifest['version']}",
-                    allow_patterns=[re.sub(r"([*?\[])", r"[\1]", name) for name in (*manifest["files"], "manifest.json")],
-                    delete_patterns=gone or None,
-                    parent_commit=self._commit,
-                )
-                bar.update()
-            self._hub.create_tag(self.repo_id, tag=self.tag, revision=commit.oid, repo_type="dataset")
+        with (
+            self._explained("was not published; nothing is tagged, and the same command goes on where it stopped"),
+            Progress(f"publish {self.repo_id}", 1, unit="commit", delay_s=0.0) as bar,
+        ):
+            self._hub.create_repo(self.repo_id, repo_type="dataset", private=self._private or None, exist_ok=True)
+            commit = self._hub.upload_folder(
+                repo_id=self.repo_id,
+                folder_path=directory,
+                repo_type="dataset",
+                commit_message=f"Version {manifest['version']}",
+                delete_patterns=gone or None,
+                parent_commit=self._head,
+            )
+            self._hub.create_tag(self.repo_id, tag=self._tag, revision=commit.oid, repo_type="dataset")
+            bar.update()
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Turn the errors of the Hub in the block into a ``DatasetError``."""
+        """Turn errors of the Hub in the block into a ``DatasetError``."""
         try:
             yield
-        except (HTTPError, HfHubHTTPError, RuntimeError, OSError, ValueError) as error:  # RuntimeError: a failed upload
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            token = " Is $HF_TOKEN right, and may it write?" if status in (401, 403) else ""
-            raise DatasetError(
-                f"{self.repo_id} {what}: {self._hub.endpoint} says {error.__cause__ or error}.{token}"
-            ) from error
+        except (HTTPError, RuntimeError, OSError, ValueError) as error:  # RuntimeError: a file that did not arrive
+            cause = error.__cause__ or error
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            remedy = ". Check $HF_TOKEN" if status in (401, 403) else ""
+            raise DatasetError(f"{self.repo_id} {what}. {self._hub.endpoint}: {cause}{remedy}") from error

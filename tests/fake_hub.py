@@ -1,0 +1,343 @@
+"""A Hugging Face Hub on loopback, for tests: as much of it as ``huggingface_hub`` 2.4 and ``datasets`` 5.2 ask for.
+
+In a test: ``with FakeHub() as hub: ... hub.url``. The libraries read where the Hub is when they are imported, so what
+is to use this one runs in a process of its own: ``hub.run(arguments, home)``. Everything is held in memory.
+
+Left out: Xet (the environment turns it off), pull requests, gated repositories, rate limits, multipart uploads.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+DATE = "2026-01-01T00:00:00.000Z"
+LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
+
+
+class Refusal(Exception):
+    """An error answer: HTTP status, message, and the Hub's own code, of which the libraries make their exceptions."""
+
+    def __init__(self, status: int, message: str, code: str = "", **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message, **headers}
+
+
+@dataclass
+class Repo:
+    """A repository: immutable commits, each a mapping of paths to contents; ``main`` and tags name commits."""
+
+    name: str
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        """Make a commit on ``main`` and return its id."""
+        facts = [self.refs.get("main"), len(self.commits), sorted((path, sha(data)) for path, data in files.items())]
+        found = hashlib.sha1(json.dumps(facts).encode()).hexdigest()
+        self.commits[found], self.refs["main"] = files, found
+        return found
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """Return the id and the files of what a branch, a tag or a commit id means."""
+        found = self.refs.get(revision) or self.tags.get(revision) or revision
+        if found not in self.commits:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found, self.commits[found]
+
+
+def sha(data: bytes) -> str:
+    """Return the sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def is_lfs(path: str) -> bool:
+    """Return whether a file goes to LFS."""
+    return path.endswith(LFS_SUFFIXES)
+
+
+def oid(data: bytes) -> str:
+    """Return the name that git gives to a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def entry(path: str, data: bytes) -> dict[str, Any]:
+    """Return a file as trees show it."""
+    lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}} if is_lfs(path) else {}
+    return {"type": "file", "path": path, "oid": oid(data), "size": len(data), **lfs}
+
+
+@dataclass
+class Request:
+    """A request as a route sees it."""
+
+    parts: dict[str, str]
+    query: dict[str, list[str]]
+    body: bytes
+    role: str | None  # of the token: "write", "read", or None without one
+    range: str | None
+
+    @property
+    def data(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body or b"{}")
+
+
+Reply = tuple[int, bytes | Any, Mapping[str, str]]
+_API, _REV = r"/api/datasets/(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+_PAGE = r"/datasets/(?P<name>[^/]+/[^/]+?)"
+ROUTES = [
+    ("GET", "/api/whoami-v2", "whoami"),
+    ("POST", "/api/repos/create", "create"),
+    ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("GET", rf"{_API}(?:/revision/{_REV})?", "info"),
+    ("GET", rf"{_API}/tree/{_REV}(?:/(?P<path>.*))?", "tree"),
+    ("POST", rf"{_API}/paths-info/{_REV}", "paths_info"),
+    ("GET", rf"{_API}/refs", "refs"),
+    ("POST", rf"{_API}/tag/{_REV}", "tag"),
+    ("POST", rf"{_API}/preupload/{_REV}", "preupload"),
+    ("POST", rf"{_API}/commit/{_REV}", "commit"),
+    ("POST", rf"{_PAGE}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"{_PAGE}\.git/info/lfs/objects/verify", "lfs_verify"),
+    ("PUT", rf"/lfs/(?P<name>[^/]+/[^/]+)/(?P<path>\w+)", "lfs_upload"),
+    ("(?:GET|HEAD)", rf"{_PAGE}/resolve/{_REV}/(?P<path>.+)", "resolve"),
+]
+
+
+class FakeHub:
+    """The Hub in a thread: ``with FakeHub() as hub:`` serves on ``hub.url`` until the block ends.
+
+    Args:
+        fail: given a route's name and how many requests it had before, the HTTP status to fail with, or None.
+    """
+
+    TOKENS = {"hf_write": "write", "hf_read": "read"}
+
+    def __init__(self, fail: Callable[[str, int], int | None] = lambda route, number: None) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.fail, self.seen = fail, Counter[str]()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def serve(self) -> None:
+                hub._serve(self)
+
+            do_GET = do_HEAD = do_POST = do_PUT = serve
+
+            def log_message(self, format: str, *values: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def run(
+        self, arguments: list[object], home: Path, token: str | None = "hf_write"
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run Python with some arguments in a process that takes this for the Hub and keeps its caches in ``home``."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        kept |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+        kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        kept |= {"HF_TOKEN": token} if token else {}
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, env=kept, capture_output=True, text=True, timeout=200, check=False)
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        body = b""
+        if handler.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(handler.rfile.readline(), 16):
+                body += handler.rfile.read(size + 2)[:-2]
+            handler.rfile.readline()
+        else:
+            body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        split, sent = urlsplit(handler.path), handler.headers.get("Authorization", "")
+        try:
+            for method, pattern, route in ROUTES:
+                if re.fullmatch(method, handler.command) and (found := re.fullmatch(pattern, split.path)):
+                    break
+            else:
+                raise Refusal(404, f"the fake Hub has no route {handler.command} {split.path}")
+            with self._lock:
+                status = self.fail(route, self.seen[route])
+                self.seen[route] += 1
+                if status:
+                    raise Refusal(status, "scripted failure")
+                if sent and sent.removeprefix("Bearer ") not in self.TOKENS:
+                    raise Refusal(401, "Invalid credentials in Authorization header")
+                parts = {key: unquote(value) for key, value in found.groupdict().items() if value}
+                role = self.TOKENS.get(sent.removeprefix("Bearer "))
+                request = Request(parts, parse_qs(split.query), body, role, handler.headers.get("Range"))
+                reply: Reply = getattr(self, f"_{route}")(request)
+        except Refusal as refusal:
+            reply = refusal.status, {"error": str(refusal)}, refusal.headers
+        status, value, headers = reply
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        handler.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
+            handler.send_header(name, str(text))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            with suppress(OSError):  # a client that went away
+                handler.wfile.write(content)
+
+    def _repo(self, request: Request, write: bool = False) -> Repo:
+        repo = self.repos.get(request.parts["name"])
+        if repo is None or (repo.private and not request.role):
+            raise Refusal(404 if request.role else 401, "Repository not found", "RepoNotFound")
+        if write and request.role != "write":
+            raise Refusal(403, "the token may not write")
+        return repo
+
+    def _whoami(self, request: Request) -> Reply:
+        if not request.role:
+            raise Refusal(401, "Invalid username or password.")
+        auth = {"accessToken": {"displayName": "test", "role": request.role}}
+        return 200, {"type": "user", "name": "user", "orgs": [{"name": "group"}], "auth": auth}, {}
+
+    def _create(self, request: Request) -> Reply:
+        name = f"{request.data.get('organization') or 'user'}/{request.data['name']}"
+        if request.role != "write":
+            raise Refusal(403, "the token may not write")
+        if name in self.repos:
+            return 409, {"error": "exists", "url": f"{self.url}/datasets/{name}"}, {}
+        private = request.data.get("visibility") == "private" or bool(request.data.get("private"))
+        self.repos[name] = Repo(name, private)
+        self.repos[name].commit({".gitattributes": b"*.parquet filter=lfs\n"})
+        return 200, {"url": f"{self.url}/datasets/{name}"}, {}
+
+    def _validate_yaml(self, request: Request) -> Reply:
+        yaml.safe_load(request.data["content"].split("---\n")[1])
+        return 200, {"errors": [], "warnings": []}, {}
+
+    def _info(self, request: Request) -> Reply:
+        repo = self._repo(request)
+        commit, files = repo.at(request.parts.get("revision", "main"))
+        siblings = [{"rfilename": path} for path in sorted(files)]
+        facts = {"id": repo.name, "sha": commit, "private": repo.private, "tags": [], "siblings": siblings}
+        return 200, facts | {"lastModified": DATE, "gated": False, "disabled": False, "downloads": 0, "likes": 0}, {}
+
+    def _entries(self, files: dict[str, bytes]) -> Iterator[dict[str, Any]]:
+        folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
+        yield from ({"type": "directory", "path": path, "oid": oid(path.encode()), "size": 0} for path in folders)
+        yield from (entry(path, data) for path, data in files.items())
+
+    def _tree(self, request: Request) -> Reply:
+        _, files = self._repo(request).at(request.parts["revision"])
+        folder = request.parts.get("path", "").strip("/")
+        below = [one for one in self._entries(files) if not folder or one["path"].startswith(f"{folder}/")]
+        if folder and not below:
+            raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
+        if request.query.get("recursive", ["false"])[0].lower() != "true":
+            start = len(folder) + 1 if folder else 0
+            below = [one for one in below if "/" not in one["path"][start:]]
+        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
+        return 200, [one | commit for one in sorted(below, key=lambda one: str(one["path"]))], {}
+
+    def _paths_info(self, request: Request) -> Reply:
+        _, files = self._repo(request).at(request.parts["revision"])
+        wanted = {path.strip("/") for path in parse_qs(request.body.decode()).get("paths", [])}
+        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
+        return 200, [one | commit for one in self._entries(files) if one["path"] in wanted], {}
+
+    def _refs(self, request: Request) -> Reply:
+        repo = self._repo(request)
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": at} for name, at in repo.refs.items()]
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in repo.tags.items()]
+        return 200, {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}, {}
+
+    def _tag(self, request: Request) -> Reply:
+        repo = self._repo(request, write=True)
+        if request.data["tag"] in repo.tags:
+            raise Refusal(409, "Tag reference exists already")
+        repo.tags[request.data["tag"]], _ = repo.at(request.parts["revision"])
+        return 200, {}, {}
+
+    def _preupload(self, request: Request) -> Reply:
+        _, there = self._repo(request, write=True).at(request.parts["revision"])
+        found = []
+        for path in (file["path"] for file in request.data["files"]):
+            known = (sha if is_lfs(path) else oid)(there[path]) if path in there else None
+            mode = "lfs" if is_lfs(path) else "regular"
+            found.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known})
+        return 200, {"files": found}, {}
+
+    def _lfs_batch(self, request: Request) -> Reply:
+        repo, objects = self._repo(request, write=True), []
+        for one in request.data["objects"]:
+            upload = {"href": f"{self.url}/lfs/{repo.name}/{one['oid']}"}
+            objects.append(one | ({} if one["oid"] in repo.objects else {"actions": {"upload": upload}}))
+        return 200, {"transfer": "basic", "objects": objects}, {}
+
+    def _lfs_verify(self, request: Request) -> Reply:
+        return 200, {}, {}
+
+    def _lfs_upload(self, request: Request) -> Reply:
+        if sha(request.body) != request.parts["path"]:
+            raise Refusal(400, "other bytes than the name says")
+        self.repos[request.parts["name"]].objects[request.parts["path"]] = request.body
+        return 200, b"", {}
+
+    def _commit(self, request: Request) -> Reply:
+        repo = self._repo(request, write=True)
+        head, files = repo.at(request.parts["revision"])
+        files = dict(files)
+        for line in request.body.splitlines():
+            key, value = (found := json.loads(line))["key"], found["value"]
+            if key == "header" and value.get("parentCommit", head) != head:
+                raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+            if key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = repo.objects[value["oid"]]
+            elif key == "deletedFile":
+                del files[value["path"]]
+        found_commit = repo.commit(files)
+        url = f"{self.url}/datasets/{repo.name}/commit/{found_commit}"
+        return 200, {"success": True, "commitOid": found_commit, "commitUrl": url}, {}
+
+    def _resolve(self, request: Request) -> Reply:
+        commit, files = self._repo(request).at(request.parts["revision"])
+        path = request.parts["path"]
+        if path not in files:
+            raise Refusal(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": commit})
+        data = files[path]
+        name = sha(data) if is_lfs(path) else oid(data)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{name}"', "Accept-Ranges": "bytes"}
+        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{name}"'} if is_lfs(path) else {}
+        if request.range is None:
+            return 200, data, headers
+        begin, end = request.range.removeprefix("bytes=").split("-")
+        first = int(begin) if begin else max(0, len(data) - int(end))
+        last = min(int(end), len(data) - 1) if begin and end else len(data) - 1
+        return 206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}

@@ -1,0 +1,407 @@
+"""The two builder scripts and classes: what a reader sees who imports nothing of ours, and what is refused."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from generation.builders import build as build_module
+from generation.builders.build import build
+from generation.builders.builder import UnicornBuilder
+from generation.errors import DatasetError, RunError
+from generation.rows import text_hash
+from generation.show import show_record
+from generation.stages import CAPTIONS, INSTRUCTIONS, TASKS, image_embeddings
+from generation.store import Run
+from tests.runs import make_recipe, make_run
+from unicorn_1_2m import Unicorn12M
+from unicorn_471k_instruction import Unicorn471KInstruction
+
+ROOT = Path(__file__).parents[1]
+BOTH: list[type[UnicornBuilder]] = [Unicorn12M, Unicorn471KInstruction]
+FOLDERS = ("data", "with_embeddings")
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "run", judged=True).path
+
+
+@pytest.fixture(scope="module")
+def built(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    for cls in BOTH:
+        build(cls, run, folder / cls.NAME, version="1.2.0")
+    return folder
+
+
+@pytest.fixture
+def run_copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def built_copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "built_copy"))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+
+
+def python(*arguments: object, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command, env = [sys.executable, *map(str, arguments)], {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+
+def stream(builder: UnicornBuilder) -> Rows:
+    return list(builder.as_streaming_dataset(split="train"))
+
+
+def rows(folder: Path) -> Rows:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_load_dataset_works_literally_in_a_process_that_knows_nothing_of_us(built: Path, tmp_path: Path) -> None:
+    program = """
+import numpy as np
+from datasets import load_dataset
+captions = load_dataset("unicorn-1.2m", split="train")
+vectors = load_dataset("unicorn-1.2m", "with_embeddings", split="train")
+conversations = load_dataset("unicorn-471k-instruction", split="train")
+joined = load_dataset("unicorn-471k-instruction", "with_embeddings", split="train")
+print(len(captions), len(vectors), len(conversations), len(joined), vectors.info.version)
+for row in list(captions) + list(conversations):
+    speakers = [turn["from"] for turn in row["conversations"]]
+    assert speakers == ["human", "gpt"] * (len(speakers) // 2)
+    assert [turn["value"].count("<image>") for turn in row["conversations"]] == [1] + [0] * (len(speakers) - 1)
+by_id = {row["id"]: row["image_embedding"] for row in vectors}
+assert all(row["image_embedding"] == by_id[row["id"]] for row in joined)
+"""
+    done = python("-c", program, cwd=built, HF_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["18", "18", "27", "27", "1.2.0"]
+
+
+def test_rows_are_those_of_the_run_and_vectors_those_of_the_shards(run: Path, built: Path) -> None:
+    opened = Run(run)
+    captions = {row["id"]: row for shard in range(3) for row in opened.table(CAPTIONS, shard).to_pylist()}
+    stages = [(task, shard) for task in TASKS for shard in range(3)]
+    talks = {(r["id"], t): r for t, s in stages for r in opened.table(INSTRUCTIONS[t], s).to_pylist()}
+    for row in rows(built / "unicorn-1.2m" / "with_embeddings"):
+        source = captions[row["id"]]
+        assert all(row[name] == source[name] for name in ("caption", "seed", "license", "words", "prompt", "model"))
+        turns = [("human", source["instruction"]), ("gpt", source["caption"])]
+        assert row["conversations"] == [{"from": speaker, "value": text} for speaker, text in turns]
+        path = built / "unicorn-1.2m" / "image_embeddings" / "unicorn" / f"{row['embedding_shard']:05d}.safetensors"
+        shard = load_file(path)
+        assert np.array_equal(np.float16(row["image_embedding"]), shard["vectors"][row["embedding_row"]])
+        assert bytes(shard["ids"][row["embedding_row"]]).decode() == row["id"]
+        assert row["judge"] == float(row["id"][-1] != "5")
+    for row in rows(built / "unicorn-471k-instruction" / "data"):
+        source = talks.pop((row["id"], TASKS[row["task"]]))
+        assert (row["conversations"], row["caption"]) == (source["conversations"], captions[row["id"]]["caption"])
+        assert (row["grounded"], row["judge"], row["question_types"]) == (0.75, 0.5, ["what", "how many"])
+    assert not talks
+
+
+def test_near_duplicates_share_a_group_and_rows_that_were_not_judged_have_none(tmp_path: Path) -> None:
+    opened = make_run(tmp_path / "run", shards=1)
+    table = opened.table(CAPTIONS, 0).to_pylist()
+    assert {row["judge"] for row in stream(Unicorn12M(run_dir=str(opened.path)))} == {None}
+    (opened.path / ".duplicates.json").unlink()
+    import generation.builders.finished as finished
+
+    groups = {table[1]["id"]: table[1]["id"], table[4]["id"]: table[1]["id"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finished, "duplicate_groups", lambda run: groups)
+        found = stream(Unicorn12M(run_dir=str(opened.path)))
+    assert [row["duplicate_group"] for row in found] == [groups.get(row["id"]) for row in table]
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_stored_joined_and_from_the_run_are_the_same_rows(cls: type[UnicornBuilder], built: Path, run: Path) -> None:
+    options = {"config_name": "with_embeddings", "data_dir": str(built / cls.NAME)}
+    stored = stream(cls(**options))
+    assert stored == stream(cls(**options, embeddings=str(built / "unicorn-1.2m")))
+    assert stored == stream(cls(config_name="with_embeddings", run_dir=str(run)))
+    assert len(stored[0]["image_embedding"]) == 16
+    plain = stream(cls(data_dir=str(built / cls.NAME)))
+    assert plain == [{name: value for name, value in row.items() if name != "image_embedding"} for row in stored]
+
+
+def test_preparing_with_several_processes_gives_the_same_rows(run: Path, built: Path) -> None:
+    builder = Unicorn12M(config_name="with_embeddings", run_dir=str(run))
+    builder.download_and_prepare(num_proc=2)
+    prepared = builder.as_dataset(split="train")
+    assert prepared.to_list() == stream(Unicorn12M(config_name="with_embeddings", data_dir=str(built / "unicorn-1.2m")))
+    assert prepared.features["image_embedding"] == datasets.List(datasets.Value("float16"), length=16)
+    assert prepared.features["source"].names == ["alpha", "beta"]
+
+
+def by_duckdb(folder: Path) -> dict[str, list[Any]]:
+    relation = duckdb.sql(f"SELECT * FROM '{folder}/*.parquet'")
+    return dict(zip(relation.columns, map(list, zip(*relation.fetchall(), strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(
+    "read",
+    [
+        by_duckdb,
+        lambda folder: pd.read_parquet(folder).to_dict("list"),
+        lambda folder: pl.read_parquet(folder / "*.parquet").to_dict(as_series=False),
+    ],
+)
+def test_other_readers_see_every_value(read: Callable[[Path], Any], folder: str, built: Path) -> None:
+    for cls in BOTH:
+        wanted, found = rows(built / cls.NAME / folder), read(built / cls.NAME / folder)
+        assert set(found) == set(wanted[0])
+        for name in ("id", "caption", "embedding_row", "words"):
+            assert list(found[name]) == [row[name] for row in wanted]
+        assert [list(turns) for turns in found["conversations"]] == [row["conversations"] for row in wanted]
+        if folder == "with_embeddings":
+            vectors = np.array([row["image_embedding"] for row in wanted], np.float16)
+            assert np.array_equal(np.array([list(vector) for vector in found["image_embedding"]]), vectors)
+
+
+def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "FILE_BYTES", 1)  # one file a shard
+    make_run(tmp_path / "run", rows=20)
+    for cls in BOTH:
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        for path in (tmp_path / cls.NAME).rglob("*.parquet"):
+            metadata = pq.read_metadata(path)
+            columns = [metadata.row_group(0).column(number) for number in range(metadata.num_columns)]
+            assert all(column.has_offset_index for column in columns)
+            vectors = [column.path_in_schema.startswith("image_embedding") for column in columns]
+            assert [column.compression == "ZSTD" for column in columns] == [not vector for vector in vectors]
+    paths = sorted((tmp_path / "unicorn-471k-instruction" / "data").iterdir())
+    assert [path.name for path in paths] == [f"train-{number:05d}-of-00003.parquet" for number in range(3)]
+    for path in paths:
+        tasks = pq.ParquetFile(path).read(["task"])["task"].to_pylist()
+        assert set(tasks[:10]) == {0, 1, 2} and tasks != sorted(tasks)
+
+
+def test_the_same_run_builds_the_same_bytes_and_shards_are_links(run: Path, built: Path, tmp_path: Path) -> None:
+    for cls in BOTH:
+        build(cls, run, tmp_path / cls.NAME, version="1.2.0")
+        build(cls, run, tmp_path / cls.NAME, version="1.2.0")  # over an earlier build
+        assert files(built / cls.NAME) == files(tmp_path / cls.NAME)
+    name = "image_embeddings/unicorn/00000.safetensors"
+    assert (tmp_path / "unicorn-1.2m" / name).samefile(run / name)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
+
+
+def refuse(*_: object) -> None:
+    raise OSError("Invalid cross-device link")
+
+
+def test_where_there_are_no_links_shards_are_copied(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refuse)
+    manifest = build(Unicorn12M, run, tmp_path / "out")
+    name = "image_embeddings/unicorn/00000.safetensors"
+    assert not (tmp_path / "out" / name).samefile(run / name)
+    assert manifest["files"][name]["sha256"] == Run(run).record(image_embeddings("unicorn"), 0).files["00000.safetensors"]["sha256"]  # type: ignore[union-attr]
+
+
+def tamper(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.unlink()  # it may be a link
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["captions/00001.parquet", "image_embeddings/unicorn/00000.safetensors"])
+def test_a_changed_file_of_the_run_is_named_and_nothing_is_left(file: str, run_copy: Path, tmp_path: Path) -> None:
+    tamper(run_copy / file)
+    with pytest.raises(RunError, match=f"{file} was changed"):
+        build(Unicorn12M, run_copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("with_embeddings/train-00000-of-00001.parquet", {"config_name": "with_embeddings"}),
+        ("data/train-00000-of-00001.parquet", {}),
+        ("image_embeddings/unicorn/00001.safetensors", {"config_name": "with_embeddings", "embeddings": "itself"}),
+    ],
+)
+def test_a_changed_or_missing_file_of_a_built_set_is_refused(
+    file: str, options: dict[str, str], built_copy: Path
+) -> None:
+    folder = built_copy / "unicorn-1.2m"
+    options = options | ({"embeddings": str(folder)} if "embeddings" in options else {})
+    tamper(folder / file)
+    with pytest.raises(DatasetError, match=f"{file} was changed"):
+        stream(Unicorn12M(data_dir=str(folder), **options))
+    (folder / file).unlink()
+    with pytest.raises(DatasetError, match=f"has no {file}"):
+        stream(Unicorn12M(data_dir=str(folder), **options))
+
+
+def test_vectors_of_another_build_are_refused(built: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", salt="other")
+    build(Unicorn12M, tmp_path / "run", tmp_path / "other")
+    options = {"config_name": "with_embeddings", "data_dir": str(built / "unicorn-471k-instruction")}
+    with pytest.raises(DatasetError, match=r"another image_embeddings/unicorn/00000\.safetensors"):
+        stream(Unicorn471KInstruction(**options, embeddings=str(tmp_path / "other")))
+    with pytest.raises(DatasetError, match=r"no image_embeddings/unicorn/00000\.safetensors"):
+        stream(Unicorn471KInstruction(**options, embeddings=str(built / "unicorn-471k-instruction")))
+
+
+def test_what_cannot_be_read_is_named_for_what_it_is(run: Path, built: Path, tmp_path: Path) -> None:
+    for options, message in [
+        ({"data_dir": str(tmp_path)}, "has no manifest.json"),
+        ({"data_dir": str(run)}, "It is a run: give it as run_dir"),
+        ({"data_dir": "hf://datasets/user/unicorn-1.2m"}, "a pinned revision"),
+        ({"data_dir": str(built / "unicorn-471k-instruction")}, "is a built unicorn-471k-instruction"),
+        ({"run_dir": str(built / "unicorn-1.2m")}, "is a built data set, not a run"),
+        ({}, "needs run_dir"),
+    ]:
+        with pytest.raises(DatasetError, match=message):
+            Unicorn12M(**options)
+
+
+def break_captions(run: Path) -> None:
+    (run / "captions" / "00002.json").unlink()
+
+
+def break_transfer(run: Path) -> None:
+    shutil.rmtree(run / "image_embeddings")
+
+
+def break_statistics(run: Path) -> None:
+    (run / "transfer" / "unicorn.safetensors").write_bytes(b"others")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_captions, "'captions' has 2 of 3 shards. Run `python -m generation captions"),
+        (break_transfer, "'image_embeddings/unicorn' has 0 of 3 shards. Run `python -m generation transfer"),
+        (break_statistics, "'image_embeddings/unicorn' has 0 of 3 shards"),
+    ],
+)
+def test_an_unfinished_run_says_what_to_run(
+    damage: Callable[[Path], None], message: str, run_copy: Path, tmp_path: Path
+) -> None:
+    damage(run_copy)
+    with pytest.raises(DatasetError, match=message):
+        build(Unicorn12M, run_copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (built_copy / "unicorn-1.2m" / "notes.txt").write_text("also mine")
+    for output, message in [
+        (tmp_path / "mine", "holds other files"),
+        (tmp_path / "mine" / "thesis.txt", "is a file"),
+        (built_copy / "unicorn-1.2m", "no build wrote: notes.txt"),
+        (run, "lies in the run"),
+        (run / "captions" / "built", "lies in the run"),
+        (run.parent, "or holds it"),
+    ]:
+        with pytest.raises(DatasetError, match=message):
+            build(Unicorn12M, run, output)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
+    from generation.transfer.stage import make_image_embeddings
+
+    make_image_embeddings(Run(run_copy, make_recipe(run_copy, "mean_shift", judged=True)))
+    assert build(Unicorn12M, run_copy, tmp_path / "out")["method"] == "mean_shift"  # the recipe's now
+    manifest = build(Unicorn12M, run_copy, tmp_path / "named", method="unicorn")
+    assert {name.split("/")[1] for name in manifest["vectors"]} == {"unicorn"}
+    with pytest.raises(DatasetError, match="'image_embeddings/decap' has 0 of 3"):
+        build(Unicorn12M, run_copy, tmp_path / "no", method="decap")
+
+
+def test_a_full_disk_is_one_clean_error_and_leaves_the_earlier_build(run: Path, built_copy: Path) -> None:
+    folder = built_copy / "unicorn-1.2m"
+    before = files(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match=f"cannot write {folder}"):
+            build(Unicorn12M, run, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert files(folder) == before
+    assert sorted(path.name for path in built_copy.iterdir()) == ["unicorn-1.2m", "unicorn-471k-instruction"]
+
+
+def test_the_command_builds_logs_json_and_refuses_a_version_that_is_none(run: Path, tmp_path: Path) -> None:
+    options = ["--run-dir", run, "--output", tmp_path / "out"]
+    done = python("unicorn_471k_instruction.py", *options, "--version", "2.0.0", "--log-json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr.splitlines()[-1])["status"] == "done"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["version"] == "2.0.0"
+    refused = python("unicorn_1_2m.py", *options, "--version", "v1")
+    assert (refused.returncode, "not a semantic version" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("reader", ["Unicorn12M('with_embeddings', data_dir=folder)", "Unicorn12M(data_dir=folder)"])
+def test_a_stream_that_is_left_early_leaves_no_thread_that_could_abort_the_exit(
+    reader: str, built: Path, tmp_path: Path
+) -> None:
+    program = f"""
+import os
+import pyarrow.parquet
+from unicorn_1_2m import Unicorn12M
+folder = {str(built / "unicorn-1.2m")!r}
+stream = {reader.replace("'with_embeddings'", "config_name='with_embeddings'")}.as_streaming_dataset(split="train")
+rows, before = iter(stream), len(os.listdir("/proc/self/task"))
+print(next(rows)["id"], len(os.listdir("/proc/self/task")) - before)
+"""
+    done = python("-c", program, HF_HOME=str(tmp_path), OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stdout.split()) == (0, ["0000000000", "0"]), done.stderr
+
+
+def test_show_prints_a_record_through_all_stages(run: Path) -> None:
+    shown = show_record(Run(run))
+    assert all(name in shown for name in ("seeds", "captions", "instructions/", "judgements/", "image_embeddings/unicorn"))
+    assert "too_short: A <b>kettle</b>." in show_record(Run(run), "6")
+    with pytest.raises(RunError, match="has no record '0000000099'"):
+        show_record(Run(run), "99")
+
+
+def test_the_hash_of_a_text_proves_its_vector(run: Path, tmp_path: Path) -> None:
+    builder = Unicorn12M(config_name="with_embeddings", run_dir=str(run))
+    table = builder.rows(builder.run, 0)
+    from generation.builders.finished import vector_column
+
+    changed = table.set_column(table.column_names.index("caption"), "caption", [["Another text."] * len(table)])
+    assert text_hash("Another text.") not in builder.run.vectors(0).input_hashes
+    with pytest.raises(DatasetError, match="not the vector of row 0000000000"):
+        vector_column(builder.run.vectors(0), changed)

@@ -1,0 +1,121 @@
+"""Two builds with other bytes never share an entry of the cache of ``datasets``: real loads, one cache."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import config, load_dataset
+
+from generation.builders.build import build
+from generation.store import Run
+from generation.transfer.stage import make_image_embeddings
+from tests.fake_hub import FakeHub
+from tests.runs import make_recipe, make_run
+from unicorn_1_2m import Unicorn12M
+
+ROOT = Path(__file__).parents[1]
+Vectors = list[list[float]]
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs of the same texts and sizes, by two methods, and the data set built from each."""
+    folder = tmp_path_factory.mktemp("builds")
+    make_run(folder / "run_one")
+    shutil.copytree(folder / "run_one", folder / "run_two")
+    make_image_embeddings(Run(folder / "run_two", make_recipe(folder / "run_two", "mean_shift")))
+    for name in ("one", "two"):
+        build(Unicorn12M, folder / f"run_{name}", folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def load(path: Path | str) -> Vectors:
+    found: Vectors = load_dataset(str(path), "with_embeddings", split="train")["image_embedding"][:]
+    return found
+
+
+def by_class(**options: str) -> Vectors:
+    builder = Unicorn12M(config_name="with_embeddings", hash="mine", **options)
+    builder.download_and_prepare()
+    found: Vectors = builder.as_dataset(split="train")["image_embedding"][:]
+    return found
+
+
+def stored(path: Path) -> Vectors:
+    return [
+        row["image_embedding"]
+        for row in Unicorn12M(config_name="with_embeddings", data_dir=str(path)).as_streaming_dataset(split="train")
+    ]
+
+
+def test_the_builds_differ_in_their_vectors_only(builds: Path) -> None:
+    assert stored(builds / "one") != stored(builds / "two")
+    sizes = [
+        [path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_one_build_in_the_place_of_another(builds: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "one"):
+        shutil.rmtree(tmp_path / "unicorn-1.2m", ignore_errors=True)
+        shutil.copytree(builds / name, tmp_path / "unicorn-1.2m")
+        assert load(tmp_path / "unicorn-1.2m") == stored(builds / name)
+
+
+def test_builds_of_the_same_name_in_other_folders(builds: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "one"):
+        shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
+        assert load(tmp_path / name / "unicorn-1.2m") == stored(builds / name)
+
+
+def test_the_classes_over_runs_and_built_directories(builds: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "one"):
+        for kind in ("run", "built"):
+            shutil.rmtree(tmp_path / kind, ignore_errors=True)
+        shutil.copytree(builds / f"run_{name}", tmp_path / "run")
+        shutil.copytree(builds / name, tmp_path / "built")
+        wanted = stored(builds / name)
+        assert by_class(run_dir=str(tmp_path / "run")) == wanted
+        assert by_class(data_dir=str(tmp_path / "built")) == wanted
+        assert by_class(data_dir=str(tmp_path / "built"), embeddings=str(builds / name)) == wanted
+
+
+def test_fill_cache_serves_the_build_that_was_filled_last(builds: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    read = "from datasets import load_dataset; print(load_dataset('unicorn-1.2m', split='train')['image_embedding'][:])"
+    for name in ("one", "two", "one"):
+        options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--fill-cache", "with_embeddings"]
+        for command, folder in (([ROOT / "unicorn_1_2m.py", *options], ROOT), (["-c", read], tmp_path)):
+            done = subprocess.run(
+                [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(stored(builds / name))
+
+
+def test_revisions_of_the_hub_and_a_local_build_of_their_name(builds: Path, tmp_path: Path) -> None:
+    script = """
+import os, sys
+from datasets import load_dataset
+for place, options in [("user/unicorn-1.2m", {"revision": v}) for v in ("v1.0.0", "v2.0.0", "v1.0.0")] + [(sys.argv[1], {})]:
+    print(load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
+"""
+    with FakeHub() as hub:
+        for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
+            options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--version", version]
+            pushed = hub.run([ROOT / "unicorn_1_2m.py", *options, "--push-to-hub", "user/unicorn-1.2m"], tmp_path / "home")
+            assert pushed.returncode == 0, pushed.stderr
+        shutil.copytree(builds / "two", tmp_path / "local" / "unicorn-1.2m")
+        done = hub.run(["-c", script, tmp_path / "local" / "unicorn-1.2m"], tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    wanted = [str(stored(builds / name)) for name in ("one", "two", "one", "two")]
+    assert done.stdout.splitlines() == wanted

@@ -1,0 +1,153 @@
+"""What the cards say, and that all text of a run is data in them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+
+import tests.runs
+from dataset_card import plain
+from dataset_card.examples import choose_examples
+from generation.builders.build import build
+from generation.errors import DatasetError
+from generation.files import read_json, write_json
+from generation.prompts import load_prompt
+from tests.runs import make_run
+from unicorn_1_2m import Unicorn12M
+from unicorn_471k_instruction import Unicorn471KInstruction
+
+BOTH = [Unicorn12M, Unicorn471KInstruction]
+EVIL = ["<script>alert(1)</script>", "a | b `c` {{ 7 * 7 }}", "[x](javascript:alert(1))", "$x$ **bold** # head", "1. *"]
+SECTIONS = [
+    "Use it", "Rows", "Example", "Columns", "How it was made", "Quality", "Limits", "Intended use", "Bias", "Licences",
+    "Versions", "Citation and contact", "Changelog",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetCard]:
+    folder = tmp_path_factory.mktemp("cards")
+    card = {"authors": ["Ada Example"], "homepage": "https://example.org", "bibtex": "@misc{ada, title={A}}"}
+    make_run(folder / "run", judged=True, recipe={"card": card, "server": {"endpoints": ["http://secret:8000"]}})
+    for cls in BOTH:
+        build(cls, folder / "run", folder / cls.NAME, version="1.2.3", repo_id=f"user/{cls.NAME}")
+        assert (folder / cls.NAME / "figures" / "record.png").stat().st_size > 10_000
+        assert "secret" not in (folder / cls.NAME / "manifest.json").read_text()
+    return {cls.NAME: DatasetCard.load(folder / cls.NAME / "README.md") for cls in BOTH}
+
+
+@pytest.mark.parametrize("name", ["unicorn-1.2m", "unicorn-471k-instruction"])
+def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
+    name: str, cards: dict[str, DatasetCard]
+) -> None:
+    card = cards[name]
+    found = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
+    assert len(found) == len(SECTIONS)
+    assert all(title.startswith(wanted) for title, wanted in zip(found, SECTIONS, strict=True))
+    screen = card.text[:1800]
+    assert "figures/record.png" in screen and "There are no images in it" in screen
+    assert f'load_dataset("user/{name}", split="train", revision="v1.2.3")' in screen
+    assert "small model wrote" not in screen
+    for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
+        assert fact in card.text
+    assert "27 " in card.text if "471k" in name else "18 dense captions" in card.text
+    prompts = ["expand_caption", "judge"] + (["multiple_choice"] if "471k" in name else [])
+    assert all(load_prompt(prompt).name in card.text for prompt in prompts)
+    assert ("expand_caption" in card.text) == ("1.2m" in name) or "471k" in name
+
+
+def test_metadata_is_legal_and_other_is_said_only_where_licences_differ(
+    cards: dict[str, DatasetCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, card in cards.items():
+        data = card.data
+        assert (data.license, data.size_categories) == ("other", ["n<1K"])
+        assert data["license_link"] == f"https://huggingface.co/datasets/user/{name}#licences"
+        assert "## Licences" in card.text
+        assert [config["config_name"] for config in data["configs"]] == ["default", "with_embeddings"]
+        assert {config["version"] for config in data["configs"]} == {"1.2.3"}
+    monkeypatch.setitem(tests.runs.LICENSES, "alpha", "Apache-2.0")
+    make_run(tmp_path / "run")
+    build(Unicorn12M, tmp_path / "run", tmp_path / "out")
+    data = DatasetCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.get("license_link")) == ("apache-2.0", None)
+
+
+def test_a_small_models_text_is_called_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests.runs, "MODEL", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    make_run(tmp_path / "run")
+    for cls in BOTH:
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
+        assert "A small model wrote this text" in text.split("![")[1][:200]
+
+
+def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "\n".join(EVIL)
+    monkeypatch.setattr(tests.runs, "_THINGS", (evil,))
+    monkeypatch.setattr(tests.runs, "MODEL", EVIL[0])
+    monkeypatch.setattr(tests.runs, "LICENSES", {"alpha": EVIL[1], "beta": EVIL[2]})
+    make_run(tmp_path / "run", recipe={"card": {"authors": [EVIL[2]], "homepage": EVIL[2]}})
+    for cls in BOTH:
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
+        outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        assert "<script" not in outside
+        assert "](javascript:" not in outside
+        assert not re.search(r"(?<!\\)\*\*bold", outside)
+        assert "49" not in outside.replace("2503.22655", "")
+        assert r"a \| b \`c\` \{\{ 7" in outside
+
+
+def test_plain_text_comes_back_from_markdown() -> None:
+    for text in EVIL:
+        shown = plain(text).replace("\\", "").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+        assert shown == text
+
+
+def test_the_examples_repeat_no_few_shot_example_and_no_list_of_question_types() -> None:
+    prompt = load_prompt("multiple_choice")
+    echo = prompt.examples[0].values["caption"]
+    types = "; ".join(prompt.question_types[:4])
+
+    def row(id: str, caption: str, **more: Any) -> dict[str, Any]:
+        return {"id": id, "caption": caption, "conversations": [], "task": "multiple_choice", "judge": None} | more
+
+    rows = [
+        row("echo", echo),
+        row("types", f"A dog. {types} in the grass by the sea, all day long, it seems to everyone who looks."),
+        row("judged", "A cat sits quietly on a mat in the afternoon, and so on for some words more.", judge=0.5),
+        row("good", "A horse stands in a field."),
+    ]
+    assert [row["id"] for row in choose_examples(rows, {prompt.name: prompt})] == ["good"]
+
+
+def test_a_prompt_that_was_changed_since_the_run_fails_the_build_and_leaves_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run").path
+    stage = read_json(run / "captions" / "stage.json")
+    stage["identity"]["prompt_sha256"] = "0" * 64
+    write_json(run / "captions" / "stage.json", stage)
+    with pytest.raises(DatasetError, match="was changed since the run"):
+        build(Unicorn12M, run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_changelog_is_carried_on_in_numbers(tmp_path: Path) -> None:
+    for cls in BOTH:
+        make_run(tmp_path / "run")
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        again = build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        assert again["changelog"] == [["1.0.0", "first version"]]
+    make_run(tmp_path / "run", shards=4)
+    captions = build(Unicorn12M, tmp_path / "run", tmp_path / "unicorn-1.2m", version="1.1.0")["changelog"]
+    assert re.fullmatch(
+        r"\+3 rows from source alpha; \+3 rows from source beta; all vectors moved, smallest cosine 0\.\d{3}",
+        captions[0][1],
+    )
+    talks = build(Unicorn471KInstruction, tmp_path / "run", tmp_path / "unicorn-471k-instruction", version="1.1.0")
+    assert "+3 rows of task multiple_choice" in talks["changelog"][0][1]
+    assert [version for version, _ in talks["changelog"]] == ["1.1.0", "1.0.0"]
+    with pytest.raises(DatasetError, match="version 1.0.9 is lower than 1.1.0"):
+        build(Unicorn12M, tmp_path / "run", tmp_path / "unicorn-1.2m", version="1.0.9")
