@@ -1,0 +1,313 @@
+"""The scheduler under thousands of schedules of faults, on a virtual clock.
+
+Servers that slow down, refuse, hang, cut connections, fail, drain, vanish and die by a poisoned row; rows that are
+answered, fail the caller's checks, are refused, or make the server fail. Set ``UNICORN_SCHEDULES`` for more schedules.
+"""
+
+import asyncio
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generation.errors import FatalServerError, RequestRejected, ServerError, TransientError
+from generation.prompts import Sampling
+from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
+from generation.tgi.protocol import Answer, Request, ServerInfo, failure
+from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, RequestStats, Scheduler
+from tests.virtual_clock import run
+
+SCHEDULES = int(os.environ.get("UNICORN_SCHEDULES", "300"))
+ROUND_TRIP_S = 0.01
+TIMEOUT_S = 90.0
+GIVE_UP_S = 3600.0
+DEAD_S, RESTART_S = 1.0, 4.0  # a server with a dead shard: answers 424, then is restarted
+FULL: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "tgi": (429, b'{"error":"Model is overloaded","error_type":"overloaded"}', {}),
+    "vllm": (
+        503,
+        b'{"error":{"message":"The engine is currently busy and cannot accept new requests. Please try again later or '
+        b'on a different instance.","type":"Service Unavailable","code":503}}',
+        {},
+    ),
+    "sglang": (503, b'{"object":"error","message":"The request queue is full.","type":"x","code":503}', {}),
+    "gateway": (408, b"", {}),
+    "retry_after": (429, b"slow down", {"Retry-After": "3"}),
+}
+ERRORS: dict[str, tuple[int, bytes]] = {
+    "424": (424, b'{"error":"Request failed during generation: Server error: x","error_type":"generation"}'),
+    "500": (500, b'{"error":"Incomplete generation","error_type":"incomplete_generation"}'),
+    "503": (503, b"<html>Service Unavailable</html>"),
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a server does for a while."""
+
+    pause_s: float  # since the last phase
+    seconds: float
+    kind: str
+    dialect: str = "tgi"
+
+
+@dataclass
+class Plan:
+    """A server as it is drawn."""
+
+    slots: int
+    latency_s: float
+    published: int | None
+    phases: list[Phase] = field(default_factory=list)
+
+
+class SimulatedServer:
+    """Has the methods of ``Endpoint``; ``log`` is what it found wrong."""
+
+    def __init__(self, number: int, plan: Plan, fates: dict[int, str]) -> None:
+        self.url, self.plan, self.fates = f"http://server{number}:80", plan, fates
+        self.info = ServerInfo("tgi", "m", max_concurrent=plan.published)
+        self.flying: dict[asyncio.Future[None], int] = {}
+        self.most = self.refused = self.answered = self.crashes = 0
+        self.phase: Phase | None = None
+        self.dead_until = self.down_until = 0.0
+        self.state: EndpointState | None = None
+        self.wrong: list[str] = []
+        self.loop = asyncio.get_running_loop()
+
+    def begin(self) -> None:
+        """Start the phases of the plan."""
+        start = self.loop.time()
+        for phase in self.plan.phases:
+            start += phase.pause_s
+            self.loop.call_at(start, self._begin, phase)
+            start += phase.seconds
+            self.loop.call_at(start, self._begin, None)
+
+    def _begin(self, phase: Phase | None) -> None:
+        self.phase = phase
+        if phase and phase.kind in ("vanish", "cut"):
+            self._crash("reset")
+
+    def _is(self, *kinds: str) -> bool:
+        return self.phase is not None and self.phase.kind in kinds
+
+    def _crash(self, how: str) -> None:
+        for future in list(self.flying):
+            if not future.done():
+                future.set_exception(self._error("424") if how == "424" else self._lost("Server disconnected"))
+
+    def _error(self, kind: str) -> ServerError:
+        return failure(f"POST {self.url}", *ERRORS[kind], {}, False, True)
+
+    def _lost(self, how: str) -> TransientError:
+        return TransientError(f"{self.url}: {how}", endpoint=self.url)
+
+    def _accept(self) -> None:
+        if self._is("drain", "vanish") or self.loop.time() < self.down_until:
+            try:
+                raise ConnectionRefusedError
+            except ConnectionRefusedError:
+                raise self._lost("Connection refused") from None
+
+    async def connect(self) -> ServerInfo:
+        self._accept()
+        return self.info
+
+    async def probe(self) -> bool:
+        await asyncio.sleep(ROUND_TRIP_S)
+        if self._is("hang"):
+            await asyncio.sleep(10)
+            return False
+        try:
+            self._accept()
+        except TransientError:
+            return False
+        return self.loop.time() >= self.dead_until and not (self._is("sick"))
+
+    async def queue_size(self) -> int | None:
+        return max(0, len(self.flying) - self.plan.slots)
+
+    def max_tokens(self, request: Request) -> int:
+        return request.sampling.max_tokens
+
+    async def ask(self, request: Request, timeout_s: float) -> Answer:
+        self._accept()
+        row = request.seed
+        await asyncio.sleep(ROUND_TRIP_S)
+        self._accept()
+        if self.loop.time() < self.dead_until or self._is("sick"):
+            raise self._error("424")
+        if self._is("failing"):
+            assert self.phase
+            raise self._error(self.phase.dialect)
+        cap = max(1, self.plan.slots // 2) if self._is("full") else 10**6
+        if len(self.flying) >= min(cap, self.plan.published or cap):
+            self.refused += 1
+            status, body, headers = FULL[self.phase.dialect if self._is("full") and self.phase else "tgi"]
+            raise failure(f"POST {self.url}", status, body, headers, False, True)
+        future: asyncio.Future[None] = self.loop.create_future()
+        self.flying[future] = row
+        self.most = max(self.most, len(self.flying))
+        load = max(1.0, len(self.flying) / self.plan.slots) * (5 if self._is("slow") else 1)
+        self.loop.call_later(self.plan.latency_s * load * (0.8 + row % 5 / 10), self._end, future)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            raise self._lost(f"no answer in {timeout_s:g} s") from None
+        finally:
+            del self.flying[future]
+        fate = self.fates.get(row)
+        if fate == "refused":
+            raise failure(f"POST {self.url}", 422, b'{"error":"no","error_type":"validation"}', {}, False, True)
+        if fate == "guarded":
+            raise failure(f"POST {self.url}", 403, b"forbidden", {}, True, True)
+        if fate == "broken":
+            raise self._error("500")
+        self.answered += 1
+        return Answer("text", "stop", 10, 10, queue_share=1 - 1 / load if load > 1 else 0.0)
+
+    def _end(self, future: "asyncio.Future[None]") -> None:
+        if future.done() or future not in self.flying:
+            return
+        if self._is("hang", "mute"):
+            self.loop.call_later(1.0, self._end, future)
+        elif self.fates.get(self.flying[future]) == "poison":
+            self.crashes += 1
+            self.dead_until = self.loop.time() + DEAD_S
+            self.loop.call_at(self.dead_until, self._go_down)
+            self._crash("424")
+        else:
+            future.set_result(None)
+
+    def _go_down(self) -> None:
+        self.down_until = self.loop.time() + RESTART_S
+        self._crash("reset")
+
+
+def request(row: int) -> Request:
+    sampling = Sampling(max_tokens=10, temperature=0.5, top_p=0.9)
+    return Request([{"role": "user", "content": f"row {row}"}], sampling, row)
+
+
+@dataclass
+class Outcome:
+    """What became of a schedule."""
+
+    ends: dict[int, list[Any]]
+    seconds: float
+    servers: list[SimulatedServer]
+    stats: RequestStats
+
+
+def simulate(plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: float = GIVE_UP_S) -> Outcome:
+    """Ask for all rows; a row of fate ``unfit`` asks again, one of fate ``impatient`` is cancelled and asked again."""
+
+    async def one(scheduler: Scheduler, row: int, stats: RequestStats, ends: dict[int, list[Any]]) -> None:
+        try:
+            if fates.get(row) == "impatient":
+                asked = asyncio.create_task(scheduler.ask(request(row), stats))
+                await asyncio.wait([asked], timeout=row % 7)
+                asked.cancel()
+                await asyncio.wait([asked])
+            for _ in range(3 if fates.get(row) == "unfit" else 1):
+                answer = await scheduler.ask(request(row), stats)
+            ends[row].append(answer)
+        except ServerError as error:
+            ends[row].append(error)
+
+    async def everything() -> Outcome:
+        loop = asyncio.get_running_loop()
+        servers = [SimulatedServer(number, plan, fates) for number, plan in enumerate(plans)]
+        states = [EndpointState(server, 64) for server in servers]  # type: ignore[arg-type]
+        scheduler = Scheduler(states, TIMEOUT_S, give_up_s)
+        await scheduler.warm_up([request(0)])
+        for server in servers:
+            server.begin()
+        ends: dict[int, list[Any]] = {row: [] for row in range(1, rows + 1)}
+        stats, waiting, start = RequestStats(), list(ends), loop.time()
+        asked: set[asyncio.Task[None]] = set()
+        while waiting or asked:
+            while waiting and len(asked) < scheduler.capacity:
+                asked.add(asyncio.create_task(one(scheduler, waiting.pop(0), stats, ends)))
+            _, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        seconds = loop.time() - start
+        assert scheduler.running == 0 and scheduler.waiting == 0
+        assert not scheduler._held
+        await scheduler.close()
+        assert len(asyncio.all_tasks()) == 1
+        for state, server in zip(states, servers, strict=True):
+            assert not server.flying
+            assert server.most <= state.limit.ceiling
+        return Outcome(ends, seconds, servers, stats)
+
+    return run(everything())
+
+
+def bound_s(plans: list[Plan], rows: int, fates: dict[int, str]) -> float:
+    """Return the time that the slowest allowed course takes."""
+    latency_s = max(plan.latency_s for plan in plans)
+    work_s = 4 * (3 * rows * latency_s / min(plan.slots for plan in plans) + 10 * latency_s)
+    faults_s = 0.0
+    longest_s = max(PROBE_S) * 1.25
+    for phase in [phase for plan in plans for phase in plan.phases]:
+        faults_s += phase.pause_s + phase.seconds + longest_s + 10 * latency_s
+        faults_s += {"hang": 3 * STALL_S, "mute": 2 * TIMEOUT_S}.get(phase.kind, 0.0)
+    culprits = sum(fate in ("poison", "broken") for fate in fates.values())
+    tests = culprits * (SUSPECT_AFTER + FAILS_ALONE + 2 * math.log2(64))
+    return work_s + faults_s + tests * (DEAD_S + RESTART_S + 4 + 4 * latency_s)
+
+
+phases = st.builds(
+    Phase,
+    pause_s=st.floats(0, 30),
+    seconds=st.floats(0.1, 120),
+    kind=st.sampled_from(["slow", "full", "hang", "mute", "cut", "sick", "drain", "vanish"]),
+    dialect=st.sampled_from(sorted(FULL)),
+) | st.builds(
+    Phase,
+    pause_s=st.floats(0, 30),
+    seconds=st.floats(0.1, 60),
+    kind=st.just("failing"),
+    dialect=st.sampled_from(sorted(ERRORS)),
+)
+plans = st.builds(
+    Plan,
+    slots=st.integers(1, 40),
+    latency_s=st.floats(0.05, 5),
+    published=st.none() | st.integers(1, 64),
+    phases=st.lists(phases, max_size=4),
+)
+FATES = ["unfit", "refused", "guarded", "broken", "poison", "impatient"]
+
+
+@settings(
+    max_examples=SCHEDULES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    report_multiple_bugs=False,
+)
+@given(
+    st.lists(plans, min_size=1, max_size=3),
+    st.integers(1, 90),
+    st.dictionaries(st.integers(1, 90), st.sampled_from(FATES), max_size=6),
+)
+def test_every_row_ends_once_and_as_it_deserves_whatever_servers_do(
+    plans: list[Plan], rows: int, fates: dict[int, str]
+) -> None:
+    fates = {row: fate for row, fate in fates.items() if row <= rows}
+    outcome = simulate(plans, rows, fates)
+    assert all(len(ends) == 1 for ends in outcome.ends.values())
+    for row, (end,) in outcome.ends.items():
+        if fates.get(row) in ("refused", "guarded", "broken", "poison"):
+            assert isinstance(end, RequestRejected), (row, fates[row], end)
+        else:
+            assert isinstance(end, Answer), (row, fates.get(row), end)
+    assert outcome.seconds <= bound_s(plans, rows, fates), (outcome.seconds, outcome.stats)

@@ -1,0 +1,47 @@
+"""An event loop on a virtual clock: waiting costs no time, and waiting for nothing is an error."""
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Stuck(BaseException):
+    """Everybody waits and no timer is due, or something goes round in circles while the clock stands."""
+
+
+class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+    """Instead of waiting, moves the clock of its loop."""
+
+    loop: "VirtualClockLoop"
+    rounds = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.rounds += 1
+        if timeout is None or self.rounds > 20_000:
+            raise Stuck("nothing is scheduled" if timeout is None else f"at {self.loop.now} s")
+        if timeout:
+            self.loop.now += timeout
+            self.rounds = 0
+        return super().select(0)
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """A loop whose ``time()`` moves to the next timer whenever nothing else is to do."""
+
+    def __init__(self) -> None:
+        selector = _Selector()
+        selector.loop = self
+        self.now = 0.0
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Like ``asyncio.run``, on a virtual clock."""
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(work)
