@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel
 
-from generation.encoders.base import BATCH_TOKENS, token_batches, tokenise
-from generation.encoders.checkpoint import locate
+from generation.config import Embed
+from generation.encoders import load_encoder
+from generation.encoders.base import BATCH_TOKENS, token_batches
 from generation.encoders.llm2clip import adapted, bidirectional, pooled_states
 
 WORDS = Path(__file__).parent.parent / "generation" / "seed_data" / "captions.txt"
@@ -57,9 +58,10 @@ def in_given_order(lengths: list[int], budget: int) -> Iterator[list[int]]:
 def padding(count: int, budget: int) -> dict[str, float]:
     """Return the share of padding in the pipeline's batches and in those in the order given, and captions/s made into
     tokens on the CPU."""
-    tokenizer, texts = AutoTokenizer.from_pretrained(locate("embedded", Path()).path), captions(count)
+    encoder, texts = load_encoder(Embed()), captions(count)
+    encoder.max_tokens = 1 << 20
     start = time.perf_counter()
-    lengths = [len(row) for row in tokenise(tokenizer, texts, 1 << 20)[0]]
+    lengths = [len(row) for row in encoder.tokenise(texts)[0]]
     seconds = time.perf_counter() - start
 
     def share(batches: list[list[int]]) -> float:
@@ -94,13 +96,12 @@ def speed(seconds: float) -> dict[str, float]:
     peak = 2 * size**3 * rate(lambda: matrix @ matrix, device, seconds / 4)
     model, weights = language_model(shape, device, dtype), adapter(shape["hidden_size"], device)
     length = CAPTION_TOKENS + TEMPLATE_TOKENS
-    count = BATCH_TOKENS[device.type] // length
-    own = np.random.default_rng(1).integers(CAPTION_TOKENS - 2, CAPTION_TOKENS + 3, count)  # alike, since sorted
-    rows = [np.arange(tokens, dtype=np.int32) + TEMPLATE_TOKENS for tokens in own]
-    before = np.arange(TEMPLATE_TOKENS, dtype=np.int32)
+    count = BATCH_TOKENS[device.type] // (length + 2)
+    lengths = np.random.default_rng(1).integers(length - 2, length + 3, count)  # alike, since sorted
+    rows = [np.arange(tokens, dtype=np.int32) for tokens in lengths]
     with torch.inference_mode():
-        batches_per_s = rate(lambda: adapted(weights, pooled_states(model, before, rows)), device, seconds)
-    tokens = int(own.sum()) + count * TEMPLATE_TOKENS
+        batches_per_s = rate(lambda: adapted(weights, pooled_states(model, rows, TEMPLATE_TOKENS)), device, seconds)
+    tokens = int(lengths.sum())
     work = flops(shape, length) * tokens * batches_per_s
     return {
         "tokens_per_s": tokens * batches_per_s,

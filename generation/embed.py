@@ -5,12 +5,12 @@ start it, and nothing has to be passed between processes or stopped in them.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 from .encoders import Encoder, load_encoder
@@ -44,14 +44,11 @@ def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     shards = [shard for shard in run.due(TEXT_EMBEDDINGS) if shard % world_size == rank]
     if not shards:
         return
-    free = queue.SimpleQueue[Encoder]()
     devices = _devices(run.recipe.cluster.gpus, rank, world_size)[: len(shards)]
-    for device in devices:
-        encoder = load_encoder(run.recipe.embed, run.recipe.directory, device)
-        _ = encoder.model  # so that a model that cannot be loaded leaves no stage.json
-        run.begin(TEXT_EMBEDDINGS, encoder.identity)
-        free.put(encoder)
-    records, counts, start = run.records(CAPTIONS), Counter[str](), time.monotonic()
+    encoders = [load_encoder(run.recipe.embed, run.recipe.directory, device) for device in devices]
+    _ = [encoder.model for encoder in encoders]  # so that a model that cannot be loaded leaves no stage.json
+    run.begin(TEXT_EMBEDDINGS, encoders[0].identity)
+    records, figures, start = run.records(CAPTIONS), Counter[str](), time.monotonic()
     lock, stopping = threading.Lock(), threading.Event()
 
     def on_rows(rows: int) -> None:
@@ -60,26 +57,21 @@ def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
         with lock:
             bar.update(rows)
 
-    def make(shard: int) -> dict[str, int]:
-        encoder = free.get()
-        try:
-            return _make_shard(run, encoder, shard, on_rows)
-        finally:
-            free.put(encoder)
-
     with (
         Progress(TEXT_EMBEDDINGS.name, sum(records[shard].rows for shard in shards), unit="caption") as bar,
-        ThreadPoolExecutor(len(devices)) as pool,
+        ThreadPoolExecutor(len(encoders)) as pool,
     ):
         try:
-            for number, future in enumerate(as_completed([pool.submit(make, shard) for shard in shards]), 1):
-                counts.update(future.result())
+            work = [(encoders[number % len(encoders)], shard) for number, shard in enumerate(shards)]
+            made = as_completed([pool.submit(_make_shard, run, *item, on_rows) for item in work])
+            for number, future in enumerate(made, 1):
+                figures.update(future.result())
                 if number in (1, len(shards)):
                     _warn(run)  # first before hours are spent on the other shards
-        finally:
+        finally:  # a signal, or an error
             stopping.set()
             pool.shutdown(cancel_futures=True)
-    run.log_session(TEXT_EMBEDDINGS, {**counts, "seconds": round(time.monotonic() - start, 1)})
+    run.log_session(TEXT_EMBEDDINGS, {**figures, "seconds": round(time.monotonic() - start, 1)})
 
 
 def _devices(per_task: int, rank: int, world_size: int) -> list[str]:
@@ -99,12 +91,12 @@ def _make_shard(run: Run, encoder: Encoder, shard: int, on_rows: Callable[[int],
     with run.claim(TEXT_EMBEDDINGS, shard) as claimed:
         if not claimed or not run.is_due(TEXT_EMBEDDINGS, shard):
             return {}
-        inputs = run.inputs(TEXT_EMBEDDINGS, shard)
+        inputs, identity = run.inputs(TEXT_EMBEDDINGS, shard), run.facts(TEXT_EMBEDDINGS)["identity"]
         table = run.table(CAPTIONS, shard, ["id", "caption"])
         ids, captions = table["id"].to_pylist(), table["caption"].to_pylist()
         hashes = [text_hash(caption) for caption in captions]
         tokens, truncated = encoder.tokenise(captions)
-        kept = _kept(run, encoder, shard)
+        kept = _kept(run, shard, identity)
         new = [row for row, key in enumerate(zip(ids, hashes, strict=True)) if key not in kept]
         vectors = torch.empty(len(ids), encoder.dimension, dtype=torch.float16)
         for row in set(range(len(ids))).difference(new):
@@ -115,19 +107,14 @@ def _make_shard(run: Run, encoder: Encoder, shard: int, on_rows: Callable[[int],
         if run.inputs(TEXT_EMBEDDINGS, shard) != inputs:
             logger.warning("shard %05d: its captions changed meanwhile; give the same command again", shard)
             return {}
-        figures = {"tokens": sum(map(len, tokens)), "truncated": truncated, "encoded": len(new)}
-        metadata = {"encoder": encoder.identity, "shard": shard}
-        run.commit(
-            TEXT_EMBEDDINGS,
-            shard,
-            len(ids),
-            lambda path: write_vectors(path, vectors, ids, hashes, metadata),
-            counts=figures,
-        )
-        return figures | {"rows": len(ids)}
+        counts = {"tokens": sum(map(len, tokens)), "truncated": truncated, "encoded": len(new)}
+        metadata = {"encoder": identity, "shard": shard}
+        write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata=metadata)
+        run.commit(TEXT_EMBEDDINGS, shard, len(ids), write, counts=counts)
+        return counts | {"rows": len(ids)}
 
 
-def _kept(run: Run, encoder: Encoder, shard: int) -> dict[tuple[str, int], Any]:
+def _kept(run: Run, shard: int, identity: dict[str, Any]) -> dict[tuple[str, int], Any]:
     """Return the vectors of an earlier version of a shard by id and hash of the caption, if they can be trusted."""
     if run.record(TEXT_EMBEDDINGS, shard) is None:
         return {}
@@ -136,9 +123,8 @@ def _kept(run: Run, encoder: Encoder, shard: int) -> dict[tuple[str, int], Any]:
     except (RunError, EmbeddingError) as error:
         logger.warning("shard %05d: encoding all captions again: %s", shard, error)
         return {}
-    if old.metadata.get("encoder") != encoder.identity:
-        return {}
-    return dict(zip(zip(old.ids, old.input_hashes, strict=True), old.vectors, strict=True))
+    keys = zip(old.ids, old.input_hashes, strict=True)
+    return dict(zip(keys, old.vectors, strict=True)) if old.metadata.get("encoder") == identity else {}
 
 
 def _warn(run: Run) -> None:
