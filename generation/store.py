@@ -74,9 +74,9 @@ class Run:
     def _refuse_changes(self, recipe: Recipe, extend: bool) -> None:
         for file in sorted(self.path.glob("**/stage.json")):
             stage = str(file.parent.relative_to(self.path))
-            other = stage.startswith("image_embeddings/") and stage != f"image_embeddings/{recipe.transfer.method}"
-            if not (other or (extend and stage == "seeds")):
-                self._compare(stage, read_json(file)["settings"], recipe.settings(stage))
+            described = read_json(file)
+            if not ((extend and stage == "seeds") or "imported" in described["identity"]):
+                self._compare(stage, described["settings"], recipe.settings(stage))
 
     def _compare(self, stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         if moved := changes(old, new):
@@ -298,7 +298,7 @@ class Run:
         Raises:
             RunError: it has no shard, or some of its shards are due.
         """
-        records = self.records(stage)
+        records = self.records(stage) if self.facts(stage).get("finished", True) else {}  # seeds say when they are
         due = self.due(stage, extra) if stage.source is not None else []
         if not records or due:
             total = len(records.keys() | set(due))

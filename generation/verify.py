@@ -20,12 +20,22 @@ from .files import read_json, read_table, sha256
 from .logs import counted
 from .records import Record
 from .rows import row_id, text_hash
-from .stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
+from .stages import (
+    CAPTION_JUDGEMENTS,
+    CAPTIONS,
+    INSTRUCTIONS,
+    JUDGEMENTS,
+    SEEDS,
+    STAGES,
+    TEXT_EMBEDDINGS,
+    Stage,
+    image_embeddings,
+)
 from .store import Run
 from .vectors import VectorShard, check_unit
 
-# Files of a run that have no record: descriptions, journals and locks of work in progress, logs, the report.
-_OTHER_FILES = re.compile(r"run\.json|(cluster|report)/.*|.*/(stage\.json|sessions\.jsonl|\d{5}\.jsonl|\d{5}\.json)")
+# Files of a run that need no record: descriptions, shards in progress, logs, the report.
+_OTHER_FILES = re.compile(r"run\.json|(cluster|report)/.*|.*/(stage\.json|sessions\.jsonl|\d{5}\.[a-z.]+)")
 _HUB_FILES = re.compile(r"\..*|.*/\..*")  # .gitattributes, and the .cache of a download
 _SHOWN = 50
 
@@ -122,7 +132,7 @@ def _check_run(path: Path) -> tuple[list[Fault], str]:
     lines = [f"{path}: no fault found"]
     for stage in stages:
         sources = records.get(stage.source, {}) if stage.source else records[stage]
-        due = sum(run.is_stale(stage, shard) for shard in sources) if stage.source and records[stage] else 0
+        due = sum(shard not in records[stage] or run.is_stale(stage, shard) for shard in sources)
         if records[stage]:
             rows = sum(record.rows for record in records[stage].values())
             lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {due} shards due" if due else ""))
@@ -195,11 +205,11 @@ def _table_problems(run: Run, stage: Stage, shard: int, table: pa.Table) -> Iter
     if stage is CAPTIONS and sorted(ended) != sorted(texts):
         missing = len(set(texts) - set(ended))
         yield f"{missing} seeds are neither captions nor rejected, {len(ended) + missing - len(texts)} rows too many"
-    if stage in JUDGEMENTS.values():
+    if stage in (CAPTION_JUDGEMENTS, *JUDGEMENTS.values()):
         unknown = [id for id in ids if id.partition("/")[0] not in texts]
     else:
         hashes = dict(zip(ids, table["input_hash"].to_pylist(), strict=True))
-        unknown = [id for id in ids if id not in texts or hashes[id] != text_hash(texts[id])]
+        unknown = [id for id in ids if id not in texts or hashes[id] != text_hash(texts[id] or "")]
     if unknown:
         yield f"{len(unknown)} rows were made from other rows than {stage.source.name} holds, such as id {unknown[0]}"
     if stage in INSTRUCTIONS.values():

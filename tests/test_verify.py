@@ -1,5 +1,6 @@
 """``verify`` finds every kind of damage by file, and ``--fix`` makes exactly the bad shards due."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +20,15 @@ IMAGES = image_embeddings("unicorn")
 CHOICE = INSTRUCTIONS["multiple_choice"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("finished") / "run", judged=True).path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return make_run(tmp_path / "run", judged=True)
+def run(finished: Path, tmp_path: Path) -> Run:
+    shutil.copytree(finished, tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
 def faults(run: Run) -> str:

@@ -1,0 +1,172 @@
+"""The files that the authors released, as a run: what is taken, rejected, counted and refused."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generation import original
+from generation.errors import RunError, SeedError
+from generation.original import import_release
+from generation.rows import row_id
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS
+from generation.store import Run
+from generation.verify import verify_path
+from tests.runs import make_run
+
+Row = dict[str, Any]
+CHOICES = "A: a rusty bucket\nB: a fishing rod\nC: a glass bottle\nD: an open book"
+
+
+def released_id(number: int) -> str:
+    return f"{(7919 * number + 278167) % 10**8:010d}"
+
+
+def row(number: int, *turns: str) -> Row:
+    """A row whose conversation consists of ``turns``; without any it is a sound row of the pre-training file."""
+    caption = (
+        f"A red boat lies on a calm lake under a pale sky with a few thin clouds. Soft light falls from the left and "
+        f"draws long shadows over the short grass in front, where house {number} stands with a wooden door and three "
+        "small windows. A narrow path leads from the door down to the water, and a rusty bucket lies at its edge. "
+        "Behind the house a row of tall dark trees closes the view."
+    )
+    said = turns or ("<image>\nDescribe the picture in detail.", caption)
+    speakers = ("human", "gpt") * len(said)
+    conversations = [{"from": who, "value": text} for who, text in zip(speakers, said, strict=False)]
+    return {"id": released_id(number), "caption": caption, "conversations": conversations}
+
+
+def choice(number: int) -> Row:
+    return row(number, f"<image>\nWhat lies at the edge?\n{CHOICES}", "A", f"What is rusty?\n{CHOICES}", "A")
+
+
+def answers(number: int, answer: str) -> Row:
+    return row(number, "Where does the path lead?\n<image>", answer)
+
+
+def write(path: Path, rows: Any) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    long = (
+        "It leads down to the water because the door opens to the lake and the bucket shows that somebody fetches "
+        "water there."
+    )
+    conversations = [choice(3), answers(15, "Down to the water."), answers(4, long), choice(19)]
+    return [write(tmp_path / "i.json", conversations), write(tmp_path / "p.json", [row(n) for n in range(20)])]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(original, "SHARD_ROWS", 8)
+
+
+def test_every_row_is_taken_as_it_was_released(files: list[Path], tmp_path: Path) -> None:
+    report = import_release(files, tmp_path / "run", license="CC-BY-4.0")
+    run = Run(tmp_path / "run")
+    captions = [one for shard in range(3) for one in run.table(CAPTIONS, shard).to_pylist()]
+    assert [one["id"] for one in captions] == [row_id(n // 8, n % 8) for n in range(20)]
+    assert [(one["original_id"], one["caption"]) for one in captions] == [
+        (one["id"], one["caption"]) for one in json.loads(files[1].read_text())
+    ]
+    made = {task: [o for n in range(3) for o in run.table(INSTRUCTIONS[task], n).to_pylist()] for task in TASKS}
+    found = {task: [one["original_id"] for one in rows] for task, rows in made.items()}
+    assert found == {
+        "multiple_choice": [released_id(3), released_id(19)],
+        "question_answering": [released_id(15)],
+        "complex_reasoning": [released_id(4)],
+    }
+    assert made["multiple_choice"][0]["conversations"] == choice(3)["conversations"]
+    assert "captions: 20 rows, 20 taken, 0 rejected" in report and "conversations: 4 rows, 4 taken" in report
+    assert run.facts(SEEDS)["identity"]["license"] == "CC-BY-4.0"
+    assert "no fault found" in verify_path(run.path)
+
+
+def changed(**values: Any) -> Callable[[Row], Any]:
+    return lambda one: {**one, **values}
+
+
+CAPTION_DEFECTS: dict[str, Callable[[Row], Any]] = {
+    "not_an_object": lambda one: [one],
+    "conversations_malformed": changed(conversations=[]),
+    "caption_not_text": changed(caption=7),
+    "id_missing": changed(id=None),
+    "id_odd": changed(id="12"),
+    "id_duplicate": changed(id=released_id(0)),
+    "speaker_unknown": changed(conversations=[{"from": "user", "value": "<image>"}, {"from": "gpt", "value": "x"}]),
+    "turns_out_of_order": lambda one: {**one, "conversations": one["conversations"][::-1]},
+    "turn_empty": changed(conversations=row(0, "<image>", "x")["conversations"]),
+    "image_missing": changed(conversations=row(0, "What?", "x")["conversations"]),
+    "image_several": changed(conversations=row(0, "<image> What? <image>", "x")["conversations"]),
+    "image_misplaced": changed(conversations=row(0, "What?", "x", "<image> And?", "y")["conversations"]),
+    "several_exchanges": changed(conversations=row(0, "<image> What?", "x", "And?", "y")["conversations"]),
+    "gpt_not_caption": changed(conversations=row(0, "<image> What?", "x")["conversations"]),
+}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) -> None:
+    rows: list[Any] = [row(n) for n in range(40)]
+    rows += [damage(row(n)) for n, damage in enumerate(CAPTION_DEFECTS.values(), 100)]
+    unknown, twice, different = choice(999), choice(1), choice(2)
+    different["caption"] = "Another caption."
+    three = row(5, "<image>\nWhat?\nA: a\nB: b\nC: c", "A")
+    letter = row(6, f"<image>\nWhat?\n{CHOICES}", "E")
+    conversations = [choice(1), twice, unknown, different, three, letter, choice(7)]
+    paths = [write(tmp_path / "p.json", rows), write(tmp_path / "i.json", conversations)]
+    report = import_release(paths, tmp_path / "run", keep)
+    for code in (*CAPTION_DEFECTS, "caption_unknown", "caption_differs", "not_four_options", "answer_not_an_option"):
+        assert f"| {code} | " in report
+    run = Run(tmp_path / "run")
+    tables = [run.rejected(CAPTIONS, shard) for shard in run.shards(CAPTIONS)]
+    rejected = [one for table in tables if table is not None for one in table.to_pylist()]
+    fatal = {"not_an_object", "conversations_malformed", "caption_not_text"}
+    assert Counter(one["reason"] for one in rejected) == dict.fromkeys(fatal if keep else CAPTION_DEFECTS, 1)
+    for one in rejected:
+        assert json.loads(one["raw"]) == rows[int(one["id"][:5]) * 8 + int(one["id"][5:])]
+    kept = sum(len(run.table(INSTRUCTIONS["multiple_choice"], shard)) for shard in run.shards(CAPTIONS))
+    assert kept == (5 if keep else 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "row 0: it must be one JSON list"),
+        (b"[]", "holds an empty list"),
+        (b'{"id": 1}\n{"id": 2}', "it must be one JSON list of rows but begins with"),
+        (b"[{}, {", "row 1: Expecting"),
+        (b"[{}, 1", "row 1: the list does not end"),
+        (b"[{}] x", "row 1: Expecting"),
+        (b"[{}, {\xff}]", "it is not UTF-8; convert it"),
+        ("[{}]".encode("utf-16"), "it is not UTF-8; convert it"),
+        (b"[" * 200_000, "recursion"),
+        (b"<html>", "it must be one JSON list"),
+        (b"[{}, 1, null]", "none of .* is the pre-training file"),
+    ],
+)
+def test_files_that_are_not_released_ones_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(content)
+    with pytest.raises(SeedError, match=message):
+        import_release([path], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_import_goes_on_and_another_is_refused(files: list[Path], tmp_path: Path) -> None:
+    import_release(files, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    before = run.records(CAPTIONS)
+    run.reopen(CAPTIONS, 1)  # as a kill leaves it
+    import_release(files, tmp_path / "run")
+    assert Run(tmp_path / "run").records(CAPTIONS) == before
+    write(files[1], [row(n) for n in range(5)])
+    with pytest.raises(RunError, match=r"imported\.p\.json"):
+        import_release(files, tmp_path / "run")
+    with pytest.raises(RunError, match="begun with other settings"):
+        import_release(files, make_run(tmp_path / "other").path)
