@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from generation import dedup
 from generation.config import Captions, Recipe
 from generation.dedup import (
-    banding,
     drop_caption_duplicates,
     duplicate_groups,
     find_contaminated,
@@ -111,14 +110,6 @@ def test_pairs_well_above_the_threshold_are_found_and_none_below_it(threshold: f
         assert not found or true >= threshold
 
 
-@pytest.mark.parametrize("threshold", [number / 100 for number in range(10, 101, 5)])
-def test_bands_propose_nearly_all_pairs_a_tenth_above_the_threshold(threshold: float) -> None:
-    bands, width = banding(threshold)
-    assert bands * width <= 128
-    assert 1 - (1 - threshold**width) ** bands >= 0.9
-    assert 1 - (1 - min(1, threshold + 0.1) ** width) ** bands >= 0.99
-
-
 def test_the_first_in_run_order_is_kept_and_every_match_is_a_kept_row() -> None:
     base = [f"w{place}" for place in range(40)]
     near, nearer = " ".join(base[:-3]), " ".join(base[:-6])
@@ -191,10 +182,11 @@ def test_a_benchmark_file_that_cannot_be_used_is_named(tmp_path: Path, content: 
 # A run's captions
 
 BASE = " ".join(f"word{place}" for place in range(60))
+SIGN = " ".join(f"sign{place}" for place in range(60))
 TEXTS = [
-    [BASE, "A grey heron by a pond.", "The sign asks how many red boats are tied to the old pier."],
+    [BASE, "A grey heron by a pond.", f"{SIGN} how many red boats are tied to the old pier."],
     [BASE.upper(), f"{BASE} more", "A grey heron by a lake.", "A red kite over a hill."],
-    ["A red kite over a hill!", "Two cats."],
+    ["A red kite over a hill!", "Two cats.", SIGN],  # SIGN repeats only the contaminated one
 ]
 
 
@@ -222,7 +214,7 @@ def captions(run: Run) -> list[str]:
 def test_captions_that_repeat_or_hold_a_question_are_rejected_once(tmp_path: Path) -> None:
     run = caption_run(tmp_path, drop_duplicates=0.8, drop_contaminated="q.txt")
     drop_caption_duplicates(run)
-    assert captions(run) == [*TEXTS[0][:2], *TEXTS[1][2:], "Two cats."]
+    assert captions(run) == [*TEXTS[0][:2], *TEXTS[1][2:], "Two cats.", SIGN]
     rejected = run.rejected(CAPTIONS, 1)
     assert rejected is not None
     assert [(row["id"], row["reason"], row["input_hash"], row["attempts"]) for row in rejected.to_pylist()] == [
@@ -275,15 +267,16 @@ def test_groups_name_the_first_of_each_and_nothing_changes(tmp_path: Path) -> No
     assert duplicate_groups(run) == {
         **dict.fromkeys(["0000000000", "0000100000", "0000100001"], "0000000000"),
         **dict.fromkeys(["0000100003", "0000200000"], "0000100003"),
+        **dict.fromkeys(["0000000002", "0000200002"], "0000000002"),
     }
 
 
 def test_the_report_counts_and_shows_examples(tmp_path: Path) -> None:
     run = caption_run(tmp_path)
     report = report_duplicates(run, "captions", 0.8, tmp_path / "q.txt")
-    assert "captions: 9 rows; near: similarity >= 0.8 of word 3-grams" in report
+    assert "captions: 10 rows; near: similarity >= 0.8 of word 3-grams" in report
     assert (
-        "| duplicate, exact | 2 | 22.22% |\n| duplicate, near | 1 | 11.11% |\n| contaminated | 1 | 11.11% |" in report
+        "| duplicate, exact | 2 | 20.00% |\n| duplicate, near | 2 | 20.00% |\n| contaminated | 1 | 10.00% |" in report
     )
     assert f"similarity 0.98:\n  {BASE}\n  {BASE} more" in report
     assert f"holds the benchmark question {QUESTIONS[0]!r}:\n  {TEXTS[0][2]}" in report
