@@ -238,9 +238,9 @@ def simulate(plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: flo
                 asked.add(asyncio.create_task(one(scheduler, waiting.pop(0), stats, ends)))
             _, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         seconds = loop.time() - start
-        assert scheduler.running == 0 and scheduler.waiting == 0
-        assert not scheduler._held
-        await scheduler.close()
+        assert scheduler.waiting == 0
+        await scheduler.close()  # a known-good request may have been in flight
+        assert scheduler.running == 0
         assert len(asyncio.all_tasks()) == 1
         for state, server in zip(states, servers, strict=True):
             assert not server.flying
@@ -253,7 +253,7 @@ def simulate(plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: flo
 def bound_s(plans: list[Plan], rows: int, fates: dict[int, str]) -> float:
     """Return the time that the slowest allowed course takes."""
     latency_s = max(plan.latency_s for plan in plans)
-    work_s = 4 * (3 * rows * latency_s / min(plan.slots for plan in plans) + 10 * latency_s)
+    work_s = 4 * (3 * rows * latency_s / min(min(plan.slots, plan.published or 64) for plan in plans) + 10 * latency_s)
     faults_s = 0.0
     longest_s = max(PROBE_S) * 1.25
     for phase in [phase for plan in plans for phase in plan.phases]:

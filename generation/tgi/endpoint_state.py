@@ -1,17 +1,17 @@
 """One endpoint as the scheduler sees it: may it be sent requests, how many, and when is the next look at it due?
 
 ``up``: requests are sent, up to the limit. ``full``: the server refused one for want of a slot, and nothing is sent
-until an answer or a timer. ``draining``: connections fail, requests in flight may still be answered. ``away``: the same
-with nothing in flight. Only a new connection, accepted by a probe, ends the last two: an answer that was in flight
-while the server closed its listener does not.
+until an answer or a timer. ``draining``: connections fail, requests in flight may still be answered. ``away``: the
+same with nothing in flight. Only a new connection, accepted by a probe, ends the last two: an answer that was in
+flight while the server closed its listener does not.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
@@ -20,39 +20,39 @@ from .limit import QUEUE_SHARE, START_LIMIT, AdaptiveLimit
 from .protocol import Request, ServerInfo
 
 T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
-FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: as if away
+FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: treated as away
 LOOK_S = 5.0  # between looks at an endpoint that is up
 STALL_S = 60.0  # requests in flight and no sign of life: probe; twice as long, and away: ask elsewhere
 PROBE_S = (0.5, 5.0)  # first and longest pause between probes of an endpoint that is away
 FULL_S = (0.1, 10.0)  # first and longest pause after a refusal, if no answer comes
 BURST_S = 60.0  # refusals that are closer together are logged once
 SLOW_S = 10.0  # a warm-up that takes longer is explained
-CHARACTERS_A_TOKEN = 5  # of a prompt that the server does not count; English has 4 to 5, and 5 refuses no good prompt
+CHARACTERS_A_TOKEN = 5  # of prompts that the server does not count; English has 4 to 5, so no good prompt is refused
 
 
 class EndpointState:
     """The state of a connected endpoint; times are those of the event loop's clock.
 
     Args:
-        endpoint: its ``info`` names the model that the run is bound to.
+        endpoint: connected.
         max_in_flight: upper bound of the limit.
-        slots: where the limit starts, if known and not published by the server.
+        slots: where the limit starts if the server publishes none.
     """
 
     def __init__(self, endpoint: Endpoint, max_in_flight: int, slots: int = START_LIMIT) -> None:
         self.endpoint, self._max_in_flight, self._slots = endpoint, max_in_flight, slots
         self.host = urlsplit(endpoint.url).hostname
         self.limit = AdaptiveLimit(*self._bounds())
+        self.running = 0  # requests in flight
         self.reachable = True  # False: draining or away
-        self.unproven = False  # away until it answers a known-good request: its probes succeed while requests fail
-        self.reserved = False  # by a test of suspects
-        self.checking = False  # a look at it is under way
-        self.running = self.answers = 0
+        self.unproven = False  # away until a known-good request is answered: its probes succeed while requests fail
+        self.reserved = False  # for a test of suspects
+        self.look: asyncio.Task[None] | None = None  # the last check
         self.failed_in_a_row = self.refused_in_a_row = 0  # HTTP errors; prompts (4xx); without an answer between them
         self.last_failure: ServerError | None = None
-        self.sign_at = self.check_at = 0.0  # last sign of life; next look
+        self.answered_at = self.sign_at = self.check_at = 0.0  # last answer; last sign of life; next look
+        self.clocks: set[asyncio.Timeout] = set()  # of requests in flight, to abandon them
         self.full_until = self.told_until = 0.0  # by refusals; by Retry-After
         self._full_s, self._probe_s = FULL_S[0], PROBE_S[0]
         self._left_at, self._refused_at = 0.0, -BURST_S
@@ -72,28 +72,18 @@ class EndpointState:
         """Return whether one more request may be sent."""
         return self.running < int(self.limit.value) and not self.reserved and self.status(now) == "up"
 
-    def silent_s(self, now: float) -> float:
-        """Return for how long the endpoint has held requests without a sign of life."""
-        return now - self.sign_at if self.running else 0.0
-
     def started(self, now: float) -> int:
         """Count a request that is sent; return the stamp to pass on with its outcome."""
-        if not self.running:
-            self.sign_at = now
+        self.sign_at = self.sign_at if self.running else now
         self.running += 1
         return self.limit.stamp
 
     def answered(self, stamp: int, queue_share: float, now: float) -> None:
         """Count an answer to a request, which still counts as running."""
-        self.answers += 1
         self.failed_in_a_row = self.refused_in_a_row = 0
-        self.sign_at, self.full_until, self._full_s = now, 0.0, FULL_S[0]
+        self.answered_at = self.sign_at = now
+        self.full_until, self._full_s = 0.0, FULL_S[0]
         self.limit.answered(stamp, queue_share, self.running)
-
-    def queued(self, waiting: int) -> None:
-        """Take in how many requests wait in the server for a slot of its batch."""
-        if waiting > QUEUE_SHARE * self.running:
-            self.limit.congested(self.limit.stamp)
 
     def failed(self, stamp: int, error: ServerError, now: float) -> None:
         """Count a request that was not answered."""
@@ -117,27 +107,76 @@ class EndpointState:
                 self.leave(error, now, unproven=True)
 
     def leave(self, error: ServerError, now: float, unproven: bool = False) -> None:
-        """Send nothing until a probe succeeds, and with ``unproven`` a request too. The first probe is due at once."""
+        """Send nothing until a probe, the first of which is due now, and with ``unproven`` a request, succeeds."""
         self.last_failure, self.unproven = error, self.unproven or unproven
         if self.reachable:
-            self.reachable, self._left_at, self._probe_s = False, now, PROBE_S[0]
-            self.check_at = now
+            self.reachable, self._left_at, self._probe_s, self.check_at = False, now, PROBE_S[0], now
 
-    def still_away(self, error: ServerError | None, now: float) -> None:
-        """Plan the next probe after one that failed."""
+    async def check(self, good: Request | None, timeout_s: float) -> None:
+        """Look at the endpoint: does it hang, how long is its queue, is it back?
+
+        Raises:
+            FatalServerError: it is back with another model.
+        """
+        now, endpoint, before = asyncio.get_running_loop().time, self.endpoint, self.endpoint.info
+        silent_s = now() - self.sign_at if self.running else 0.0
+        self.check_at = now() + LOOK_S
+        if self.reachable and silent_s >= STALL_S and not await endpoint.probe():
+            holds = f"{endpoint.url} holds {self.running} requests and answers no probe"
+            self.leave(TransientError(holds), now())
+        elif self.reachable:
+            waiting = await endpoint.queue_size() if self.running else None
+            if (waiting or 0) > QUEUE_SHARE * self.running:
+                self.limit.congested(self.limit.stamp)
+        else:
+            if silent_s >= 2 * STALL_S:
+                self.abandon()
+            try:
+                info = await endpoint.connect() if await endpoint.probe() else None
+            except ServerError as error:
+                info, self.last_failure = None, error
+            if info and before and not same_model(before, info):
+                raise FatalServerError(
+                    f"{endpoint.url} now serves {info.model_id} ({info.model_revision}); this run began with "
+                    f"{before.model_id} ({before.model_revision}). Serve that model again"
+                )
+            if info and (not self.unproven or good is None or await self.answers(good, timeout_s)):
+                self._back(now())
+            else:
+                self._still_away(now())
+
+    async def answers(self, good: Request, timeout_s: float) -> bool:
+        """Return whether a known-good request is answered; if it fails, the endpoint has to prove itself."""
+        now = asyncio.get_running_loop().time
+        stamp = self.started(now())
+        try:
+            self.answered(stamp, (await self.endpoint.ask(good, timeout_s)).queue_share, now())
+            return True
+        except ServerError as error:
+            self.failed(stamp, error, now())
+            if not isinstance(error, RateLimited):
+                self.leave(error, now(), unproven=True)
+            return False
+        finally:
+            self.running -= 1
+
+    def abandon(self) -> None:
+        """End the requests in flight with a ``TimeoutError``."""
+        for clock in self.clocks:
+            if not clock.expired():
+                clock.reschedule(0)
+
+    def _still_away(self, now: float) -> None:
         if self._probe_s == PROBE_S[0]:
-            logger.warning("%s does not answer; waiting for it. %s", self.endpoint.url, self.last_failure or error)
-        self.last_failure = error or self.last_failure
+            logger.warning("%s does not answer; waiting for it: %s", self.endpoint.url, self.last_failure)
         self.check_at = now + self._probe_s * random.uniform(0.75, 1.25)
         self._probe_s = min(2 * self._probe_s, PROBE_S[1])
 
-    def back(self, now: float) -> None:
-        """Send requests again: a probe succeeded."""
-        if self._probe_s > PROBE_S[0]:  # not the first
+    def _back(self, now: float) -> None:
+        if self._probe_s > PROBE_S[0]:  # not the first probe
             logger.warning("%s answers again, after %.0f s", self.endpoint.url, now - self._left_at)
             self.limit.restart(*self._bounds())
-        self.reachable, self.unproven, self.failed_in_a_row = True, False, 0
-        self.sign_at, self.check_at = now, now + LOOK_S
+        self.reachable, self.unproven, self.failed_in_a_row, self.sign_at = True, False, 0, now
 
 
 def same_model(one: ServerInfo, other: ServerInfo) -> bool:
@@ -146,21 +185,11 @@ def same_model(one: ServerInfo, other: ServerInfo) -> bool:
     return len(ids - {"unknown"}) < 2 and len(revisions - {None}) < 2
 
 
-async def all_at_once(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return the results of calls that run concurrently; the first error cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
 async def keep_trying(call: Callable[[], Awaitable[T]], url: str, give_up_s: float) -> T:
-    """Return what ``call`` returns, once the server has loaded its model.
+    """Return what ``call`` returns once the server at ``url`` has loaded its model.
 
     Raises:
-        FatalServerError: it fails for ``give_up_s``, or for another reason than a server that is not ready.
+        FatalServerError: it is not ready within ``give_up_s``, or fails for another reason.
     """
     now = asyncio.get_running_loop().time
     start, pause_s, failures = now(), PROBE_S[0], 0
@@ -178,7 +207,7 @@ async def keep_trying(call: Callable[[], Awaitable[T]], url: str, give_up_s: flo
 
 
 async def warm_up(endpoint: Endpoint, requests: Sequence[Request], timeout_s: float, give_up_s: float) -> None:
-    """Check that an endpoint can serve ``requests`` with their real ``max_tokens``, and let it compile their schemas.
+    """Check that an endpoint can serve ``requests`` with their real ``max_tokens``; let it compile their schemas.
 
     Raises:
         FatalServerError: the context is too short, or a request is refused or gets no text; says what to change.
@@ -195,19 +224,17 @@ async def warm_up(endpoint: Endpoint, requests: Sequence[Request], timeout_s: fl
                 "vLLM --max-model-len, SGLang --context-length, llama.cpp -c) or lower max_tokens in the prompt file"
             )
         grammar = "; it may be compiling the grammar of the answers" if request.schema else ""
-        text = "%s: waiting for the answer to the warm-up request" + grammar
-        slow = asyncio.get_running_loop().call_later(SLOW_S, logger.info, text, url)
+        text = f"{url}: waiting for the answer to the warm-up request{grammar}"
+        slow = asyncio.get_running_loop().call_later(SLOW_S, logger.info, text)
         try:
             answer = await keep_trying(partial(endpoint.ask, request, timeout_s), url, give_up_s)
         except RequestRejected as error:
-            raise FatalServerError(
-                f"the warm-up request was refused: {error}", error.status, error.error_type, url
-            ) from error
+            raise FatalServerError(f"the warm-up request was refused: {error}", error.status) from error
         finally:
             slow.cancel()
         if not answer.text.strip():
             raise FatalServerError(
-                f"{url} answered the warm-up request with no text, {answer.thinking_tokens} tokens of thinking and "
-                f"finish_reason {answer.finish_reason!r} (max_tokens {tokens}): switch thinking off on the server, or "
-                "serve a model that answers"
+                f"{url} answered the warm-up request with no text but {answer.thinking_tokens} tokens of thinking "
+                f"(finish_reason {answer.finish_reason}, max_tokens {tokens}): switch thinking off on the server, "
+                "or serve a model that answers"
             )

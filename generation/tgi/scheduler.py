@@ -4,14 +4,14 @@
 probe) changes the state and requests a dispatch, which runs after the event, never inside it, and arms one timer for
 the next moment at which anything is due. All waiting is on the event loop's clock, so that tests can make it virtual.
 
-A row is at fault only if it fails alone on an endpoint that answers a known-good request before and after it. Rows that
-failed together are tested in groups, and a group that fails is halved (Dorfman's group testing).
+A row is at fault only if it fails alone on an endpoint that answers a known-good request before and after it. Rows
+that failed together are tested in groups, and a group that fails is halved (Dorfman's group testing).
 """
 
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import aiohttp
 
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
-from .endpoint_state import LOOK_S, STALL_S, EndpointState, all_at_once, same_model, warm_up
+from .endpoint_state import EndpointState, warm_up
 from .protocol import Answer, Request, ServerInfo
 
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
 FAILS_ALONE = 2  # tests that a row at fault fails alone
 REFUSED_IN_A_ROW = 50  # prompts refused by one endpoint and none answered: the fault is not theirs
+ALONE = f" (failed alone {FAILS_ALONE} times, between answers to another request)"
 
 
 @dataclass
@@ -44,9 +45,7 @@ class _Job:
     stats: RequestStats
     turn: "asyncio.Future[EndpointState]"
     state: EndpointState | None = None  # set while a slot is held
-    clock: asyncio.Timeout | None = None  # set while in flight, to abandon the request
-    stamp: int = 0  # of the endpoint's limit, its answers, and the time, when the request was sent
-    answers: int = 0
+    stamp: int = 0  # of the endpoint's limit when the request was sent
     sent_at: float = 0.0
     failures: int = 0  # in company
     failed_alone: int = 0
@@ -63,16 +62,15 @@ class Scheduler:
     """
 
     def __init__(self, states: Sequence[EndpointState], timeout_s: float, give_up_s: float) -> None:
-        self.states, self._timeout_s, self._give_up_s = list(states), timeout_s, give_up_s
+        self.states, self._timeout_s, self._give_up_s = states, timeout_s, give_up_s
         self.infos: list[ServerInfo] = [state.endpoint.info for state in states if state.endpoint.info]
         self._loop = asyncio.get_running_loop()
         self._jobs: set[_Job] = set()
         self._queue: deque[_Job] = deque()
         self._held: set[_Job] = set()  # in back-off or suspected
-        self._suspects: list[_Job] = []  # not tested yet
-        self._groups: list[list[_Job]] = []  # parts of groups that failed
+        self._groups: list[list[_Job]] = [[]]  # suspects: the first group is not tested yet, others are parts of it
         self._good: Request | None = None  # answered before
-        self._answered_at = 0.0
+        self._busy_since = 0.0
         self._fatal: FatalServerError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -100,7 +98,8 @@ class Scheduler:
         Raises:
             FatalServerError: a context is too short, or a request is refused or gets no text; says what to change.
         """
-        await all_at_once(warm_up(s.endpoint, requests, self._timeout_s, self._give_up_s) for s in self.states)
+        calls = (warm_up(state.endpoint, requests, self._timeout_s, self._give_up_s) for state in self.states)
+        await asyncio.gather(*calls)
         self._good = requests[0] if requests else None
 
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
@@ -112,48 +111,34 @@ class Scheduler:
         """
         if self._fatal:
             raise self._fatal
-        job = _Job(request, RequestStats() if stats is None else stats, self._loop.create_future())
+        job = _Job(request, stats or RequestStats(), self._loop.create_future())
         if not self._jobs:
-            self._answered_at = self._loop.time()
+            self._busy_since = self._loop.time()
         self._jobs.add(job)
         self._queue.append(job)
         self._changed()
         try:
             while True:
                 state = await job.turn
-                if answer := await self._send(job, state):
+                job.stats.requests += 1
+                try:
+                    async with asyncio.timeout(None) as clock:
+                        state.clocks.add(clock)
+                        answer = await state.endpoint.ask(job.request, self._timeout_s)
+                    state.answered(job.stamp, answer.queue_share, self._loop.time())
+                    self._good = self._good or job.request
                     return answer
+                except (ServerError, TimeoutError) as error:
+                    job.turn = self._loop.create_future()
+                    silent = TransientError(f"{state.endpoint.url} gives no sign of life")
+                    self._failed(job, state, error if isinstance(error, ServerError) else silent)
+                    self._release(job)
+                finally:
+                    state.clocks.discard(clock)
         finally:
             self._release(job)
             self._jobs.discard(job)
             self._held.discard(job)
-
-    async def _send(self, job: _Job, state: EndpointState) -> Answer | None:
-        """Send a job's request; return None if it is to be sent again."""
-        job.stats.requests += 1
-        try:
-            async with asyncio.timeout(None) as job.clock:
-                answer = await state.endpoint.ask(job.request, self._timeout_s)
-        except ServerError as error:
-            job.error = error
-        except TimeoutError:
-            job.error = TransientError(f"{state.endpoint.url} gives no sign of life", endpoint=state.endpoint.url)
-        else:
-            self._answered(state, job.stamp, answer)
-            self._good = self._good or job.request
-            return answer
-        finally:
-            job.clock = None
-        job.turn = self._loop.create_future()
-        if self._fatal:
-            raise self._fatal
-        self._failed(job, state, job.error)
-        self._release(job)
-        return None
-
-    def _answered(self, state: EndpointState, stamp: int, answer: Answer) -> None:
-        self._answered_at = self._loop.time()
-        state.answered(stamp, answer.queue_share, self._answered_at)
 
     def _release(self, job: _Job) -> None:
         """Free the slot that a job holds, if any."""
@@ -170,36 +155,34 @@ class Scheduler:
             FatalServerError: the run must stop.
         """
         now = self._loop.time()
-        if isinstance(error, FatalServerError):
-            if not (error.status in (401, 403) and self._good):
-                raise self.stop(str(error), error)
-            error = RequestRejected(str(error), error.status, error.error_type, error.endpoint)
-        if error.status is None and now - job.sent_at >= self._timeout_s and state.answers == job.answers:
+        if self._fatal or (isinstance(error, FatalServerError) and not (error.status in (401, 403) and self._good)):
+            raise self._fatal or self.stop(str(error), error)
+        if error.status is None and now - job.sent_at >= self._timeout_s and state.sign_at <= job.sent_at:
             state.leave(error, now, unproven=True)  # it hangs, whatever a probe says
+        if isinstance(error, FatalServerError | RequestRejected):
+            error = RequestRejected(str(error), error.status, error.error_type)
+            state.answered_at = now
         state.failed(job.stamp, error, now)
+        if state.refused_in_a_row >= REFUSED_IN_A_ROW:
+            raise self.stop(f"{error}. {state.endpoint.url} refused {REFUSED_IN_A_ROW} prompts in a row", error)
         if isinstance(error, RequestRejected):
-            self._answered_at = now
-            if state.refused_in_a_row >= REFUSED_IN_A_ROW:
-                raise self.stop(f"{error}. {state.endpoint.url} refused {REFUSED_IN_A_ROW} prompts in a row", error)
             raise error
         job.stats.retries["429" if isinstance(error, RateLimited) else str(error.status or "connection")] += 1
         if isinstance(error, RateLimited):
-            for other in self.states if error.retry_after_s else ():
+            for other in self.states:
                 if other.host == state.host:
                     other.told_until = max(other.told_until, now + (error.retry_after_s or 0))
             self._requeue(job)
-        elif job not in self._held:  # else a test decides
-            self._put_off(job, error)
-
-    def _put_off(self, job: _Job, error: ServerError) -> None:
-        """Make a job that failed a suspect, or let it wait outside of the slots."""
-        self._held.add(job)
-        job.failures += not isinstance(error.__context__, (ConnectionRefusedError, aiohttp.ClientConnectorError))
-        if job.failures >= SUSPECT_AFTER and self._good:
-            self._suspects.append(job)
+        elif job in self._held:
+            job.error = error  # a test decides
         else:
-            longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
-            self._loop.call_later(random.uniform(0, longest_s), self._requeue, job)
+            self._held.add(job)
+            job.failures += not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
+            if job.failures >= SUSPECT_AFTER and self._good:
+                self._groups[0].append(job)
+            else:
+                longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
+                self._loop.call_later(random.uniform(0, longest_s), self._requeue, job)
 
     def _requeue(self, job: _Job) -> None:
         """Queue a job before those that were not sent yet."""
@@ -218,21 +201,21 @@ class Scheduler:
         self._requested = False
         self._dispatched.set()
         self._dispatched.clear()
-        now, give_up_at = self._loop.time(), self._answered_at + self._give_up_s
+        now = self._loop.time()
+        answered_at = max(self._busy_since, *(state.answered_at for state in self.states))
         if self._fatal or not self._jobs:
             return
-        if now >= give_up_at:
+        if now >= answered_at + self._give_up_s:
             last = "; ".join(f"{state.endpoint.url}: {state.last_failure or 'no answer'}" for state in self.states)
             self.stop(f"no request was answered for {self._give_up_s:g} s; are the servers still up? {last}")
             return
-        due = [give_up_at]
+        due = [answered_at + self._give_up_s]
         for state in self.states:
-            if now >= state.check_at and not state.checking:
-                state.checking = True
-                self._spawn(self._check(state))
+            if now >= state.check_at and (not state.look or state.look.done()):
+                state.look = self._spawn(state.check(self._good, self._timeout_s))
             due += [at for at in (state.check_at, state.full_until, state.told_until) if at > now]
-        testing = any(state.reserved for state in self.states)
-        if (self._suspects or self._groups) and not testing and (free := self._least_loaded(now)):
+        testing = any(state.reserved for state in self.states) or self._groups == [[]]
+        if not testing and (free := self._least_loaded(now)):
             free.reserved = True
             self._spawn(self._test(free))
         while self._queue and (free := self._least_loaded(now)):
@@ -251,78 +234,43 @@ class Scheduler:
 
     def _grant(self, job: _Job, state: EndpointState) -> None:
         """Give a job a slot."""
-        job.state, job.answers, job.sent_at = state, state.answers, self._loop.time()
+        job.state, job.sent_at = state, self._loop.time()
         job.stamp = state.started(job.sent_at)
         job.turn.set_result(state)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a check or a test in the background; an error in it stops the run."""
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a check or a test in the background; an error in it stops the run."""
 
         def end(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()):
-                self.stop(f"{error}" if isinstance(error, FatalServerError) else f"scheduler: {error!r}")
+                self.stop(str(error) if isinstance(error, FatalServerError) else f"the scheduler failed: {error!r}")
             self._changed()
 
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(end)
-
-    async def _check(self, state: EndpointState) -> None:
-        """Look at an endpoint: does it hang, how long is its queue, is it back?
-
-        Raises:
-            FatalServerError: it is back with another model.
-        """
-        endpoint, before, silent_s = state.endpoint, state.endpoint.info, state.silent_s(self._loop.time())
-        error: ServerError | None = None
-        try:
-            if state.reachable:
-                state.check_at = self._loop.time() + LOOK_S
-                if silent_s >= STALL_S and not await endpoint.probe():
-                    error = TransientError(f"{endpoint.url} holds {state.running} requests and answers no probe")
-                    state.leave(error, self._loop.time())
-                elif state.running:
-                    state.queued(await endpoint.queue_size() or 0)
-                return
-            if silent_s >= 2 * STALL_S:
-                self._abandon([job for job in self._jobs if job.state is state])
-            if await endpoint.probe():
-                info = await endpoint.connect()
-                if before and not same_model(before, info):
-                    self.stop(
-                        f"{endpoint.url} now serves {info.model_id} ({info.model_revision}); this run began with "
-                        f"{before.model_id} ({before.model_revision}). Serve that model again"
-                    )
-                if not state.unproven or await self._answers_good(state):
-                    state.back(self._loop.time())
-                    return
-        except ServerError as failure:
-            error = failure
-        finally:
-            state.checking = False
-        state.still_away(error, self._loop.time())
+        return task
 
     async def _test(self, state: EndpointState) -> None:
         """Test suspects in groups on a reserved endpoint, between answers to the known-good request."""
         good = await self._recovers(state)
-        while good and (self._groups or self._suspects):
-            if not self._groups:
-                self._groups, self._suspects = [self._suspects], []
-            group = [job for job in self._groups.pop() if not job.turn.done()]
-            if len(group) > state.limit.value:
-                self._groups += _halves(group)
-                continue
-            for job in group:
-                self._grant(job, state)
-            await self._until(lambda: not state.running)
-            failed = [job for job in group if job in self._held]
-            good = not failed or await self._recovers(state)
-            for job in failed[:1] if good and len(group) == 1 else ():
-                job.failed_alone += 1
-                if job.failed_alone >= FAILS_ALONE:
-                    job.turn.set_exception(_at_fault(job))
-            self._groups += _halves(failed)
+        while good and self._groups != [[]]:
+            group = failed = [job for job in self._groups.pop() if not job.turn.done()]
+            self._groups = self._groups or [[]]
+            if len(group) <= state.limit.value:
+                for job in group:
+                    self._grant(job, state)
+                await self._until(lambda: not state.running)
+                failed = [job for job in group if job in self._held]
+                good = not failed or await self._recovers(state)
+                if failed and len(group) == 1:
+                    failed[0].failed_alone += good
+                    if failed[0].failed_alone >= FAILS_ALONE:
+                        failed.pop()
+                        group[0].turn.set_exception(RequestRejected(f"{group[0].error}{ALONE}"))
+            middle = (len(failed) + 1) // 2
+            self._groups += [half for half in (failed[:middle], failed[middle:]) if half]
         state.reserved = False
 
     async def _recovers(self, state: EndpointState) -> bool:
@@ -330,8 +278,9 @@ class Scheduler:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
                 while True:
+                    self._changed()
                     await self._until(lambda: not state.running and state.status(self._loop.time()) == "up")
-                    if await self._answers_good(state):
+                    if self._good and await state.answers(self._good, self._timeout_s):
                         return True
         return False
 
@@ -340,40 +289,16 @@ class Scheduler:
         while not is_true():
             await self._dispatched.wait()
 
-    async def _answers_good(self, state: EndpointState) -> bool:
-        """Return whether the endpoint answers the known-good request."""
-        if not self._good:
-            return True
-        stamp = state.started(self._loop.time())
-        try:
-            self._answered(state, stamp, await state.endpoint.ask(self._good, self._timeout_s))
-        except ServerError as error:
-            state.failed(stamp, error, self._loop.time())
-            if not isinstance(error, RateLimited):
-                state.leave(error, self._loop.time(), unproven=True)
-            return False
-        finally:
-            state.running -= 1
-            self._changed()
-        return True
-
-    def _abandon(self, jobs: Iterable[_Job]) -> None:
-        """End requests in flight; their jobs are asked again."""
-        for job in jobs:
-            if job.clock:
-                job.clock.reschedule(self._loop.time())
-
     def stop(self, message: str, cause: ServerError | None = None) -> FatalServerError:
         """End every call of ``ask`` with an error, which is also returned."""
         if not self._fatal:
-            status, kind, url = (cause.status, cause.error_type, cause.endpoint) if cause else (None, None, None)
-            self._fatal = FatalServerError(message, status, kind, url)
-            self._abandon(self._jobs)
+            status, error_type = (cause.status, cause.error_type) if cause else (None, None)
+            self._fatal = FatalServerError(message, status, error_type)
+            for state in self.states:
+                state.abandon()
             for job in self._jobs:
                 if not job.turn.done():
                     job.turn.set_exception(self._fatal)
-            for task in self._tasks:
-                task.cancel()
         return self._fatal
 
     async def close(self) -> None:
@@ -383,18 +308,3 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _halves(group: list[_Job]) -> list[list[_Job]]:
-    middle = len(group) // 2
-    return [half for half in (group[:middle], group[middle:]) if half]
-
-
-def _at_fault(job: _Job) -> RequestRejected:
-    error = job.error or TransientError("it failed")
-    return RequestRejected(
-        f"{error} (failed alone {FAILS_ALONE} times, while another request was answered before and after it)",
-        error.status,
-        error.error_type,
-        error.endpoint,
-    )
