@@ -47,12 +47,7 @@ app = typer.Typer(
 
 
 def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, kind: str | None) -> "Recipe":
-    """Return the recipe that is given, or else the one that the run remembers; ``--endpoint`` and ``--kind`` win.
-
-    Raises:
-        RunError: there is no run and no recipe.
-        RecipeError: the recipe is wrong.
-    """
+    """Return the recipe that is given, or else the one that the run remembers; ``--endpoint`` and ``--kind`` win."""
     from .files import read_json
     from .recipe import load_recipe, parse_recipe
 
@@ -66,11 +61,7 @@ def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, 
 
 
 def open_run(run_dir: Path) -> "Run":
-    """Open a run to look at it.
-
-    Raises:
-        RunError: it is not a run directory.
-    """
+    """Open a run to look at it."""
     from .store import Run
 
     return Run(run_dir)

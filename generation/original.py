@@ -44,7 +44,7 @@ Known = dict[str, tuple[int, str, int]]  # by original id: shard, id and text ha
 
 
 class Tally:
-    """Counts of one kind of rows: how many there are, and how many have which defect, with its first places."""
+    """How many rows of one kind there are, and how many have which defect, with its first place."""
 
     def __init__(self) -> None:
         self.rows = self.rejected = 0
@@ -89,13 +89,13 @@ def import_release(
 
     Raises:
         SeedError: a file cannot be read, or is not a released file.
-        RunError: the run holds something else, or cannot be written.
+        RunError: the run holds something else.
     """
     kinds = [(path, _kind(path)) for path in paths]
     if not any(kind == "captions" for _, kind in kinds):
+        names = ", ".join(map(str, paths))
         raise SeedError(
-            f"none of {', '.join(map(str, paths))} is the pre-training file, in which the only answer of a row is its "
-            "caption. Give that file too: the conversations are about its captions"
+            f"none of {names} is the pre-training file, whose answers are its captions; give that file too"
         )
     files = {path.name: sha256(path) for path in paths}
     recipe = Recipe(name=SOURCE, directory=run_dir.resolve().parent)
@@ -116,11 +116,7 @@ def import_release(
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each row of a file's JSON list, in the memory of some rows.
-
-    Raises:
-        SeedError: it cannot be read as such a list.
-    """
+    """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one."""
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -178,10 +174,8 @@ def _turns(row: Any) -> Any:
 
 def _shape_defect(row: Any, turns: Any) -> str | None:
     """Return what makes a row one that a run cannot hold."""
-    if not isinstance(row, dict):
-        return "not_an_object"
-    if turns is None:
-        return "conversations_malformed"
+    if not isinstance(row, dict) or turns is None:
+        return "conversations_malformed" if isinstance(row, dict) else "not_an_object"
     return None if isinstance(row.get("caption"), str) else "caption_not_text"
 
 
@@ -222,9 +216,9 @@ def _commit_captions(
         tally.checks.update([fault] if fault else [])
         plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
         own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "source": SOURCE, "license": license}
-        own |= {"words": len(caption.split()), "input_hash": text_hash(""), "model": MODEL}
-        own |= {"original_id": None if original is None else str(original)}
-        taken.append(own | {"conversations": None if turns == plain else turns})
+        own |= {"words": len(caption.split()), "input_hash": text_hash(""), "conversations": turns}
+        own |= {"original_id": None if original is None else str(original), "model": MODEL}
+        taken.append(own | ({"conversations": None} if turns == plain else {}))
     _commit(run, CAPTIONS, shard, taken, rejected)
 
 
@@ -281,11 +275,9 @@ def _items(turns: list[dict[str, str]]) -> list[Any]:
     for human, gpt in zip(turns[::2], turns[1::2], strict=True):
         lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n") if line.strip()]
         options = {match[1]: match[2] for line in lines if (match := _OPTION.fullmatch(line))}
-        if len(options) > 1:
-            question = "\n".join(line for line in lines if not _OPTION.fullmatch(line))
-            items.append({"Question": question, "Options": options, "Answer": gpt["value"].strip()})
-        else:
-            items.append({"Question": "\n".join(lines), "Answer": gpt["value"].strip()})
+        chosen = {"Options": options} if len(options) > 1 else {}
+        question = "\n".join(line for line in lines if not (chosen and _OPTION.fullmatch(line)))
+        items.append({"Question": question, **chosen, "Answer": gpt["value"].strip()})
     return items
 
 
@@ -299,10 +291,8 @@ def _task(items: list[Any]) -> str:
 def _conversation_defect(row: Row, turns: Any, items: list[Any], task: str, hashed: int) -> str | None:
     if text_hash(row["caption"]) != hashed:
         return "caption_differs"
-    if fault := _turns_defect(turns):
+    if (fault := _turns_defect(turns)) or task != "multiple_choice":
         return fault
-    if task != "multiple_choice":
-        return None
     if any(tuple(item.get("Options", ())) != tuple(LETTERS) for item in items):
         return "not_four_options"
     return "answer_not_an_option" if any(item["Answer"] not in LETTERS for item in items) else None

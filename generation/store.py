@@ -109,13 +109,14 @@ class Run:
             "settings": self.recipe.settings(stage.name),
             "identity": dict(identity or {}),
         }
-        if replace or not write_json(file, described, exclusive=True):
-            old = read_json(file) if file.exists() else described
-            if not replace:
-                self._compare(stage.name, old["settings"], described["settings"])
-                self._compare(stage.name, old["identity"], described["identity"])
-            else:
-                write_json(file, described | {"begun": old["begun"]})
+        if write_json(file, described, exclusive=True):
+            return
+        old = read_json(file)
+        if replace:
+            write_json(file, described | {"begun": old["begun"]})
+        else:
+            self._compare(stage.name, old["settings"], described["settings"])
+            self._compare(stage.name, old["identity"], described["identity"])
 
     def facts(self, stage: Stage) -> dict[str, Any]:
         """Return the content of ``stage.json``; empty if the stage is not begun."""
@@ -147,11 +148,7 @@ class Run:
         return sorted(int(file.stem) for file in self.directory(stage).glob("[0-9]*.json") if file.stem.isdigit())
 
     def record(self, stage: Stage, shard: int) -> Record | None:
-        """Return the record of a shard, or None if it has none.
-
-        Raises:
-            RunError: the record cannot be read.
-        """
+        """Return the record of a shard, or None if it has none; a RunError says that it cannot be read."""
         file = self.file(stage, shard, ".json")
         if not file.exists():
             return None
@@ -164,8 +161,7 @@ class Run:
 
     def records(self, stage: Stage) -> dict[int, Record]:
         """Return the records of all finished shards, in order."""
-        found = ((shard, self.record(stage, shard)) for shard in self.shards(stage))
-        return {shard: record for shard, record in found if record is not None}
+        return {shard: record for shard in self.shards(stage) if (record := self.record(stage, shard))}
 
     def inputs(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> dict[str, str] | None:
         """Return what the shard would be made from now, or None if its upstream shard is not finished.
@@ -241,9 +237,7 @@ class Run:
         """
         inputs = self.inputs(stage, shard, extra)
         if inputs is None:
-            raise RunError(
-                f"{self.file(stage, shard)}: its input is not finished; give the command of that stage again"
-            )
+            raise RunError(f"{self.file(stage, shard)}: its input is not finished; give that stage's command again")
         path, aside = self.file(stage, shard), self.file(stage, shard, ".rejected.parquet")
         files = {}
         self.reopen(stage, shard)  # a record never names files that were replaced
@@ -262,10 +256,10 @@ class Run:
         self.file(stage, shard, ".json").unlink(missing_ok=True)
 
     def verified(self, stage: Stage, shard: int, suffix: str = "") -> Path:
-        """Return the path of a file of a finished shard whose bytes are those of the record (checked once a process).
+        """Return the path of a finished shard's file, once its bytes are known to be those of the record.
 
         Raises:
-            RunError: the shard is not finished, or the file is missing or was changed.
+            RunError: it has no record, is missing or was changed.
         """
         path, record = self.file(stage, shard, suffix), self.record(stage, shard)
         remedy = f"`python -m generation verify {self.path} --fix` and then the same command make it again"
@@ -274,10 +268,8 @@ class Run:
         if path not in self._verified:
             if not path.is_file():
                 raise RunError(f"{path} is missing; {remedy}")
-            if (found := sha256(path)) != record.files[path.name]["sha256"]:
-                raise RunError(
-                    f"{path} was changed: sha256 {found}, recorded {record.files[path.name]['sha256']}; {remedy}"
-                )
+            if (found := sha256(path)) != (known := record.files[path.name]["sha256"]):
+                raise RunError(f"{path} was changed: sha256 {found}, recorded {known}; {remedy}")
             self._verified.add(path)
         return path
 
@@ -287,10 +279,9 @@ class Run:
 
     def rejected(self, stage: Stage, shard: int) -> pa.Table | None:
         """Return the rejected rows of a finished shard, or None if there are none."""
-        record, path = self.record(stage, shard), self.file(stage, shard, ".rejected.parquet")
-        if record is None or path.name not in record.files:
-            return None
-        return read_table(self.verified(stage, shard, ".rejected.parquet"))
+        record, suffix = self.record(stage, shard), ".rejected.parquet"
+        known = record is not None and self.file(stage, shard, suffix).name in record.files
+        return read_table(self.verified(stage, shard, suffix)) if known else None
 
     def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:
         """Return the records of a stage that is complete.
