@@ -257,6 +257,8 @@ RETRY_AFTER = [("7", 7), ("1.5", 1.5), (DATE, 0), ("soon", None), ("-3", None), 
 def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float | None) -> None:
     error = failure("POST x", 503, b"", {"Retry-After": value}, False, True)
     assert error.retry_after_s == seconds
+    limited = failure("POST x", 429, json.dumps(QUOTA).encode(), {"Retry-After": value}, False, True)
+    assert type(limited) is (FatalServerError if seconds is None else RateLimited)
 
 
 BROKEN = [("cut", "disconnected|reset"), ("half", "ayload"), ("hang", "no answer in 0.3 s")]
@@ -287,6 +289,10 @@ def test_a_server_that_is_not_there_or_still_loading_is_transient_and_then_found
             assert await endpoint.probe() and (await endpoint.ask(PLAIN, 5)).text
             server.dead = True
             assert not await endpoint.probe()
+            server.dead, server.side = False, dict.fromkeys(SIDE_ROUTES, Reply(status=403))
+            assert (await endpoint.connect()).kind == "llama.cpp" and "repeat_penalty" in json.loads(
+                endpoint.body(PLAIN)
+            )
 
     asyncio.run(run())
 
@@ -394,14 +400,17 @@ def test_a_missing_key_is_told_from_a_wrong_one_and_no_key_is_shown(
     assert asked(FakeServer(kind, api_key="right")).text
 
 
-def test_a_403_after_an_answer_is_about_the_prompt() -> None:
-    async def twice(endpoint: Endpoint) -> None:
-        await endpoint.ask(PLAIN, 5)
-        with pytest.raises(RequestRejected, match="guardrail") as raised:
-            await endpoint.ask(PLAIN, 5)
-        assert raised.value.status == 403
+def test_after_an_answer_a_403_is_about_the_prompt_and_a_404_may_pass() -> None:
+    later = [None, Reply(status=403, body=b"guardrail"), Reply(status=404, body=b"model not found")]
 
-    with_endpoint(FakeServer(script=lambda _, n: Reply(status=403, body=b"guardrail") if n else None), twice)
+    async def ask_all(endpoint: Endpoint) -> None:
+        await endpoint.ask(PLAIN, 5)
+        for status, kind in ((403, RequestRejected), (404, TransientError)):
+            with pytest.raises(kind) as raised:
+                await endpoint.ask(PLAIN, 5)
+            assert raised.value.status == status
+
+    with_endpoint(FakeServer(script=lambda _, n: later[n]), ask_all)
 
 
 @pytest.mark.parametrize("key", ["hunter2\n", "hunt er2", "hünter2", "hunter2\r\nX: y"])

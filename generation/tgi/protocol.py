@@ -1,7 +1,6 @@
 """Requests, answers and errors as values, and how the replies of every server are read. Nothing here does I/O."""
 
 import json
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -161,17 +160,18 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
 def _joined(content: Any) -> str:
     """Return the text of ``content``: a string, null, or a list of parts."""
     if isinstance(content, list):
-        return "".join(_joined(part.get("text") if isinstance(part, dict) else part) for part in content)
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
 
 def count(value: Any) -> int:
-    """Return ``value`` as a count of at most 2^31 - 1; 0 for whatever is none, such as NaN or a list."""
+    """Return ``value`` as a count below 2^31; 0 for whatever is none, such as NaN or a list."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return 0
-    return int(min(number, 2**31 - 1)) if math.isfinite(number) and number > 0 else 0
+    return int(number) if 0 < number < 2**31 else 0  # False for NaN
 
 
 def failure(
