@@ -20,10 +20,8 @@ from .stages import CAPTIONS, SEEDS, TASKS
 from .store import Run
 from .tgi.connect import connect
 from .tgi.protocol import Answer, Request
-from .tgi.scheduler import Scheduler
 
 SAMPLE = 32  # rows whose prompts are counted
-CHARACTERS_A_TOKEN = 4.0  # of English, where nothing counts tokens
 TokenCount = Callable[[Sequence[Message]], int]
 
 
@@ -79,7 +77,10 @@ def _estimate(
     if not rows:
         say(f"{task.stage.name}: nothing left to request")
         return
-    sample = [task.request(item, 1) for item in [max(items, key=lambda item: len(str(item.values))), *items[: max(SAMPLE, probes)]]]
+    sample = [
+        task.request(item, 1)
+        for item in [max(items, key=lambda item: len(str(item.values))), *items[: max(SAMPLE, probes)]]
+    ]
     answers, rate, prompts, counted_by, context = asyncio.run(_measure(run, sample, probes, count))
     measured = f"{len(answers)} probes at once; more at once are faster"
     if sessions := [session for session in run.sessions(task.stage) if session["rows"]]:
@@ -114,29 +115,20 @@ async def _measure(
         if probes:
             await scheduler.warm_up(sample[:1])
             start = time.monotonic()
-            replies = await asyncio.gather(*map(scheduler.ask, sample[1:][:probes]), return_exceptions=True)
+            replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
             answers = [reply for reply in replies if isinstance(reply, Answer)]
             if not answers:
                 raise next(reply for reply in replies if isinstance(reply, BaseException))
             rate = len(answers) / (time.monotonic() - start)
-        prompts, counted_by = await _prompt_tokens(scheduler, sample, answers, count)
-        return answers, rate, prompts, counted_by, scheduler.infos[0].max_total_tokens
-
-
-async def _prompt_tokens(
-    scheduler: Scheduler, sample: Sequence[Request], answers: Sequence[Answer], count: TokenCount | None
-) -> tuple[list[float], str]:
-    """Return the tokens of each prompt, and what counted them."""
-    if count:
-        return [float(count(request.messages)) for request in sample], "the tokenizer given"
-    counts = [await scheduler.states[0].endpoint.count_tokens(request) for request in sample]
-    if all(counts):
-        return [float(number or 0) for number in counts], "counted by the server"
-    letters = [sum(len(message["content"]) for message in request.messages) for request in sample]
-    if known := sum(answer.prompt_tokens for answer in answers):
-        share = known / sum(letters[1 : len(answers) + 1])
-        return [number * share for number in letters], f"{len(answers)} probes"
-    return [number / CHARACTERS_A_TOKEN for number in letters], f"{CHARACTERS_A_TOKEN:g} characters a token"
+        context, counted_by = scheduler.infos[0].max_total_tokens, "the tokenizer given"
+        if count:
+            tokens = [float(count(request.messages)) for request in sample]
+        else:
+            counts = [await scheduler.states[0].endpoint.count_tokens(request) for request in sample]
+            known, counted_by = all(counts), "counted by the server" if all(counts) else "4 characters a token"
+            letters = (sum(len(message["content"]) for message in request.messages) for request in sample)
+            tokens = [float(n or 0) for n in counts] if known else [number / 4 for number in letters]
+        return answers, rate, tokens, counted_by, context
 
 
 def _counter(folder: Path) -> TokenCount:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generation import engine
 from generation.config import Server
-from generation.engine import Item, generate, retry, session
+from generation.engine import Item, generate, retry
+from generation.engine.journal import Journal
 from generation.errors import FatalServerError, RequestRejected, RunError, StageFailed
 from generation.files import parquet
 from generation.prompts import load_prompt
@@ -26,6 +29,7 @@ from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
 from generation.store import Run
 from generation.tgi.protocol import Answer, Request
 from generation.tgi.scheduler import RequestStats
+from tests.conftest import command
 
 RECIPE = parse_recipe({"name": "t", "directory": "/", "seeds": {"captions": []}}, "test")
 Reply = Callable[[str, int], str | Exception]  # of a seed and the number of its request
@@ -111,17 +115,12 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
 
 
-def ask(
-    run: Run, reply: Reply | None = None, task: Any = None, stop_after: int | None = None, **ranks: int
-) -> FakeScheduler:
-    """Call ``generate`` on a fake scheduler and return it; an error is kept in its ``error``."""
-    scheduler = FakeScheduler(reply, stop_after)
-    before, session.connect = session.connect, scheduler.connect
-    try:
-        tasks = task if isinstance(task, list) else [task or FakeTask()]
-        generate(run, tasks, Server(), **ranks)
-    finally:
-        session.connect = before
+def ask(run: Run, scheduler: Reply | FakeScheduler | None = None, *tasks: Any, **ranks: int) -> FakeScheduler:
+    """Call ``generate`` on a fake scheduler, or one that replies so, and return it."""
+    scheduler = scheduler if isinstance(scheduler, FakeScheduler) else FakeScheduler(scheduler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "connect", scheduler.connect)
+        generate(run, tasks or [FakeTask()], Server(), **ranks)
     return scheduler
 
 
@@ -189,25 +188,19 @@ def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> Non
 
 
 @settings(max_examples=40, deadline=None)
-@given(stops=st.lists(st.integers(1, 12), max_size=6), rows_=st.integers(1, 7), capacity=st.integers(1, 6))
-def test_sessions_that_end_anywhere_add_up_to_an_undisturbed_run(stops: list[int], rows_: int, capacity: int) -> None:
+@given(stops=st.lists(st.integers(1, 12), max_size=6), count=st.integers(1, 7), capacity=st.integers(1, 6))
+def test_sessions_that_end_anywhere_add_up_to_an_undisturbed_run(stops: list[int], count: int, capacity: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeScheduler, "capacity", capacity)
-        whole, broken = make_run(Path(folder) / "a", 3, rows_), make_run(Path(folder) / "b", 3, rows_)
-        by_seed: Reply = lambda text, n: f"A caption of {text}."  # noqa: E731
-        undisturbed = ask(whole, by_seed).asked
-        asked: list[tuple[str, int]] = []
-        interrupted = 0
-        for stop in stops:
-            scheduler = FakeScheduler(by_seed, stop)
-            with pytest.MonkeyPatch.context() as connected:
-                connected.setattr(session, "connect", scheduler.connect)
-                try:
-                    generate(broken, [FakeTask()], Server())
-                except FatalServerError:
-                    interrupted += 1
-            asked += scheduler.asked
-        asked += ask(broken, by_seed).asked
+        whole, broken = make_run(Path(folder) / "a", 3, count), make_run(Path(folder) / "b", 3, count)
+        undisturbed, sessions, interrupted = ask(whole).asked, list[FakeScheduler](), 0
+        for stop in [*stops, None]:
+            sessions.append(FakeScheduler(stop_after=stop))
+            try:
+                ask(broken, sessions[-1])
+            except FatalServerError:
+                interrupted += 1
+        asked = [request for session in sessions for request in session.asked]
         assert data(broken) == data(whole)
         assert set(asked) == set(undisturbed)
         assert len(asked) - len(undisturbed) <= interrupted * (capacity - 1)
@@ -233,11 +226,11 @@ def test_a_higher_fraction_asks_only_about_what_it_adds(run: Run) -> None:
         def items(self, run: Run, shard: int) -> list[Item]:
             return super().items(run, shard)[: int(self.extra["take"])]
 
-    ask(run, task=Some(take="2"))
-    scheduler = ask(run, task=Some(take="4"))
+    ask(run, None, Some(take="2"))
+    scheduler = ask(run, None, Some(take="4"))
     assert sorted(text for text, _ in scheduler.asked) == [f"seed {s} {n}" for s in range(3) for n in (2, 3)]
     assert len(rows(run)) == 12
-    assert ask(run, task=Some(take="1")).connections == 0  # nothing to ask, so no server
+    assert ask(run, None, Some(take="1")).connections == 0  # nothing to ask, so no server
     assert [row["id"] for row in rows(run)] == [row_id(shard, 0) for shard in range(3)]
 
 
@@ -257,23 +250,19 @@ def test_retry_asks_rejected_rows_again_with_fresh_seeds(run: Run) -> None:
     assert record is not None and record.counts["requests"] == 7 + 5 - 2 - 1 + 1
 
 
-def test_a_retry_that_is_killed_before_the_record_is_removed_loses_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retry_that_is_killed_before_the_record_is_removed_loses_nothing(run: Run) -> None:
     ask(run, fails)
     before = data(run)
 
-    def killed(self: Run, stage: Stage, shard: int) -> None:
-        raise KeyboardInterrupt
+    def killed_retry() -> None:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Run, "reopen", lambda self, stage, shard: signal.raise_signal(signal.SIGINT))
+            retry(run, [FakeTask()], None)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "reopen", killed)
-        retry(run, [FakeTask()], None)
+    killed_retry()
     assert ask(run).connections == 0 and data(run) == before  # as if it had not been given
     assert not list(run.directory(CAPTIONS).glob("[0-9]*.jsonl"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "reopen", killed)
-        retry(run, [FakeTask()], None)
+    killed_retry()
     assert retry(run, [FakeTask()], None) == {"captions": 3}
     ask(run)
     assert len(rows(run)) == 15
@@ -290,11 +279,8 @@ def test_rows_that_fail_a_retry_are_rejected_with_all_their_attempts(run: Run) -
 def test_the_first_rows_that_all_fail_alike_stop_the_stage_and_are_asked_again(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 9, 20)
     scheduler = FakeScheduler(lambda text, n: "bad empty")
-    session_connect = session.connect
-    session.connect = scheduler.connect
     with pytest.raises(StageFailed) as caught:
-        generate(run, [FakeTask()], Server())
-    session.connect = session_connect
+        ask(run, scheduler)
     assert "the first 50 rows all failed (empty: 50)" in str(caught.value)
     assert "'bad empty'" in str(caught.value) and "server.thinking" in str(caught.value)
     assert len({text for text, _ in scheduler.asked}) <= 50 + 4
@@ -306,11 +292,10 @@ def test_the_first_rows_that_all_fail_alike_stop_the_stage_and_are_asked_again(t
 @pytest.mark.parametrize(("count", "asked"), [(12, 6), (6, 5), (3, 3)])
 def test_half_of_a_small_run_is_enough_to_stop_it(tmp_path: Path, count: int, asked: int) -> None:
     run = make_run(tmp_path / "run", 1, count)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageFailed):
-        patch.setattr(FakeScheduler, "capacity", 1)
-        scheduler = FakeScheduler(lambda text, n: "bad loop")
-        patch.setattr(session, "connect", scheduler.connect)
-        generate(run, [FakeTask()], Server())
+    scheduler = FakeScheduler(lambda text, n: "bad loop")
+    scheduler.capacity = 1
+    with pytest.raises(StageFailed):
+        ask(run, scheduler)
     assert len({text for text, _ in scheduler.asked}) == asked
 
 
@@ -331,8 +316,6 @@ def test_bad_rows_after_a_good_one_do_not_stop_the_stage(tmp_path: Path) -> None
 
 def test_two_stages_share_one_pool_and_no_shard_waits_for_another(run: Run) -> None:
     ask(run, fails)
-    for task in ("multiple_choice", "question_answering"):
-        assert run.due(INSTRUCTIONS[task]) == [0, 1, 2]
     slow = asyncio.Event()
 
     class Slow(FakeScheduler):
@@ -345,27 +328,21 @@ def test_two_stages_share_one_pool_and_no_shard_waits_for_another(run: Run) -> N
                 slow.set()
             return answer
 
-    scheduler = Slow()
     tasks = [FakeTask(INSTRUCTIONS[task]) for task in ("multiple_choice", "question_answering")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "connect", scheduler.connect)
-        generate(run, tasks, Server())
+    ask(run, Slow(), *tasks)
     assert len(rows(run, tasks[0].stage)) == len(rows(run, tasks[1].stage)) == 12
     assert rows(run, tasks[0].stage)[0]["grounded"] == [1.0, 0.5]
     assert [session_["rows"] for task in tasks for session_ in run.sessions(task.stage)] == [12, 12]
 
 
-def test_another_model_is_refused_before_anything_is_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_is_refused_before_anything_is_asked(run: Run) -> None:
     with pytest.raises(FatalServerError):
-        ask(run, stop_after=3)
-    monkeypatch.setattr(
-        FakeScheduler, "infos", [SimpleNamespace(kind="vllm", version="1", model_id="b", model_revision=None)]
-    )
-    scheduler = FakeScheduler()
-    monkeypatch.setattr(session, "connect", scheduler.connect)
+        ask(run, FakeScheduler(stop_after=3))
+    other = FakeScheduler()
+    other.infos = [SimpleNamespace(kind="vllm", version="1", model_id="b", model_revision=None)]
     with pytest.raises(RunError, match="model: 'fake/model' -> 'b'"):
-        generate(run, [FakeTask()], Server())
-    assert not scheduler.asked
+        ask(run, other)
+    assert not other.asked
 
 
 def test_shards_of_other_processes_are_left_to_them(run: Run) -> None:
@@ -383,27 +360,113 @@ def test_shards_of_other_processes_are_left_to_them(run: Run) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = make_run(tmp_path_factory.mktemp("finished") / "run", 3, 5)
-    ask(run, lambda text, n: fails(text, 2))
+    ask(run, fails)
     return run
 
 
 @settings(max_examples=50, deadline=None)
-@given(data_=st.data())
-def test_any_files_deleted_or_cut_are_made_again_by_the_same_command(finished: Run, data_: st.DataObject) -> None:
+@given(drawn=st.data())
+def test_any_files_deleted_or_cut_are_made_again_by_the_same_command(finished: Run, drawn: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(shutil.copytree(finished.path, Path(folder) / "run")))
         files = sorted(path for path in run.directory(CAPTIONS).iterdir() if path.suffix != ".lock")
-        for path in data_.draw(st.lists(st.sampled_from(files), unique=True), label="deleted"):
+        for path in drawn.draw(st.lists(st.sampled_from(files), unique=True), label="deleted"):
             path.unlink()
-        records = {path for path in files if path.name[:5].isdigit() and path.suffix == ".json"}
-        left = sorted(path for path in files if path.exists() and path.suffix == ".parquet")
-        for path in data_.draw(st.lists(st.sampled_from(left), unique=True) if left else st.just([]), label="cut"):
+        left = [path for path in files if path.suffix == ".parquet" and path.exists()]
+        for path in drawn.draw(st.lists(st.sampled_from(left), unique=True) if left else st.just([]), label="cut"):
             path.write_bytes(path.read_bytes()[:-9])
             run.file(CAPTIONS, int(path.name[:5]), ".json").unlink(missing_ok=True)  # as ``verify --fix`` does
-        assert records
-        ask(run, lambda text, n: fails(text, 2))
+        ask(run, fails)
         assert data(run) == data(finished)
-        records_now = [run.record(CAPTIONS, shard) for shard in range(3)]
-        assert [record and record.files for record in records_now] == [
-            record and record.files for record in map(lambda shard: finished.record(CAPTIONS, shard), range(3))
-        ]
+        for shard in range(3):
+            record, expected = run.record(CAPTIONS, shard), finished.record(CAPTIONS, shard)
+            assert record and expected and record.files == expected.files
+
+
+def line(number: int, kind: str = "row", **more: Any) -> dict[str, Any]:
+    return {kind: {"id": f"{number:010d}", "input_hash": number, **more}}
+
+
+def numbers(journal: Journal) -> list[int]:
+    return [row["input_hash"] for row in journal.rows()]
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from(["\n", "\r\n", "\u2028", "\x00🦄"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=st.lists(texts, max_size=6), drawn=st.data())
+def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(said: list[str], drawn: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, lines = Path(folder) / "00000.jsonl", [line(number, raw=text) for number, text in enumerate(said)]
+        journal = Journal(path)
+        for written in lines:
+            journal.append(written)
+        journal.close()
+        content = path.read_bytes() if said else b""
+        assert [json.loads(one) for one in content.splitlines()] == lines
+        cut = drawn.draw(st.integers(0, len(content)), label="cut")
+        path.write_bytes(content[:cut])
+        whole = lines[: content[:cut].count(b"\n")]
+        journal = Journal(path)
+        assert journal.rows() == [one["row"] for one in whole] and path.read_bytes() == content[:cut]
+        journal.append(line(99))
+        journal.close()
+        assert [json.loads(one) for one in path.read_bytes().splitlines()] == [*whole, line(99)]
+
+
+def test_the_last_line_of_a_row_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "00000.jsonl")
+    for one in (line(1), line(2), line(1, "again", attempts=3), line(3, "again", attempts=3), line(3), line(2)):
+        journal.append(one)
+    for read in (journal, Journal(journal.path)):
+        assert sorted(numbers(read)) == [2, 3]
+        assert [row["attempts"] for row in read.again.values()] == [3]
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b'{"row": {"id"', b'{"row": {}}', b"[]", b"null", b"\xff", b'{"again": 7}'], ids=repr
+)
+def test_a_damaged_line_is_refused_with_its_number_and_left_as_it_is(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "00000.jsonl"
+    content = b"\n".join([json.dumps(line(1)).encode(), bad, json.dumps(line(2)).encode(), b""])
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=f"{path}, line 2 is damaged .* Delete that line"):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+from generation.engine.journal import Journal
+from generation.errors import RunError
+
+path, limit = Path(sys.argv[1]), int(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+journal, number, refused = Journal(path), 10, []
+while len(refused) < 3:
+    try:
+        journal.append({"row": {"id": str(number), "input_hash": number, "raw": "x" * 60}})
+        number += 1
+    except RunError as error:
+        refused.append(str(error))
+        assert path.read_text()[-1] == "\\n"
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+journal.append({"row": {"id": "", "input_hash": 0}})
+journal.close()
+print(number, *refused, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("more", [0, 1, 99])
+def test_a_full_disk_leaves_no_half_line_and_loses_none(tmp_path: Path, more: int) -> None:
+    path = tmp_path / "00000.jsonl"
+    size = len('{"row":{"id":"10","input_hash":10,"raw":""}}\n') + 60
+    done = command("-c", DISK_FULL, path, 8 * size + more)
+    number, *refused = done.stdout.splitlines()
+    assert int(number) == 10 + 8, done.stderr
+    assert all(text.startswith(f"cannot write {path}: ") and "give the same command again" in text for text in refused)
+    assert numbers(Journal(path)) == [*range(10, 18), 0]

@@ -23,14 +23,15 @@ CHILD = """
 import sys
 from pathlib import Path
 from generation.config import Server
-from generation.engine import generate, session
+from generation import engine
 from generation.errors import Interrupted
 from generation.store import Run
 from tests.test_engine import FakeTask
 
-path, url, rank, world_size, session.GRACE_S = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+path, url, rank, world_size, grace_s = sys.argv[1:]
+engine.GRACE_S = float(grace_s)
 try:
-    generate(Run(Path(path)), [FakeTask()], Server(endpoints=(url,)), rank, world_size)
+    engine.generate(Run(Path(path)), [FakeTask()], Server(endpoints=(url,)), int(rank), int(world_size))
 except Interrupted:
     sys.exit(130)
 """

@@ -2,8 +2,8 @@
 
 The journal (``00000.jsonl``) is append-only, one JSON object a line:
 
-- ``{"row": {...}, "retries": {...}}``: a finished row, and the causes for which its requests were sent again; a
-  rejected row has a ``reason``;
+- ``{"row": {...}, "retries": {...}}``: a finished row, and its requests that were sent again, by cause. A rejected row
+  has a ``reason``;
 - ``{"again": {...}}``: the rejected row of this id is due again, after so many ``attempts`` and tokens.
 
 A line reaches the operating system before the next request is sent, so a killed process loses no answer, and the disk
@@ -36,9 +36,23 @@ logger = logging.getLogger(__name__)
 
 SYNC_S = 1.0
 TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens")
-SUMS = ("attempts", *TOKENS)  # columns that add up when a rejected row is asked again
+SUMS = ("attempts", *TOKENS)  # columns that add up when a rejected row is requested again
 ACCEPTED, REJECTED = "", ".rejected.parquet"  # suffixes of a shard's files, as ``Run.file`` takes them
 Key = tuple[str, int]  # id and input_hash: a row is finished only for the input that it was made from
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What one row is about: its id, the ``text_hash`` of what it is made from, and what its requests need."""
+
+    id: str
+    input_hash: int
+    values: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        """What a row of this item must agree with."""
+        return self.id, self.input_hash
 
 
 class Journal:
@@ -48,7 +62,6 @@ class Journal:
         finished: where the line of each finished row begins, in bytes.
         again: attempts and tokens so far of each row that is due again.
         retries: requests that were sent again, by cause.
-        size: bytes of whole lines.
 
     Raises:
         RunError: a line other than a torn last one is damaged.
@@ -58,11 +71,11 @@ class Journal:
         self.path = path
         self.finished: dict[Key, int] = {}
         self.again: dict[Key, Row] = {}
-        self.retries, self.size = Counter[str](), 0
+        self.retries = Counter[str]()
+        self._size = 0  # bytes of whole lines
         self._file: io.FileIO | None = None
         self._synced = 0.0
-        lines = path.open("rb") if path.exists() else io.BytesIO()
-        with lines:
+        with explained(path), path.open("rb") if path.exists() else io.BytesIO() as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     if line.endswith(b"\n"):
@@ -75,15 +88,15 @@ class Journal:
 
     def _note(self, line: Mapping[str, Any], size: int) -> None:
         row = line["row"] if "row" in line else line["again"]
-        key = (row["id"], row["input_hash"])
+        key = _key(row)
         self.finished.pop(key, None)
         self.again.pop(key, None)
         if "row" in line:
-            self.finished[key] = self.size
+            self.finished[key] = self._size
         else:
             self.again[key] = row
         self.retries.update(line.get("retries", {}))
-        self.size += size
+        self._size += size
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Append one line (see the module).
@@ -95,22 +108,26 @@ class Journal:
         with explained(self.path):
             if self._file is None:
                 self._file = io.FileIO(self.path, "ab")
-                self._file.truncate(self.size)
+                self._file.truncate(self._size)
             try:
                 if self._file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                self._file.truncate(self.size)
+                self._file.truncate(self._size)
                 raise
             if time.monotonic() - self._synced > SYNC_S:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         self._note(line, len(data))
 
-    def rows(self, keys: Iterable[Key]) -> list[Row]:
-        """Return the finished rows of these keys, in their order."""
+    def rows(self) -> list[Row]:
+        """Return the finished rows."""
+        found = []
         with self.path.open("rb") if self.finished else io.BytesIO() as file:
-            return [orjson.loads(file.readline())["row"] for key in keys if file.seek(self.finished[key]) >= 0]
+            for start in self.finished.values():
+                file.seek(start)
+                found.append(orjson.loads(file.readline())["row"])
+        return found
 
     def close(self) -> None:
         """Sync and close the file, if it was written to."""
@@ -120,38 +137,13 @@ class Journal:
                 os.fsync(file.fileno())
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What one row is about.
-
-    Attributes:
-        id: of the row.
-        input_hash: ``text_hash`` of the text that the row is made from.
-        values: whatever the task needs to write its requests.
-    """
-
-    id: str
-    input_hash: int
-    values: dict[str, Any]
-
-    @property
-    def key(self) -> Key:
-        """What a row of this item must agree with."""
-        return self.id, self.input_hash
-
-
 class UnfinishedShard:
     """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one.
 
     Files of a shard whose record is gone count if they can be read; files that differ from the record do not.
 
-    Args:
-        run: the run.
-        stage: the shard's.
-        number: the shard's.
-        items: everything that must end as a row or a rejected row, in order.
-
     Attributes:
+        items: everything that must end as a row or a rejected row, in order.
         todo: the items without a row.
         waiting: how many of them have still none.
         has_accepted: whether the shard has an accepted row.
@@ -163,14 +155,14 @@ class UnfinishedShard:
     def __init__(self, run: Run, stage: Stage, number: int, items: Sequence[Item] = ()) -> None:
         self._run, self._stage, self._number, self.items = run, stage, number, items
         self.journal = Journal(run.file(stage, number, ".jsonl"))
-        self._tables = {ACCEPTED: self._read(ACCEPTED, stage.schema), REJECTED: self._read(REJECTED, REJECTED_SCHEMA)}
-        self._places = {suffix: _places(table) for suffix, table in self._tables.items()}
-        kept = (self._places[REJECTED].keys() | self._places[ACCEPTED].keys()) - self.journal.again.keys()
+        schemas = {REJECTED: REJECTED_SCHEMA, ACCEPTED: stage.schema}
+        self._tables = {suffix: self._read(suffix, schema) for suffix, schema in schemas.items()}
+        kept = {key for table in self._tables.values() for key in _keys(table)} - self.journal.again.keys()
         done = kept | self.journal.finished.keys()
         self.todo = [item for item in items if item.key not in done]
         self.waiting = len(self.todo)
-        journaled = self.journal.rows(self.journal.finished)
-        self.has_accepted = len(self._tables[ACCEPTED]) > 0 or any("reason" not in row for row in journaled)
+        journaled = any("reason" not in row for row in self.journal.rows())
+        self.has_accepted = journaled or len(self._tables[ACCEPTED]) > 0
 
     def _read(self, suffix: str, schema: pa.Schema) -> pa.Table:
         """Return the rows of one of the shard's files; none if it is missing or damaged."""
@@ -191,32 +183,25 @@ class UnfinishedShard:
         self.waiting -= 1
 
     def commit(self, extra: Mapping[str, str]) -> None:
-        """Write the rows of all items, in their order; then the record; remove the journal last.
-
-        Args:
-            extra: see ``Run.inputs``.
+        """Write the rows of all items, in their order, then the record (``extra``: ``Run.inputs``); drop the journal.
 
         Raises:
             RunError: the files cannot be written.
         """
         self.journal.close()
-        fresh: dict[str, list[Row]] = {ACCEPTED: [], REJECTED: []}
-        order: dict[str, list[int]] = {ACCEPTED: [], REJECTED: []}  # places in the old table, then in the fresh rows
-        journaled = iter(self.journal.rows(item.key for item in self.items if item.key in self.journal.finished))
-        for key in (item.key for item in self.items):
-            if key in self.journal.finished:
-                row = next(journaled)
-                suffix = REJECTED if "reason" in row else ACCEPTED
-                order[suffix].append(len(self._tables[suffix]) + len(fresh[suffix]))
-                fresh[suffix].append(row)
-            else:
-                suffix = ACCEPTED if key in self._places[ACCEPTED] else REJECTED
-                order[suffix].append(self._places[suffix][key])
-        accepted, rejected = (
-            pa.concat_tables([table, _arrow(fresh[suffix], table.schema)]).take(pa.array(order[suffix], pa.int64()))
-            for suffix, table in self._tables.items()
-        )
-        sums = {name: sum(pc.sum(table[name]).as_py() or 0 for table in (accepted, rejected)) for name in SUMS}
+        fresh = {ACCEPTED: list[Row](), REJECTED: list[Row]()}
+        side = {key: suffix for suffix, table in self._tables.items() for key in _keys(table)}
+        for row in self.journal.rows():
+            suffix = side[_key(row)] = REJECTED if "reason" in row else ACCEPTED
+            fresh[suffix].append(row)
+        tables = {}
+        for suffix, kept in self._tables.items():
+            table = pa.concat_tables([kept, _arrow(fresh[suffix], kept.schema)])
+            places = {key: place for place, key in enumerate(_keys(table))}  # of rows with the same key, the last
+            order = [places[item.key] for item in self.items if side[item.key] == suffix]
+            tables[suffix] = table.take(pa.array(order, pa.int64()))
+        sums = {name: sum(pc.sum(table[name]).as_py() or 0 for table in tables.values()) for name in SUMS}
+        accepted, rejected = tables[ACCEPTED], tables[REJECTED]
         counts = {
             "accepted": len(accepted),
             "rejected": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
@@ -232,11 +217,9 @@ class UnfinishedShard:
 
         The journal says so before the record is removed, so a kill in between loses nothing.
         """
-        rows = self.journal.rows(self.journal.finished)
-        for row in self._tables[REJECTED].to_pylist():
-            key = (row["id"], row["input_hash"])
-            if key not in self.journal.finished and key not in self._places[ACCEPTED]:
-                rows.append(row | self.journal.again.get(key, {}))
+        done = self.journal.finished.keys() | set(_keys(self._tables[ACCEPTED]))
+        kept = (row for row in self._tables[REJECTED].to_pylist() if _key(row) not in done)
+        rows = [row | self.journal.again.get(_key(row), {}) for row in kept] + self.journal.rows()
         rows = [row for row in rows if "reason" in row and (reasons is None or row["reason"] in reasons)]
         for row in rows:
             spent = {name: row[name] or 0 for name in SUMS}
@@ -247,9 +230,12 @@ class UnfinishedShard:
         return len(rows)
 
 
-def _places(table: pa.Table) -> dict[Key, int]:
-    keys = zip(table["id"].to_pylist(), table["input_hash"].to_pylist(), strict=True)
-    return {key: place for place, key in enumerate(keys)}
+def _key(row: Row) -> Key:
+    return row["id"], row["input_hash"]
+
+
+def _keys(table: pa.Table) -> Iterable[Key]:
+    return zip(table["id"].to_pylist(), table["input_hash"].to_pylist(), strict=True)
 
 
 def _arrow(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

@@ -21,9 +21,7 @@ ADVICE = {
     "unfinished": "Answers are cut off: raise max_tokens in the prompt file",
     REFUSED: "The server refuses the requests: do what it says, or change the prompt",
 }
-OTHER_ADVICE = (
-    "If such answers are good, relax the stage's bounds in the recipe; if not, change the prompt or the model"
-)
+OTHER_ADVICE = "Relax the stage's bounds in the recipe if such answers are good, else change the prompt or the model"
 
 
 class GenerationTask(Protocol):
@@ -52,30 +50,35 @@ class GenerationTask(Protocol):
 
 
 class Work:
-    """What is to be done for one task in this session, and what was done."""
+    """What is to be done for one task in this session, and what was done. Shards with nothing to ask are committed.
+
+    Attributes:
+        shards: those with items to ask about.
+        items: how many items these have; ``waiting`` of them had no row.
+        longest: the longest of the items without a row.
+        proven: whether the stage has an accepted row.
+    """
 
     def __init__(self, run: Run, task: GenerationTask, rank: int, world_size: int) -> None:
-        self.task = task
-        self.shards: list[int] = []  # with items to ask about
-        self.items = self.waiting = 0  # in these shards; of them, without a row
+        assert task.stage.source is not None
+        self.task, self.shards, self.items, self.waiting = task, list[int](), 0, 0
         self.longest: Item | None = None
-        self.proven = any(record.rows for record in run.records(task.stage).values())  # has an accepted row
+        self.proven = any(record.rows for record in run.records(task.stage).values())
         self.sums, self.rejected, self.retries = Counter[str](), Counter[str](), Counter[str]()
-        for shard in left_journals(run, task.stage):
-            with run.claim(task.stage, shard) as mine:  # a kill came between the record and the journal's removal
-                if mine and not run.is_due(task.stage, shard, task.extra):
-                    run.file(task.stage, shard, ".jsonl").unlink(missing_ok=True)
         # By number, not by place among the due shards: a rank that starts later sees fewer of them.
-        due = [shard for shard in run.due(task.stage, task.extra) if shard % world_size == rank]
-        for shard in counted(due, f"{task.stage.name}, planning", "shard"):
-            with run.claim(task.stage, shard) as mine:
-                if not mine:
-                    self.shards.append(shard)  # another process makes it, or plans to: look again when it is reached
-                elif run.is_due(task.stage, shard, task.extra):
-                    self._plan(run, shard)
+        own = [shard for shard in run.shards(task.stage.source) if shard % world_size == rank]
+        for shard in counted(own, f"{task.stage.name}, planning", "shard"):
+            journal = run.file(task.stage, shard, ".jsonl")
+            if run.is_due(task.stage, shard, task.extra) or journal.exists():
+                with run.claim(task.stage, shard) as mine:
+                    if not mine:
+                        self.shards.append(shard)  # another process holds it: look again when it is reached
+                    elif run.is_due(task.stage, shard, task.extra):
+                        self._plan(run, shard)
+                    else:
+                        journal.unlink(missing_ok=True)  # a kill came between the record and this
 
     def _plan(self, run: Run, number: int) -> None:
-        """Take note of what is to be asked about a shard; commit it if that is nothing."""
         shard = UnfinishedShard(run, self.task.stage, number, self.task.items(run, number))
         self.proven |= shard.has_accepted
         if not shard.todo:
@@ -98,32 +101,26 @@ class Work:
             self.proven = True
             return
         self.rejected[row["reason"]] += 1
-        if not self.proven and len(self.rejected) == 1:
-            rows = min(FIRST_ROWS, max(FEW_ROWS, self.waiting // 2))
-            if self.rejected.total() >= rows:
-                raise _failure(self.task.stage, f"the first {rows} rows all failed", self.rejected, row)
-
-
-def left_journals(run: Run, stage: Stage) -> list[int]:
-    """Return the numbers of the shards that have a journal."""
-    return sorted(int(path.stem) for path in run.directory(stage).glob("[0-9]*.jsonl"))
+        rows = min(FIRST_ROWS, max(FEW_ROWS, self.waiting // 2))
+        if not self.proven and len(self.rejected) == 1 and self.rejected.total() >= rows:
+            raise _failure(self.task.stage, f"the first {rows} rows all failed", self.rejected, row)
 
 
 def require_accepted(run: Run, task: GenerationTask) -> None:
     """Raise ``StageFailed`` if the stage is complete and has only rejected rows."""
-    stage, records = task.stage, run.records(task.stage)
-    if any(record.rows for record in records.values()) or run.due(stage, task.extra):
+    records = run.records(task.stage)
+    if any(record.rows for record in records.values()) or run.due(task.stage, task.extra):
         return
-    for shard in records:
-        if (rejected := run.rejected(stage, shard)) is not None:
-            reasons = sum((Counter(record.counts["rejected"]) for record in records.values()), Counter[str]())
-            raise _failure(stage, "no row was accepted", reasons, rejected.slice(0, 1).to_pylist()[0])
+    tables = [table for shard in records if (table := run.rejected(task.stage, shard)) is not None]
+    if tables:
+        reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist())
+        raise _failure(task.stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
 
 
 def _failure(stage: Stage, what: str, reasons: Mapping[str, int], row: Row) -> StageFailed:
     counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
     return StageFailed(
-        f"stage '{stage.name}': {what} ({counts}). Row {row['id']} was rejected as '{row['reason']}'; the answer was "
-        f"{row['raw'][:500]!r}. {ADVICE.get(row['reason'], OTHER_ADVICE)}. Then give the same command again: the "
-        "rejected rows are requested again"
+        f"stage '{stage.name}': {what} ({counts}). The answer to row {row['id']} ({row['reason']}) was "
+        f"{(row['raw'] or '')[:500]!r}. {ADVICE.get(row['reason'], OTHER_ADVICE)}; then give the same command again, "
+        "which requests the rejected rows again"
     )
