@@ -11,15 +11,18 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .encoders import Encoder, load_encoder
+from .encoders import load_encoder
 from .errors import EmbeddingError, Interrupted, RunError
 from .logs import Progress
 from .rows import text_hash
 from .stages import CAPTIONS, TEXT_EMBEDDINGS
 from .store import Run
 from .vectors import VectorShard, check_unit, write_vectors
+
+if TYPE_CHECKING:
+    from .encoders.base import Encoder
 
 CUT_SHARE = 0.01  # of the captions: warn if more are cut
 
@@ -84,7 +87,7 @@ def _devices(per_task: int, rank: int, world_size: int) -> list[str]:
     return [f"cuda:{(rank * used + number) % gpus}" for number in range(used)]
 
 
-def _make_shard(run: Run, encoder: Encoder, shard: int, on_rows: Callable[[int], object]) -> dict[str, int]:
+def _make_shard(run: Run, encoder: "Encoder", shard: int, on_rows: Callable[[int], object]) -> dict[str, int]:
     """Make one shard, unless another process makes it; return its figures."""
     import torch
 

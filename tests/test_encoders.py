@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, LlamaModel
 
 from generation.config import Embed
-from generation.encoders import Encoder, base, load_encoder
+from generation.encoders import base, load_encoder
 from generation.encoders.checkpoint import locate
 from generation.encoders.llm2clip import bidirectional
 from generation.errors import EmbeddingError
@@ -41,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(models: Path, kind: str, **section: Any) -> Encoder:
+def load(models: Path, kind: str, **section: Any) -> base.Encoder:
     named = {"encoder": "llama", "text_head": "head"} if kind == "llm2clip" else {"encoder": kind}
     return load_encoder(Embed(**named | section), models)
 

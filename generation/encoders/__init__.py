@@ -5,12 +5,15 @@ rows and not by tokens, and knows neither LLM2CLIP nor a CLIP or SigLIP checkpoi
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import Embed
-from .base import Encoder as Encoder
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from .base import Encoder
 
 
-def load_encoder(settings: Embed, directory: Path = Path(), device: str | None = None) -> Encoder:
+def load_encoder(settings: Embed, directory: Path = Path(), device: str | None = None) -> "Encoder":
     """Return the encoder that a recipe names; its weights are loaded at the first use.
 
     Args:

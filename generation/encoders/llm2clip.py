@@ -30,14 +30,8 @@ ADAPTER = "text_adapter.adaptor."  # prefix of the adapter's tensors
 class LLM2CLIPEncoder(Encoder):
     """Language model, mean pooling and text adapter; images by the CLIP checkpoint's vision tower.
 
-    Args:
-        checkpoint: the language model, such as LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned.
-        head: the CLIP checkpoint, such as LLM2CLIP-Openai-L-14-336.
-        device: where they run.
-        dtype: of both towers; the adapter runs in float32.
-
-    Raises:
-        EmbeddingError: one of them is not such a checkpoint.
+    ``checkpoint`` is the language model, such as LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned, and ``head`` the CLIP
+    checkpoint, such as LLM2CLIP-Openai-L-14-336. The adapter runs in float32. Other checkpoints are refused.
     """
 
     kind = "llm2clip"
@@ -69,10 +63,11 @@ class LLM2CLIPEncoder(Encoder):
         # the released config.json states another projection_dim than the tensors have
         written = self.head.json("config.json").get("vision_config", {}) | {"projection_dim": self.dimension}
         vision = self.head.model(VisionTower, self.device, self.dtype, config=CLIPVisionConfig(**written))
-        side = vision.config.image_size  # the released checkpoint has no preprocessing: CLIP's own
-        processor: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         if (self.head.path / "preprocessor_config.json").is_file():
-            processor = self.head.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+            processor: Any = self.head.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        else:  # as in the released checkpoint: CLIP's own
+            side = vision.config.image_size
+            processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         return processor, lambda **inputs: vision(**inputs).image_embeds
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
