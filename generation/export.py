@@ -1,0 +1,174 @@
+"""A built data set in other formats. Nothing is generated or computed again.
+
+    llava       JSON list of ``{"id", "caption", "conversations"}``, as LLaVA and Bunny read it. There is no ``image``:
+                their loaders take such rows as text only until they are taught to look up the vector.
+    messages    .jsonl or .parquet of ``{"id", "messages", "embedding_shard", "embedding_row"}``: conversations as TRL
+                and transformers take them, ``{"type": "image"}`` for ``<image>``. A collator must look up the vector.
+    webdataset  directory of tars of 10,000 rows: ``<key>.json`` and ``<key>.npy``, the vector, float16 [d]. The key is
+                the id, and ``<id>-<task>`` in Unicorn-471K-Instruction.
+
+Rows are streamed, so memory does not grow with the data set. The original's pickles are not written: reading a pickle
+can run any code.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .builders.published import PublishedDataset
+from .errors import DatasetError
+from .files import explained, write_atomically
+from .logs import Progress
+from .rows import Row
+from .stages import TASKS
+
+FORMATS = ("llava", "messages", "webdataset")
+TAR_ROWS = 10_000  # 60 MB at d = 1280
+BATCH_ROWS = 8_000  # of a Parquet file
+MESSAGES_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        (
+            "messages",
+            pa.list_(
+                pa.struct(
+                    {
+                        "role": pa.string(),
+                        "content": pa.list_(pa.struct({"type": pa.string(), "text": pa.string()})),
+                    }
+                )
+            ),
+        ),
+        ("embedding_shard", pa.int32()),
+        ("embedding_row", pa.int32()),
+    ]
+)
+_ROLES = {"human": "user", "gpt": "assistant"}
+_IMAGE = re.compile(r"\n?(<image>)\n?")
+
+
+def export(dataset: str, form: str, output: Path, embeddings: str | None = None) -> int:
+    """Write a built data set in another format and return the number of rows; the output appears whole or not at all.
+
+    Args:
+        dataset: a built directory, or ``hf://datasets/USER/NAME@REVISION``.
+        form: one of ``FORMATS``.
+        output: a file, or for ``webdataset`` a directory; it must not exist.
+        embeddings: for ``webdataset``: the built Unicorn-1.2M to take vectors from; None: those stored with the rows.
+
+    Raises:
+        DatasetError: ``output`` exists or does not fit the format, or a file of the data set is missing or changed.
+        RunError: ``output`` cannot be written.
+    """
+    if form not in FORMATS:
+        raise DatasetError(f"format {form!r} is not one of {', '.join(FORMATS)}")
+    if os.path.lexists(output):
+        raise DatasetError(f"{output} exists; remove it, or choose another --output")
+    if embeddings and form != "webdataset":
+        raise DatasetError(f"format {form} holds no vectors; remove --embeddings {embeddings}")
+    if form == "messages" and output.suffix not in (".jsonl", ".parquet"):
+        raise DatasetError(f"--output {output}: format messages needs a name that ends in .jsonl or .parquet")
+    rows = _rows(PublishedDataset(dataset), form, PublishedDataset(embeddings) if embeddings else None)
+    with Progress(f"export {form}", None) as bar:
+
+        def counted() -> Iterator[Row]:
+            for row in rows:
+                yield row
+                bar.update()
+
+        if form == "webdataset":
+            _write_tars(counted(), output)
+        else:
+            write = _write_json if form == "llava" else _write_messages
+            write_atomically(output, lambda path: write(counted(), path, output.suffix))
+        return bar.done
+
+
+def message_content(value: str) -> list[dict[str, str]]:
+    """Return a turn as fragments: an image for each ``<image>`` and its line breaks, text for the rest."""
+    pieces = [piece for piece in _IMAGE.split(value) if piece]
+    return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
+
+
+def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None) -> Iterator[Row]:
+    """Yield the rows, for ``webdataset`` with ``image_embedding``, a numpy array float16 [d]."""
+    folder = "with_embeddings" if form == "webdataset" and not vectors else "data"
+    names = sorted(name for name in built.manifest["files"] if name.startswith(f"{folder}/"))
+    if not names:
+        raise DatasetError(f"{built.url} holds no {folder}/*.parquet; build it again")
+    for name in names:
+        for table in built.joined_tables(name, vectors) if vectors else built.tables(name):
+            if "image_embedding" not in table.column_names:
+                yield from table.to_pylist()
+                continue
+            column = table["image_embedding"].combine_chunks()
+            matrix = column.flatten().to_numpy().reshape(len(table), -1)
+            for row, vector in zip(table.drop_columns("image_embedding").to_pylist(), matrix, strict=True):
+                yield row | {"image_embedding": vector}
+
+
+def _conversation(row: Row) -> Row:
+    return {name: row[name] for name in ("id", "caption", "conversations")}
+
+
+def _write_json(rows: Iterator[Row], path: Path, suffix: str) -> None:
+    with path.open("wb") as file:
+        file.write(b"[")
+        for number, row in enumerate(rows):
+            file.write((b",\n" if number else b"\n") + orjson.dumps(_conversation(row)))
+        file.write(b"\n]\n")
+
+
+def _write_messages(rows: Iterator[Row], path: Path, suffix: str) -> None:
+    def message_row(row: Row) -> Row:
+        turns = row["conversations"]
+        messages = [{"role": _ROLES[turn["from"]], "content": message_content(turn["value"])} for turn in turns]
+        return {"id": row["id"], "messages": messages} | {
+            name: row[name] for name in ("embedding_shard", "embedding_row")
+        }
+
+    made = map(message_row, rows)
+    if suffix == ".jsonl":
+        with path.open("wb") as file:
+            file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in made)
+    else:
+        with pq.ParquetWriter(path, MESSAGES_SCHEMA, compression="zstd") as writer:
+            while part := list(islice(made, BATCH_ROWS)):
+                writer.write_table(pa.Table.from_pylist(part, MESSAGES_SCHEMA))
+
+
+def _write_tars(rows: Iterator[Row], output: Path) -> None:
+    """Write the tars into a directory that takes its name when all are complete."""
+    new = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)  # of an export that was killed
+    try:
+        with explained(output):
+            new.mkdir(parents=True)
+        for number, first in enumerate(rows):
+            part = chain([first], islice(rows, TAR_ROWS - 1))
+            write_atomically(new / f"{number:05d}.tar", partial(_write_tar, part))
+        with explained(output):
+            os.rename(new, output)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_tar(rows: Iterator[Row], path: Path) -> None:
+    try:
+        from webdataset import TarWriter
+    except ImportError as error:
+        raise DatasetError("format webdataset needs the package webdataset: pip install webdataset") from error
+    with path.open("wb") as file, TarWriter(file, mtime=0) as tar:  # mtime: the same rows give the same bytes
+        for row in rows:
+            task: dict[str, Any] = {"task": TASKS[row["task"]]} if "task" in row else {}
+            key = "-".join([row["id"], *task.values()])
+            tar.write({"__key__": key, "json": orjson.dumps(_conversation(row) | task), "npy": row["image_embedding"]})

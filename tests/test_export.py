@@ -1,0 +1,141 @@
+"""Exports, read back with the readers that they are meant for."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation.builders.build import build
+from generation.errors import DatasetError, RunError, UnicornError
+from generation.export import export, message_content
+from generation.stages import TASKS
+from tests.runs import make_run
+from unicorn_1_2m import Unicorn12M
+from unicorn_471k_instruction import Unicorn471KInstruction
+
+Row = dict[str, Any]
+SETS = BIG, SMALL = "unicorn-1.2m", "unicorn-471k-instruction"
+OUTPUT = {"llava": "out.json", "messages": "out.jsonl", "webdataset": "out"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    run = make_run(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, builder in ((BIG, Unicorn12M), (SMALL, Unicorn471KInstruction)):
+            patch.setattr(builder, "card", classmethod(lambda cls, **facts: ""))  # its figure takes a second
+            build(builder, run.path, folder / name)
+    yield folder
+
+
+def stored(built: Path, name: str) -> list[Row]:
+    rows: list[Row] = pq.ParquetDataset(built / name / "with_embeddings").read().to_pylist()
+    return rows
+
+
+def conversation(row: Row) -> Row:
+    return {key: row[key] for key in ("id", "caption", "conversations")}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_llava_is_one_list_of_rows_without_images(name: str, built: Path, tmp_path: Path) -> None:
+    assert export(str(built / name), "llava", tmp_path / "out.json") == len(stored(built, name))
+    read = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert read == [conversation(row) for row in stored(built, name)]
+
+
+@pytest.mark.parametrize(("name", "kind"), [(BIG, "jsonl"), (SMALL, "jsonl"), (SMALL, "parquet")])
+def test_messages_turn_back_into_conversations(kind: str, name: str, built: Path, tmp_path: Path) -> None:
+    export(str(built / name), "messages", tmp_path / f"out.{kind}")
+    reader = {"jsonl": "json"}.get(kind, kind)
+    read = datasets.load_dataset(
+        reader, data_files=str(tmp_path / f"out.{kind}"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    for row, wanted in zip(read, stored(built, name), strict=True):
+        assert [turned_back(message) for message in row["messages"]] == wanted["conversations"]
+        assert all(row[key] == wanted[key] for key in ("id", "embedding_shard", "embedding_row"))
+        assert sum(part["type"] == "image" for message in row["messages"] for part in message["content"]) == 1
+
+
+def turned_back(message: Row) -> Row:
+    parts = ["<image>" if part["type"] == "image" else part["text"] for part in message["content"]]
+    return {"from": {"user": "human", "assistant": "gpt"}[message["role"]], "value": "\n".join(parts)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(min_size=1).filter(lambda text: "<image>" not in text), place=st.sampled_from(["", "<", ">"]))
+def test_content_keeps_the_text_and_the_place_of_the_image(text: str, place: str) -> None:
+    value = {"": text, "<": f"<image>\n{text}", ">": f"{text}\n<image>"}[place]
+    said, image = {"type": "text", "text": text}, {"type": "image"}
+    assert message_content(value) == {"": [said], "<": [image, said], ">": [said, image]}[place]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_webdataset_library_reads_its_tars(
+    name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generation.export.TAR_ROWS", 10)
+    (tmp_path / ".out.tmp").mkdir()  # left by an export that was killed
+    (tmp_path / ".out.tmp" / "00099.tar").write_text("torn")
+    export(str(built / name), "webdataset", tmp_path / "out")
+    wanted = stored(built, name)
+    tars = sorted((tmp_path / "out").iterdir())
+    assert [tar.name for tar in tars] == [f"{number:05d}.tar" for number in range((len(wanted) + 9) // 10)]
+    read = [sample for tar in tars for sample in webdataset.WebDataset(str(tar), shardshuffle=False).decode()]
+    assert len({sample["__key__"] for sample in read}) == len(wanted)
+    for sample, row in zip(read, wanted, strict=True):
+        task = TASKS[row["task"]] if "task" in row else None
+        assert sample["json"] == conversation(row) | ({"task": task} if task else {})
+        assert sample["__key__"] == (f"{row['id']}-{task}" if task else row["id"])
+        assert sample["npy"].dtype == np.float16
+        assert np.array_equal(sample["npy"], np.float16(row["image_embedding"]))
+    shutil.copytree(built / name, tmp_path / "set", ignore=shutil.ignore_patterns("with_embeddings"))
+    export(str(tmp_path / "set"), "webdataset", tmp_path / "joined", str(built / BIG))
+    assert [tar.read_bytes() for tar in sorted((tmp_path / "joined").iterdir())] == [tar.read_bytes() for tar in tars]
+
+
+@pytest.mark.parametrize("form", OUTPUT)
+def test_output_that_exists_is_kept_and_a_failed_export_leaves_nothing(form: str, built: Path, tmp_path: Path) -> None:
+    (tmp_path / OUTPUT[form]).write_text("years of work")
+    with pytest.raises(DatasetError, match="exists; remove it"):
+        export(str(built / BIG), form, tmp_path / OUTPUT[form])
+    assert (tmp_path / OUTPUT[form]).read_text() == "years of work"
+    shutil.copytree(built / BIG, tmp_path / "set")
+    for path in (tmp_path / "set").rglob("train-*.parquet"):
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 4
+        path.write_bytes(content)
+    (tmp_path / "made").mkdir()
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet was changed"):
+        export(str(tmp_path / "set"), form, tmp_path / "made" / OUTPUT[form])
+    assert not list((tmp_path / "made").iterdir())
+    with pytest.raises(RunError, match="cannot write .*set.*json"):
+        export(str(built / BIG), form, tmp_path / "set" / "manifest.json" / OUTPUT[form])
+
+
+def test_refusals_name_the_value(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_, out = str(built / BIG), tmp_path / "out"
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    for arguments, said in (
+        ((set_, "original", out), "'original' is not one of llava, messages, webdataset"),
+        ((set_, "llava", out, "here"), "llava holds no vectors; remove --embeddings here"),
+        ((set_, "messages", tmp_path / "out.csv"), r"out\.csv: format messages needs a name that ends in \.jsonl or"),
+        ((set_, "webdataset", out), "needs the package webdataset: pip install"),
+        ((str(tmp_path), "llava", out), r"has no manifest\.json"),
+        ((str(built / "run"), "llava", out), "It is a run"),
+        ((set_, "webdataset", out, str(built / SMALL)), r"00000\.safetensors"),
+    ):
+        with pytest.raises(UnicornError, match=said):
+            export(*arguments)
+    assert not list(tmp_path.iterdir())
