@@ -69,10 +69,7 @@ class Tally:
         lines += [f"| {code} | {count:,} | {self.first[code]} |" for code, count in self.defects.most_common()]
         if self.checks:
             refused = ", ".join(f"{code} {count:,}" for code, count in self.checks.most_common(8))
-            lines += [
-                "",
-                f"our checks of generated text would refuse {self.checks.total():,} of these rows: {refused}",
-            ]
+            lines += ["", f"our checks of generated text would refuse {self.checks.total():,} of these: {refused}"]
         return "\n".join(lines) + "\n"
 
 
@@ -94,9 +91,7 @@ def import_release(
     kinds = [(path, _kind(path)) for path in paths]
     if not any(kind == "captions" for _, kind in kinds):
         names = ", ".join(map(str, paths))
-        raise SeedError(
-            f"none of {names} is the pre-training file, whose answers are its captions; give that file too"
-        )
+        raise SeedError(f"none of {names} is the pre-training file, whose answers are its captions; give it too")
     files = {path.name: sha256(path) for path in paths}
     recipe = Recipe(name=SOURCE, directory=run_dir.resolve().parent)
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
