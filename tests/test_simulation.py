@@ -7,15 +7,13 @@ answered, fail the caller's checks, are refused, or make the server fail. Set ``
 import asyncio
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generation.errors import FatalServerError, RequestRejected, ServerError, TransientError
+from generation.errors import RequestRejected, ServerError, TransientError
 from generation.prompts import Sampling
 from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
 from generation.tgi.protocol import Answer, Request, ServerInfo, failure
@@ -64,6 +62,7 @@ class Plan:
     latency_s: float
     published: int | None
     phases: list[Phase] = field(default_factory=list)
+    cap: int = 10**6  # requests that are taken, without being published
 
 
 class SimulatedServer:
@@ -146,7 +145,7 @@ class SimulatedServer:
         if self._is("failing"):
             assert self.phase
             raise self._error(self.phase.dialect)
-        cap = max(1, self.plan.slots // 2) if self._is("full") else 10**6
+        cap = max(1, self.plan.slots // 2) if self._is("full") else self.plan.cap
         if len(self.flying) >= min(cap, self.plan.published or cap):
             self.refused += 1
             status, body, headers = FULL[self.phase.dialect if self._is("full") and self.phase else "tgi"]
@@ -206,7 +205,9 @@ class Outcome:
     stats: RequestStats
 
 
-def simulate(plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: float = GIVE_UP_S) -> Outcome:
+def simulate(
+    plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: float = GIVE_UP_S, most: int = 64
+) -> Outcome:
     """Ask for all rows; a row of fate ``unfit`` asks again, one of fate ``impatient`` is cancelled and asked again."""
 
     async def one(scheduler: Scheduler, row: int, stats: RequestStats, ends: dict[int, list[Any]]) -> None:
@@ -225,7 +226,7 @@ def simulate(plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: flo
     async def everything() -> Outcome:
         loop = asyncio.get_running_loop()
         servers = [SimulatedServer(number, plan, fates) for number, plan in enumerate(plans)]
-        states = [EndpointState(server, 64) for server in servers]  # type: ignore[arg-type]
+        states = [EndpointState(server, most) for server in servers]  # type: ignore[arg-type]
         scheduler = Scheduler(states, TIMEOUT_S, give_up_s)
         await scheduler.warm_up([request(0)])
         for server in servers:

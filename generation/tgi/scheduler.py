@@ -124,7 +124,10 @@ class Scheduler:
                 try:
                     async with asyncio.timeout(None) as clock:
                         state.clocks.add(clock)
-                        answer = await state.endpoint.ask(job.request, self._timeout_s)
+                        try:
+                            answer = await state.endpoint.ask(job.request, self._timeout_s)
+                        finally:
+                            state.clocks.discard(clock)
                     state.answered(job.stamp, answer.queue_share, self._loop.time())
                     self._good = self._good or job.request
                     return answer
@@ -133,8 +136,6 @@ class Scheduler:
                     silent = TransientError(f"{state.endpoint.url} gives no sign of life")
                     self._failed(job, state, error if isinstance(error, ServerError) else silent)
                     self._release(job)
-                finally:
-                    state.clocks.discard(clock)
         finally:
             self._release(job)
             self._jobs.discard(job)
