@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
-from generation.builders.builder import UnicornBuilder, pair_conversations
+from generation.builders.builder import UnicornBuilder
 from generation.builders.command import main
 from generation.builders.finished import FinishedRun
 
@@ -55,13 +56,29 @@ class Unicorn12M(UnicornBuilder):
 
     def extra_files(self, run: FinishedRun) -> list[Path]:
         """Return the vectors for trainers, and the statistics that real images must be treated with."""
-        shards = [run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage.name]]
+        shards = [run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage]]
         return [run.statistics, *shards]
 
     @classmethod
     def card(cls, **facts: Any) -> str:
         """Return the card: ``dataset_card/unicorn_1_2m.md``, filled with the facts of the build."""
         return render_card("unicorn_1_2m.md", cls.TITLE, **facts)
+
+
+def pair_conversations(captions: pa.Table) -> pa.Array:
+    """Return a human and a gpt turn for each caption, as ``list<struct<from, value>>``; an imported row keeps its own
+    ``conversations``."""
+    rows = len(captions)
+    order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
+    texts = pa.concat_arrays([*captions["instruction"].chunks, *captions["caption"].chunks])
+    speakers = pa.array(["human", "gpt"]).take(pa.array(np.tile([0, 1], rows)))
+    turns = pa.StructArray.from_arrays([speakers, texts.take(pa.array(order))], ["from", "value"])
+    pairs = pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
+    own = captions["conversations"].combine_chunks()
+    if own.null_count == rows:
+        return pairs
+    kept = own.is_valid().to_numpy(zero_copy_only=False)
+    return pa.concat_arrays([pairs, own]).take(pa.array(np.arange(rows) + rows * kept))
 
 
 if __name__ == "__main__":

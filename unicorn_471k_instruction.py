@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
-from generation.builders.builder import UnicornBuilder, list_means
+from generation.builders.builder import UnicornBuilder
 from generation.builders.command import main
 from generation.builders.finished import FinishedRun
 from generation.rows import stable_hash
@@ -61,6 +62,15 @@ class Unicorn471KInstruction(UnicornBuilder):
     def card(cls, **facts: Any) -> str:
         """Return the card: ``dataset_card/unicorn_471k_instruction.md``, filled with the facts of the build."""
         return render_card("unicorn_471k_instruction.md", cls.TITLE, **facts)
+
+
+def list_means(column: pa.ChunkedArray) -> pa.Array:
+    """Return the mean of each list of numbers, float32; null for an empty list and for null."""
+    lists = column.combine_chunks()
+    values = pa.table({"row": pc.list_parent_indices(lists), "value": pc.list_flatten(lists)})
+    means = values.group_by("row").aggregate([("value", "mean")])
+    rows = pa.array(np.arange(len(lists)), means["row"].type)
+    return means["value_mean"].combine_chunks().take(pc.index_in(rows, value_set=means["row"].combine_chunks()))
 
 
 if __name__ == "__main__":

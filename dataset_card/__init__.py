@@ -1,4 +1,4 @@
-"""The cards of both data sets, rendered from a build's manifest and files: nothing that the run knows is typed by hand.
+"""The cards of both data sets, rendered from a build's manifest and files: no fact of a run is typed by hand.
 
 All text of a run is data: seeds, answers and names of models show as text, whatever mark-up they hold.
 """
@@ -21,16 +21,15 @@ from generation.prompts import load_prompt
 from generation.stages import TASKS
 from generation.transfer import Statistics
 
-from .examples import choose_examples, read_rows
+from .examples import choose_examples, first_rows
 from .figure import draw_record
 
-TEMPLATES = Path(__file__).parent
 EMBEDDED_MODEL = "SmolLM2-135M"  # its text must not be taken for training data
 SISTERS = {"unicorn-1.2m": "unicorn-471k-instruction", "unicorn-471k-instruction": "unicorn-1.2m"}
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
 _HUB_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail", "odc-by"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~$!^])")
-_BINS = (0, 25, 51, 76, 101, 126, 151, 201, 301, 484)  # words of a caption; the paper's lie in 51 to 483
+WORD_BIN = 50  # words of a caption in a row of the card's table
 
 
 def render_card(
@@ -58,12 +57,15 @@ def render_card(
         DatasetError: a prompt was changed since the run, or the manifest lacks a fact.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"text": plain, "quote": _quote, "n": "{:,}".format, "json": _json, "link": _link}
     try:
         facts = _facts(manifest, infos, directory, repo_id) | {"transfer": Statistics.load(statistics).facts}
-        draw_record(directory / "figures" / "record.png", facts["figure_row"], facts["vector"])
+        draw_record(directory, facts["examples"][0])
         text = environment.get_template(template).render(title=title, **facts)
     except (jinja2.UndefinedError, KeyError) as error:
         raise DatasetError(f"{directory}: the card lacks a fact of the run: {error}. Run `verify` on it") from error
@@ -83,7 +85,11 @@ def _quote(text: str) -> str:
 
 def _link(model: str) -> str:
     """Return a link to a model of the Hub; the name alone if it is not the name of one."""
-    return f"[{plain(model)}](https://huggingface.co/{model})" if re.fullmatch(r"[\w.-]+/[\w.-]+", model) else plain(model)
+    return (
+        f"[{plain(model)}](https://huggingface.co/{model})"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", model)
+        else plain(model)
+    )
 
 
 def _json(value: object) -> str:
@@ -92,8 +98,8 @@ def _json(value: object) -> str:
 
 
 def _header(title: str, facts: dict[str, Any], infos: Mapping[str, DatasetInfo]) -> DatasetCardData:
-    """Return the YAML header. ``description`` of a config holds the digest of the contents: ``datasets`` makes its cache
-    key of this header, so that other contents are never read from the cache of these."""
+    """Return the YAML header. The description of a config holds the digest of the contents: the cache key of
+    ``datasets`` is made of this header, so that other contents are never read from the cache of these."""
     manifest = facts["manifest"]
     licenses = {name.lower() for name in facts["licenses"]}
     single = len(licenses) == 1 and licenses <= _HUB_LICENSES
@@ -115,12 +121,12 @@ def _header(title: str, facts: dict[str, Any], infos: Mapping[str, DatasetInfo])
     header["configs"] = [
         {
             "config_name": name,
-            "description": f"{'text only' if name == 'default' else 'text and vectors'}; contents {manifest['digest']}",
+            "description": f"{info.description} Contents: {manifest['digest']}",
             "version": manifest["version"],
             "data_files": [{"split": "train", "path": f"{FOLDERS[name]}/train-*.parquet"}],
             **({"default": True} if name == "default" else {}),
         }
-        for name in infos
+        for name, info in infos.items()
     ]
     DatasetInfosDict(infos).to_dataset_card_data(header)
     return header
@@ -130,9 +136,15 @@ def _facts(
     manifest: dict[str, Any], infos: Mapping[str, DatasetInfo], directory: Path, repo_id: str | None
 ) -> dict[str, Any]:
     stages, counts, rows = manifest["stages"], manifest["counts"], infos["default"].splits["train"].num_examples
-    prompts = _prompts(stages)
-    examples = choose_examples(read_rows(directory / FOLDERS["default"], infos["default"].features), prompts)
-    vector = read_rows(directory / FOLDERS["with_embeddings"], infos["with_embeddings"].features, examples[0]["id"])
+    talks = any(name.startswith("instructions/") for name in stages)  # what concerns the other data set is left out
+    own = {
+        name: one
+        for name, one in stages.items()
+        if "embeddings" not in name and (not talks or name[-8:] != "captions")
+    }
+    prompts = _prompts(own)
+    candidates = first_rows(directory / FOLDERS["default"], infos["default"].features)
+    examples = choose_examples(candidates, prompts)
     models = sorted(counts["model"])
     licenses: dict[str, dict[str, int]] = {}  # rows by source, by licence
     for source, license in manifest["sources"].items():
@@ -146,7 +158,7 @@ def _facts(
             name: {
                 "rows": info.splits["train"].num_examples,
                 "files": len(list((directory / FOLDERS[name]).glob("*.parquet"))),
-                "size": _size(info.download_size),
+                "size": f"{info.download_size / 1e6:,.2f} MB",
             }
             for name, info in infos.items()
         },
@@ -155,14 +167,14 @@ def _facts(
         "revision": f"v{manifest['version']}" if repo_id else None,
         "sister": f"{repo_id.split('/')[0]}/{SISTERS[manifest['name']]}" if repo_id else SISTERS[manifest["name"]],
         "examples": examples,
-        "figure_row": examples[0],
-        "vector": vector[0]["image_embedding"],
         "embedded": any(EMBEDDED_MODEL.lower() in model.lower() for model in models),
         "models": models,
         "licenses": licenses,
         "encoder": stages["text_embeddings"]["identity"],
-        "truncated": sum(shard["counts"].get("truncated", 0) for shard in stages["text_embeddings"]["shards"].values()),
-        "funnel": _funnel(stages),
+        "truncated": sum(
+            shard["counts"].get("truncated", 0) for shard in stages["text_embeddings"]["shards"].values()
+        ),
+        "funnel": {name: _funnel(stage) for name, stage in own.items()},
         "tasks": TASKS,
         "prompts": [
             {
@@ -173,58 +185,43 @@ def _facts(
             }
             for name, prompt in prompts.items()
         ],
-        "words": _words(counts.get("words", {})),
+        "words": _words(counts["words"]),
         "card": manifest["recipe"]["card"],
-        "duplicates": sum(counts.get("duplicate_group", {}).values()),
-        "means": {name: _mean(counts.get(name, {})) for name in ("judge", "grounded")},
-        "judged": sum(counts.get("judge", {}).values()),
+        "duplicates": sum(counts["duplicate_group"].values()),
+        "judged": sum(counts["judge"].values()),
+        "judge": _mean(counts["judge"]),
+        "grounded": _mean(counts.get("grounded", {})),
     }
 
 
-def _size(size: int) -> str:
-    """Return a number of bytes for people."""
-    for unit, bytes_ in (("GB", 10**9), ("MB", 10**6)):
-        if size >= bytes_:
-            return f"{size / bytes_:.1f} {unit}"
-    return f"{size / 1000:.0f} kB"
-
-
-def _mean(counts: Mapping[str, int]) -> float | None:
-    total = sum(counts.values())
-    return sum(float(value) * count for value, count in counts.items()) / total if total else None
+def _mean(counts: Mapping[str, int]) -> float:
+    return sum(float(value) * count for value, count in counts.items()) / max(1, sum(counts.values()))
 
 
 def _words(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return mean, least and most words of a caption, and rows by bins of words."""
-    found = Counter({int(words): count for words, count in counts.items()})
-    bins = []
-    for low, high in zip(_BINS, (*_BINS[1:], 10**9), strict=True):
-        if count := sum(count for words, count in found.items() if low <= words < high):
-            bins.append((f"{low} to {high - 1}" if high < 10**9 else f"{low} and more", count))
-    return {"mean": _mean(counts), "min": min(found, default=0), "max": max(found, default=0), "bins": bins}
+    """Return mean, least and most words of a caption, and rows by bins of 50 words."""
+    bins: Counter[str] = Counter()
+    for words, count in counts.items():
+        low = int(words) // WORD_BIN * WORD_BIN
+        bins[f"{low} to {low + WORD_BIN - 1}"] += count
+    return {"mean": _mean(counts), "min": next(iter(counts)), "max": list(counts)[-1], "bins": bins}
 
 
-def _funnel(stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return rows, rejected rows by reason, dropped items and tokens of each stage with text."""
-    found = {}
-    for name, stage in stages.items():
-        if not name.endswith("embeddings") and not name.startswith("image_embeddings/"):
-            shards = stage["shards"].values()
-            rejected: Counter[str] = Counter()
-            for shard in shards:
-                rejected.update(shard["counts"].get("rejected") or {})
-            tokens = sum(shard["counts"].get("completion_tokens") or 0 for shard in shards)
-            rows = sum(shard["rows"] for shard in shards)
-            found[name] = {"rows": rows, "rejected": rejected.most_common(), "tokens": tokens}
-    return found
+def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
+    """Return rows, rejected rows by reason and tokens of a stage."""
+    shards, rejected = stage["shards"].values(), Counter[str]()
+    for shard in shards:
+        rejected.update(shard["counts"].get("rejected") or {})
+    tokens = sum(shard["counts"].get("completion_tokens") or 0 for shard in shards)
+    return {"rows": sum(shard["rows"] for shard in shards), "rejected": rejected.most_common(), "tokens": tokens}
 
 
 def _prompts(stages: dict[str, Any]) -> dict[str, Any]:
     """Return the prompts that wrote the rows, by name; each must still be the one that the run used."""
     found = {}
-    for stage in stages.values():
-        if name := stage["identity"].get("prompt"):
+    for identity in (stage.get("identity", {}) for stage in stages.values()):
+        if name := identity.get("prompt"):
             prompt = found[name] = load_prompt(name.split("@")[0])
-            if prompt.sha256 != stage["identity"]["prompt_sha256"]:
+            if prompt.sha256 != identity["prompt_sha256"]:
                 raise DatasetError(f"prompt {name} was changed since the run; check out the code that made the run")
     return found

@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -50,14 +49,12 @@ class Repo:
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
 
     def commit(self, files: dict[str, bytes]) -> str:
-        """Make a commit on ``main`` and return its id."""
         facts = [self.refs.get("main"), len(self.commits), sorted((path, sha(data)) for path, data in files.items())]
         found = hashlib.sha1(json.dumps(facts).encode()).hexdigest()
         self.commits[found], self.refs["main"] = files, found
         return found
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
-        """Return the id and the files of what a branch, a tag or a commit id means."""
         found = self.refs.get(revision) or self.tags.get(revision) or revision
         if found not in self.commits:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -65,12 +62,10 @@ class Repo:
 
 
 def sha(data: bytes) -> str:
-    """Return the sha256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def is_lfs(path: str) -> bool:
-    """Return whether a file goes to LFS."""
     return path.endswith(LFS_SUFFIXES)
 
 
@@ -80,7 +75,6 @@ def oid(data: bytes) -> str:
 
 
 def entry(path: str, data: bytes) -> dict[str, Any]:
-    """Return a file as trees show it."""
     lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}} if is_lfs(path) else {}
     return {"type": "file", "path": path, "oid": oid(data), "size": len(data), **lfs}
 
@@ -97,7 +91,6 @@ class Request:
 
     @property
     def data(self) -> Any:
-        """The body as JSON."""
         return json.loads(self.body or b"{}")
 
 
@@ -117,7 +110,7 @@ ROUTES = [
     ("POST", rf"{_API}/commit/{_REV}", "commit"),
     ("POST", rf"{_PAGE}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("POST", rf"{_PAGE}\.git/info/lfs/objects/verify", "lfs_verify"),
-    ("PUT", rf"/lfs/(?P<name>[^/]+/[^/]+)/(?P<path>\w+)", "lfs_upload"),
+    ("PUT", r"/lfs/(?P<name>[^/]+/[^/]+)/(?P<path>\w+)", "lfs_upload"),
     ("(?:GET|HEAD)", rf"{_PAGE}/resolve/{_REV}/(?P<path>.+)", "resolve"),
 ]
 
@@ -139,11 +132,7 @@ class FakeHub:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
-
-            def serve(self) -> None:
-                hub._serve(self)
-
-            do_GET = do_HEAD = do_POST = do_PUT = serve
+            do_GET = do_HEAD = do_POST = do_PUT = lambda self: hub._serve(self)
 
             def log_message(self, format: str, *values: Any) -> None:
                 pass
@@ -156,9 +145,7 @@ class FakeHub:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

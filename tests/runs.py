@@ -9,6 +9,7 @@ import torch
 
 from generation.config import Recipe
 from generation.files import parquet
+from generation.instructions import items_of, selection_inputs
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
 from generation.rows import REJECTED_SCHEMA, row_id, stable_hash, text_hash
@@ -119,7 +120,7 @@ def _texts(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str
     _commit(run, CAPTIONS, shard, own | made | _provenance("expand_caption", rows), rejected)
     if judged:
         verdicts = ["confirmed"] * (rows - 1) + ["loses_seed"]
-        _judge(run, CAPTION_JUDGEMENTS, shard, ids, verdicts, [text_hash(text) for text in captions.values()])
+        _judge(run, CAPTION_JUDGEMENTS, shard, ids, verdicts, [text_hash(seeds[id], captions[id]) for id in ids])
     return captions
 
 
@@ -136,10 +137,12 @@ def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], fr
         "dropped": [["letter"]] * len(ids),
         "input_hash": [text_hash(captions[id]) for id in ids],
     }
-    _commit(run, INSTRUCTIONS[task], shard, made | _provenance(task, len(ids)))
+    _commit(run, INSTRUCTIONS[task], shard, made | _provenance(task, len(ids)), extra=selection_inputs(run, task))
     if judged:
         items = [f"{id}/{number}" for id in ids for number in (0, 1)]
-        _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), [0] * len(items))
+        parts = [(captions[id], qa) for id, talk in zip(ids, turns, strict=True) for qa in items_of(talk)]
+        hashes = [text_hash(text, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]) for text, qa in parts]
+        _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), hashes)
 
 
 def _turns(task: str, caption: str) -> list[dict[str, str]]:
@@ -172,20 +175,25 @@ def _provenance(name: str, rows: int) -> dict[str, Any]:
 
 
 def _judge(run: Run, stage: Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
-    run.begin(stage, _identity("judge"))
+    run.begin(stage, _identity("judge_captions" if stage is CAPTION_JUDGEMENTS else "judge"))
     columns = {"id": ids, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
     _commit(run, stage, shard, columns | _provenance("judge", len(ids)))
 
 
 def _commit(
-    run: Run, stage: Stage, shard: int, columns: dict[str, Any], rejected: dict[str, Any] | None = None
+    run: Run,
+    stage: Stage,
+    shard: int,
+    columns: dict[str, Any],
+    rejected: dict[str, Any] | None = None,
+    extra: dict[str, str] | None = None,
 ) -> None:
     """Commit a shard; columns that are not given are null."""
     assert stage.schema is not None
     rows = len(columns["id"])
     counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * rows}
     aside = _table(REJECTED_SCHEMA, rejected) if rejected else None
-    run.commit(stage, shard, rows, parquet(_table(stage.schema, columns)), aside, counts=counts)
+    run.commit(stage, shard, rows, parquet(_table(stage.schema, columns)), aside, extra, counts)
 
 
 def _table(schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:

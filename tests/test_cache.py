@@ -58,9 +58,7 @@ def stored(path: Path) -> Vectors:
 
 def test_the_builds_differ_in_their_vectors_only(builds: Path) -> None:
     assert stored(builds / "one") != stored(builds / "two")
-    sizes = [
-        [path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")
-    ]
+    sizes = [[path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")]
     assert sizes[0] == sizes[1]
 
 
@@ -91,7 +89,9 @@ def test_the_classes_over_runs_and_built_directories(builds: Path, tmp_path: Pat
 
 def test_fill_cache_serves_the_build_that_was_filled_last(builds: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    read = "from datasets import load_dataset; print(load_dataset('unicorn-1.2m', split='train')['image_embedding'][:])"
+    read = (
+        "from datasets import load_dataset; print(load_dataset('unicorn-1.2m', split='train')['image_embedding'][:])"
+    )
     for name in ("one", "two", "one"):
         options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--fill-cache", "with_embeddings"]
         for command, folder in (([ROOT / "unicorn_1_2m.py", *options], ROOT), (["-c", read], tmp_path)):
@@ -112,7 +112,9 @@ for place, options in [("user/unicorn-1.2m", {"revision": v}) for v in ("v1.0.0"
     with FakeHub() as hub:
         for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
             options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--version", version]
-            pushed = hub.run([ROOT / "unicorn_1_2m.py", *options, "--push-to-hub", "user/unicorn-1.2m"], tmp_path / "home")
+            pushed = hub.run(
+                [ROOT / "unicorn_1_2m.py", *options, "--push-to-hub", "user/unicorn-1.2m"], tmp_path / "home"
+            )
             assert pushed.returncode == 0, pushed.stderr
         shutil.copytree(builds / "two", tmp_path / "local" / "unicorn-1.2m")
         done = hub.run(["-c", script, tmp_path / "local" / "unicorn-1.2m"], tmp_path / "home")

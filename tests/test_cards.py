@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 
 import tests.runs
 from dataset_card import plain
@@ -19,7 +20,13 @@ from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
 
 BOTH = [Unicorn12M, Unicorn471KInstruction]
-EVIL = ["<script>alert(1)</script>", "a | b `c` {{ 7 * 7 }}", "[x](javascript:alert(1))", "$x$ **bold** # head", "1. *"]
+EVIL = [
+    "<script>alert(1)</script>",
+    "a | b `c` {{ 7 * 7 }}",
+    "[x](javascript:alert(1))",
+    "$x$ **bold** # head",
+    "1. *",
+]
 SECTIONS = [
     "Use it", "Rows", "Example", "Columns", "How it was made", "Quality", "Limits", "Intended use", "Bias", "Licences",
     "Versions", "Citation and contact", "Changelog",
@@ -52,10 +59,10 @@ def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
     assert "small model wrote" not in screen
     for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
         assert fact in card.text
-    assert "27 " in card.text if "471k" in name else "18 dense captions" in card.text
-    prompts = ["expand_caption", "judge"] + (["multiple_choice"] if "471k" in name else [])
-    assert all(load_prompt(prompt).name in card.text for prompt in prompts)
-    assert ("expand_caption" in card.text) == ("1.2m" in name) or "471k" in name
+    assert ("27 multi-turn conversations" if "471k" in name else "18 dense captions") in screen
+    prompts = {"unicorn-1.2m": {"expand_caption", "judge_captions"}}
+    wanted = prompts.get(name, {"multiple_choice", "question_answering", "complex_reasoning", "judge"})
+    assert {found.split("@")[0] for found in re.findall(r"^`(\w+@[\d.]+)`", card.text, re.MULTILINE)} == wanted
 
 
 def test_metadata_is_legal_and_other_is_said_only_where_licences_differ(
@@ -93,12 +100,11 @@ def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for cls in BOTH:
         build(cls, tmp_path / "run", tmp_path / cls.NAME)
         text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
-        outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-        assert "<script" not in outside
-        assert "](javascript:" not in outside
-        assert not re.search(r"(?<!\\)\*\*bold", outside)
-        assert "49" not in outside.replace("2503.22655", "")
-        assert r"a \| b \`c\` \{\{ 7" in outside
+        html = MarkdownIt("commonmark", {"html": True}).enable(["table"]).render(text)  # as permissive as can be
+        assert "<script" not in html
+        assert not re.search(r"href=.javascript", html)
+        assert "<strong>bold" not in html and "<code>c</code>" not in html
+        assert "a | b `c` {{ 7 * 7 }}" in html and "&lt;script&gt;alert(1)" in html
 
 
 def test_plain_text_comes_back_from_markdown() -> None:

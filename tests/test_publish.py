@@ -20,9 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run") / "run").path
 
 
-def push(
-    hub: FakeHub, run: Path, folder: Path, *options: str, name: str = "unicorn-1.2m", **environment: Any
-) -> Any:
+def push(hub: FakeHub, run: Path, folder: Path, *options: str, name: str = "unicorn-1.2m", **environment: Any) -> Any:
     """Build and push; the result of the process."""
     arguments = ["--run-dir", run, "--output", folder / name]
     if "--push-to-hub" not in options:
@@ -142,7 +140,10 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     assert stored(hub, "v1.0.0") == before
     assert stored(hub, "v1.1.0") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
     changes = dict(json.loads(stored(hub, "v1.1.0")["manifest.json"])["changelog"])
-    assert "+3 rows from source alpha; +3 rows from source beta; all vectors moved, smallest cosine 0.9" in changes["1.1.0"]
+    assert (
+        "+3 rows from source alpha; +3 rows from source beta; all vectors moved, smallest cosine 0.9"
+        in changes["1.1.0"]
+    )
     assert changes["1.0.0"] == "first version"
 
 
@@ -167,7 +168,10 @@ def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(run
         assert failed.returncode == 1
         assert "the same command goes on where it stopped" in failed.stderr
         assert "Traceback" not in failed.stderr
-        hub.fail, arrived = lambda route, number: 403 if route == "tag" else None, len(hub.repos["user/unicorn-1.2m"].objects)
+        hub.fail, arrived = (
+            lambda route, number: 403 if route == "tag" else None,
+            len(hub.repos["user/unicorn-1.2m"].objects),
+        )
         assert arrived
         before = hub.seen["lfs_upload"]
         assert push(hub, run, tmp_path).returncode == 1  # everything arrives, but for the tag

@@ -1,11 +1,11 @@
 """Write a directory that ``load_dataset("<directory>")`` reads, out of a finished run. It appears whole or not at all.
 
-    data/               Parquet files of the text
-    with_embeddings/    Parquet files of text and vectors
-    image_embeddings/   Unicorn-1.2M: the run's vectors for trainers, hard links where the file system has them
-    transfer/           Unicorn-1.2M: the statistics to treat real images with
-    figures/, README.md the card
-    manifest.json       written last: all records of the run, sha256 of every file, the digest of the contents
+data/               Parquet files of the text
+with_embeddings/    Parquet files of text and vectors
+image_embeddings/   Unicorn-1.2M: the run's vectors for trainers, hard links where the file system has them
+transfer/           Unicorn-1.2M: the statistics to treat real images with
+figures/, README.md the card
+manifest.json       written last: all records of the run, sha256 of every file, the digest of the contents
 """
 
 import hashlib
@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from ..errors import DatasetError
-from ..files import explained, read_json, read_table, sha256, write_json
+from ..files import explained, read_table, sha256, write_json
 from ..logs import Progress
+from ..stages import CAPTIONS
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
 from .finished import FinishedRun
 from .published import PublishedDataset
@@ -38,7 +39,12 @@ TEXT_ROW_GROUP, VECTOR_ROW_GROUP = 20_000, 4_000  # rows; 4,000 vectors of d = 1
 # Columns with few values, and columns that readers filter by. For vectors either costs more time than all the rest.
 REPEATING = ("conversations.list.element.from", "task", "source", "license", "prompt", "model", "embedding_shard")
 SEARCHED = ("id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row")
-COUNTED = ("source", "task", "question_types", "words", "prompt", "model", "judge", "grounded", "duplicate_group")
+COUNTED = "source task question_types words model judge grounded duplicate_group conversations".split()
+LEAVES = (  # the parts of columns of lists, as Parquet names them
+    "conversations.list.element.from",
+    "conversations.list.element.value",
+    "question_types.list.element",
+)
 WRITERS = 2  # files written at once; more would only hold more rows in memory
 
 
@@ -116,7 +122,12 @@ def _write_all(
     first, run = builders["default"], builders["default"].run
     _write_tables(builders, output)
     for path in first.extra_files(run):
-        _link(path, output / path.relative_to(run.run.path))
+        target = output / path.relative_to(run.run.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)  # takes no space
+        except OSError:  # another file system
+            shutil.copyfile(path, target)
     files = _files(run, output, {})
     manifest: dict[str, Any] = {
         "name": first.NAME,
@@ -130,7 +141,11 @@ def _write_all(
         "original_id": run.imported,
         "counts": _counts(first, output),
         "recipe": _public(run.run.recipe.model_dump(mode="json")),
-        "stages": {name: _stage(run, name) for name in run.records},
+        "stages": {
+            stage.name: run.run.facts(stage)
+            | {"shards": {f"{number:05d}": asdict(one) for number, one in records.items()}}
+            for stage, records in run.records.items()
+        },
         "vectors": {name: sha for name, sha in run.hashes.items() if name.startswith(f"{run.vectors_stage.name}/")},
     }
     manifest["changelog"] = changelog(manifest, previous, output)
@@ -175,8 +190,8 @@ def _groups(run: FinishedRun, shards: list[int], config: str) -> Iterator[list[i
     """Yield the shards of each file, by the bytes that the run's own files take."""
     group, size = list[int](), 0.0
     for shard in shards:
-        captions, rows = run.records["captions"][shard], run.rows(shard)
-        records = [run.records[stage.name][shard] for stage in run.tasks]
+        captions, rows = run.records[CAPTIONS][shard], run.rows(shard)
+        records = [run.records[stage][shard] for stage in run.tasks]
         text = [record.files[f"{shard:05d}.parquet"]["bytes"] for record in (captions, *records)]
         size += text[0] * rows / captions.rows + sum(text[1:])
         size += 2 * run.dimension * rows if config == WITH_EMBEDDINGS else 0
@@ -191,49 +206,38 @@ def _groups(run: FinishedRun, shards: list[int], config: str) -> Iterator[list[i
 def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a file as the Hub's viewer likes it. Chunks of text are found by their content, so that a version that
     changes some rows uploads little; vectors all move with the mean, and compress by a twelfth only."""
-    leaves = [leaf for column in schema for leaf in _leaves(column.name, column.type)]
     return pq.ParquetWriter(
         path,
         schema,
-        compression={name: "NONE" if name.startswith("image_embedding") else "zstd" for name in leaves},
+        compression=dict.fromkeys((*schema.names, *LEAVES), "zstd") | {"image_embedding.list.element": "NONE"},
         write_page_index=True,
         use_content_defined_chunking="image_embedding" not in schema.names,
-        use_dictionary=[name for name in REPEATING if name in leaves],
-        write_statistics=[name for name in SEARCHED if name in leaves],
+        use_dictionary=list(REPEATING),
+        write_statistics=list(SEARCHED),
     )
-
-
-def _leaves(name: str, kind: pa.DataType) -> Iterator[str]:
-    """Yield the leaves of a column, as Parquet names them."""
-    if pa.types.is_struct(kind):
-        for part in kind:
-            yield from _leaves(f"{name}.{part.name}", part.type)
-    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _leaves(f"{name}.list.element", kind.value_type)
-    else:
-        yield name
 
 
 def _counts(builder: UnicornBuilder, output: Path) -> dict[str, dict[str, int]]:
     """Return the rows of ``default`` by value, for each column in ``COUNTED``; scores are rounded, nulls left out."""
-    found: dict[str, dict[str, int]] = {}
-    for name in set(COUNTED) & builder.info.features.keys():
-        tables = [read_table(path, [name]) for path in sorted((output / FOLDERS["default"]).glob("*.parquet"))]
-        column, feature = pa.concat_tables(tables)[name].combine_chunks(), builder.info.features[name]
-        if pa.types.is_list(column.type):
-            column = pc.list_flatten(column)
-        elif pa.types.is_floating(column.type):
-            column = pc.round(column.cast(pa.float64()), 1)
-        counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column.drop_null()).to_pylist()}
-        names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-        found[name] = {str(names[value] if names else value): counts[value] for value in sorted(counts)}
-    if "task" in found:
-        paths = sorted((output / FOLDERS["default"]).glob("*.parquet"))
-        texts = [read_table(path, ["conversations"])["conversations"].combine_chunks().flatten().field("value") for path in paths]
-        answers = [text.filter(pc.match_substring_regex(text, "^[A-D]$")) for text in texts]
-        counts = Counter(answer for part in answers for answer in part.to_pylist())
-        found["letters"] = dict(sorted(counts.items()))
-    return found
+    features, found = builder.info.features, {name: Counter[Any]() for name in COUNTED}
+    for path in sorted((output / FOLDERS["default"]).glob("*.parquet")):
+        for name, counter in found.items():
+            if name not in features or (name == "conversations" and not builder.INSTRUCTIONS):
+                continue
+            column = read_table(path, [name])[name].combine_chunks()
+            if name == "conversations":  # the right answers of multiple choice
+                column = column.flatten().field("value")
+                column = column.filter(pc.match_substring_regex(column, "^[A-D]$"))
+            elif name == "duplicate_group":
+                column = column.is_valid().filter(column.is_valid())
+            elif pa.types.is_list(column.type):
+                column = pc.list_flatten(column)
+            elif pa.types.is_floating(column.type):
+                column = pc.round(column.cast(pa.float64()), 1)
+            names = getattr(features[name], "names", None)  # of class labels
+            for entry in pc.value_counts(column.drop_null()).to_pylist():
+                counter[names[entry["values"]] if names else entry["values"]] += entry["counts"]
+    return {name: {str(value): counter[value] for value in sorted(counter)} for name, counter in found.items()}
 
 
 def _info(builder: UnicornBuilder, output: Path) -> datasets.DatasetInfo:
@@ -247,32 +251,18 @@ def _info(builder: UnicornBuilder, output: Path) -> datasets.DatasetInfo:
     return info
 
 
-def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, which takes no space; copy it to a file system without links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
-
-
 def _files(run: FinishedRun, output: Path, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return size in bytes and sha256 of all files, as far as they are not ``known`` or in the run's records."""
 
     def facts(name: str) -> dict[str, Any]:
-        return known.get(name) or {"bytes": (output / name).stat().st_size, "sha256": run.hashes.get(name) or sha256(output / name)}
+        return known.get(name) or {
+            "bytes": (output / name).stat().st_size,
+            "sha256": run.hashes.get(name) or sha256(output / name),
+        }
 
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     with ThreadPoolExecutor(WRITERS) as pool:
         return dict(zip(names, pool.map(facts, names), strict=True))
-
-
-def _stage(run: FinishedRun, name: str) -> dict[str, Any]:
-    """Return what a stage was begun with, and all its records."""
-    path = run.run.path / name / "stage.json"
-    described = read_json(path) if path.exists() else {}
-    shards = {f"{shard:05d}": asdict(record) for shard, record in run.records[name].items()}
-    return {"identity": described.get("identity", {}), "settings": described.get("settings", {}), "shards": shards}
 
 
 def _public(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
+from ..stages import CAPTIONS
 from .finished import FinishedRun, vector_column
 from .published import PublishedDataset
 
@@ -91,7 +91,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         else:
             run = self.run
             digest, sources, dimension, original = run.digest, run.sources, run.dimension, run.imported
-        self.hash = hashlib.sha256(f"{digest} {self.hash}".encode()).hexdigest()[:32]
+        self.hash: str | None = hashlib.sha256(f"{digest} {self.hash}".encode()).hexdigest()[:32]
         features = self.columns(list(sources))
         if original:
             features["original_id"] = datasets.Value("string")
@@ -114,7 +114,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         Raises:
             DatasetError: none does.
         """
-        if shards := [shard for shard in self.run.records["captions"] if self.run.rows(shard)]:
+        if shards := [shard for shard in self.run.records[CAPTIONS] if self.run.rows(shard)]:
             return shards
         raise DatasetError(f"{self.run.run.path}: no row was accepted; the report shows the rejected rows by reason")
 
@@ -156,28 +156,3 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     def _cast(self, table: pa.Table) -> pa.Table:
         schema = self.info.features.arrow_schema
         return table.select(schema.names).cast(schema)
-
-
-def list_means(column: pa.ChunkedArray) -> pa.Array:
-    """Return the mean of each list of numbers, float32; null for an empty list and for null."""
-    lists = column.combine_chunks()
-    values = pa.table({"row": pc.list_parent_indices(lists), "value": pc.list_flatten(lists)})
-    means = values.group_by("row").aggregate([("value", "mean")])
-    rows = pa.array(np.arange(len(lists)), means["row"].type)
-    return means["value_mean"].combine_chunks().take(pc.index_in(rows, value_set=means["row"].combine_chunks()))
-
-
-def pair_conversations(captions: pa.Table) -> pa.Array:
-    """Return a human and a gpt turn for each caption, as ``list<struct<from, value>>``; an imported row keeps its own
-    ``conversations``."""
-    rows = len(captions)
-    order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
-    texts = pa.concat_arrays([*captions["instruction"].chunks, *captions["caption"].chunks])
-    speakers = pa.array(["human", "gpt"]).take(pa.array(np.tile([0, 1], rows)))
-    turns = pa.StructArray.from_arrays([speakers, texts.take(pa.array(order))], ["from", "value"])
-    pairs = pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
-    own = captions["conversations"].combine_chunks()
-    if own.null_count == rows:
-        return pairs
-    kept = own.is_valid().to_numpy(zero_copy_only=False)
-    return pa.concat_arrays([pairs, own]).take(pa.array(np.arange(rows) + rows * kept))

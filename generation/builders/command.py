@@ -29,7 +29,8 @@ def main(builder_class: type[UnicornBuilder]) -> int:
         run_dir: Annotated[Path, typer.Option(help="A finished run.")],
         output: Annotated[Path, typer.Option(help="Directory to write; an earlier build in it is replaced.")],
         version: Annotated[
-            str, typer.Option(callback=_check_version, help="Version of the data set; raise it when you publish again.")
+            str,
+            typer.Option(callback=_check_version, help="Version of the data set; raise it to publish again."),
         ] = FIRST_VERSION,
         method: Annotated[str | None, typer.Option(help="Transfer method; default: the recipe's.")] = None,
         push_to_hub: Annotated[
@@ -81,7 +82,10 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
     folder = str(output.resolve())
 
     class Cached(builder_class):  # type: ignore[misc, valid-type]
-        BUILDER_CONFIGS = [replace(known, data_dir=folder) for known in builder_class.BUILDER_CONFIGS]
+        BUILDER_CONFIGS = [
+            replace(known, data_dir=folder)  # type: ignore[call-arg]
+            for known in builder_class.BUILDER_CONFIGS
+        ]
 
         def _tables(self, part: Any) -> Iterator[Any]:
             for table in super()._tables(part):

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from ..dedup import duplicate_groups
 from ..errors import DatasetError
 from ..files import read_json, write_json
-from ..records import Record
+from ..instructions import selection_inputs
+from ..judge import CONFIRMED, judged_share
 from ..rows import text_hash
-from ..stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS, Stage
+from ..stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS
 from ..stages import image_embeddings as image_stage
 from ..store import Run
 from ..transfer.stage import statistics_file, statistics_input
@@ -30,47 +31,37 @@ class FinishedRun:
         instructions: whether the data set needs the instruction stages.
 
     Raises:
-        DatasetError: it is a built data set, or a stage is not complete.
-        RunError: it is not a run directory.
+        DatasetError: it is a built data set.
+        RunError: it is not a run directory, or a stage is not complete.
     """
 
     def __init__(self, path: Path, method: str | None, instructions: bool) -> None:
         if (path / "manifest.json").is_file() and not (path / "run.json").is_file():
             raise DatasetError(
-                f"{path} is a built data set, not a run. Give the run that it was built from; the builder classes read a "
-                "built data set with data_dir="
+                f"{path} is a built data set, not a run. Give the run that it was built from; classes read a built "
+                "data set with data_dir="
             )
-        self.run = Run(path)
-        self.method = method or self.run.recipe.transfer.method
-        self.vectors_stage = image_stage(self.method)
-        self.statistics = statistics_file(self.run, self.method)
+        run = self.run = Run(path)
+        self.method = method or run.recipe.transfer.method
+        self.vectors_stage, self.statistics = image_stage(self.method), statistics_file(run, self.method)
         self.tasks = [INSTRUCTIONS[task] for task in TASKS] if instructions else []
-        judged = [CAPTION_JUDGEMENTS, *(JUDGEMENTS.values() if instructions else ())]
-        stages = [SEEDS, CAPTIONS, *self.tasks, TEXT_EMBEDDINGS, self.vectors_stage]
-        stages += [stage for stage in judged if self.run.shards(stage)]
-        self.records = {stage.name: self._complete(stage) for stage in stages}
-
-    def _complete(self, stage: Stage) -> dict[int, Record]:
-        """Return the records of a stage, each made from what its upstream shard holds now."""
-        records = self.run.records(stage)
-        wanted = self.run.shards(stage.source) if stage.source else list(records)
-        if stage is self.vectors_stage:
-            extra = statistics_input(self.run, self.method)
-            done = [shard for shard in wanted if not self.run.is_due(stage, shard, extra)]
-        else:
-            done = [shard for shard in wanted if shard in records and not self.run.is_stale(stage, shard)]
-        if not wanted or len(done) < len(wanted):
-            raise DatasetError(
-                f"{self.run.path} is not finished: stage '{stage.name}' has {len(done)} of {len(wanted)} shards. Run "
-                f"`python -m generation {stage.command} --run-dir {self.run.path}` first"
-            )
-        return {shard: records[shard] for shard in wanted}
+        self.imported = "imported" in run.facts(CAPTIONS).get("identity", {})  # from the original's release
+        self.records = {stage: run.require(stage) for stage in (SEEDS, CAPTIONS, TEXT_EMBEDDINGS)}
+        self.records[self.vectors_stage] = run.require(self.vectors_stage, statistics_input(run, self.method))
+        for stage in self.tasks:
+            imported = "imported" in run.facts(stage).get("identity", {})
+            extra = {} if imported else selection_inputs(run, stage.name.split("/")[1])
+            self.records[stage] = run.require(stage, extra)
+        for stage in (CAPTION_JUDGEMENTS, *(JUDGEMENTS.values() if instructions else ())):
+            needed = run.recipe.judge is not None and stage is not CAPTION_JUDGEMENTS
+            if needed or run.shards(stage):
+                self.records[stage] = run.require(stage) if needed else run.records(stage)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The sha256 of all data files that rows and vectors come from, by path in the run."""
         files = {
-            f"{stage}/{name}": str(facts["sha256"])
+            f"{stage.name}/{name}": str(facts["sha256"])
             for stage, records in self.records.items()
             for record in records.values()
             for name, facts in record.files.items()
@@ -86,7 +77,7 @@ class FinishedRun:
     def sources(self) -> dict[str, str]:
         """The licence of each source of seeds, in alphabetical order of the sources."""
         columns = ["source", "license"]
-        tables = [self.run.table(SEEDS, shard, columns) for shard in self.records[SEEDS.name]]
+        tables = [self.run.table(SEEDS, shard, columns) for shard in self.records[SEEDS]]
         pairs = pa.concat_tables(tables).group_by(columns).aggregate([]).sort_by("license")
         found: dict[str, str] = {}
         for source, text in zip(*pairs.to_pydict().values(), strict=True):
@@ -96,17 +87,11 @@ class FinishedRun:
     @cached_property
     def dimension(self) -> int:
         """d of the vectors."""
-        return self.vectors(next(iter(self.records[self.vectors_stage.name]))).dimension
-
-    @cached_property
-    def imported(self) -> bool:
-        """Whether the captions come from the original's release, so that rows have an ``original_id``."""
-        column = self.run.table(CAPTIONS, next(iter(self.records[CAPTIONS.name])), ["original_id"])["original_id"]
-        return bool(column.null_count < len(column))
+        return self.vectors(next(iter(self.records[self.vectors_stage]))).dimension
 
     def rows(self, shard: int) -> int:
         """Return how many rows of the data set a caption shard gives."""
-        return sum(self.records[stage.name][shard].rows for stage in self.tasks or (CAPTIONS,))
+        return sum(self.records[stage][shard].rows for stage in self.tasks or (CAPTIONS,))
 
     @cached_property
     def duplicates(self) -> dict[str, str]:
@@ -124,15 +109,21 @@ class FinishedRun:
         return VectorShard(self.run.verified(self.vectors_stage, shard))
 
     def captions(self, shard: int) -> pa.Table:
-        """Return the captions of a shard with ``embedding_shard``, ``embedding_row``, ``duplicate_group``, ``judge``."""
+        """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
         table, ids = self.run.table(CAPTIONS, shard), self.vectors(shard).ids
         own = table["id"].to_pylist()
         rows = np.arange(len(ids)) if ids == own else _places(table["id"], pa.array(ids), shard)
+        verdicts: dict[int, str] = {}
+        if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
+            found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"]).to_pydict()
+            verdicts = dict(zip(*found.values(), strict=True))
+        pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
+        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(own)
         new = {
             "embedding_shard": pa.array(np.full(len(table), shard, np.int32)),
             "embedding_row": pa.array(rows, pa.int32()),
             "duplicate_group": pa.array(map(self.duplicates.get, own), pa.string()),
-            "judge": self._judged(CAPTION_JUDGEMENTS, shard, table["id"]),
+            "judge": pa.array([verdict and float(verdict == CONFIRMED) for verdict in judged], pa.float32()),
         }
         return _with(table, new)
 
@@ -141,21 +132,12 @@ class FinishedRun:
         captions, parts = self.captions(shard), []
         joined = ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group")
         for stage in self.tasks:
-            table = self.run.table(stage, shard)
+            table, task = self.run.table(stage, shard), stage.name.split("/")[1]
             own = captions.take(pa.array(_places(table["id"], captions["id"].combine_chunks(), shard)))
-            new = {name: own[name] for name in joined} | {"judge": self._judged(JUDGEMENTS[stage.name.split("/")[1]], shard, table["id"])}
-            parts.append(_with(table, new))
+            shares = judged_share(self.run, task, shard) if JUDGEMENTS[task] in self.records else {}
+            judge = pa.array(map(shares.get, table["id"].to_pylist()), pa.float32())
+            parts.append(_with(table, {name: own[name] for name in joined} | {"judge": judge}))
         return pa.concat_tables(parts)
-
-    def _judged(self, stage: Stage, shard: int, ids: pa.ChunkedArray) -> pa.Array:
-        """Return the share of each row's judged items that were confirmed, float32; null where none was judged."""
-        if stage.name not in self.records:
-            return pa.nulls(len(ids), pa.float32())
-        verdicts = self.run.table(stage, shard, ["id", "verdict"])
-        confirmed = pc.equal(verdicts["verdict"], "confirmed").cast(pa.float32())
-        items = pa.table({"id": pc.utf8_slice_codeunits(verdicts["id"], 0, 10), "share": confirmed})
-        shares = items.group_by("id").aggregate([("share", "mean")])
-        return shares["share_mean"].take(pc.index_in(ids, value_set=shares["id"].combine_chunks())).cast(pa.float32())
 
 
 def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:

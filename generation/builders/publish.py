@@ -14,8 +14,9 @@ from typing import Any
 
 from httpx2 import HTTPError  # what huggingface_hub raises
 from huggingface_hub import HfApi, RepoFile, get_token
-from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import HFValidationError, disable_progress_bars, validate_repo_id
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import DatasetError
 from ..logs import Progress
@@ -88,8 +89,8 @@ class Publication:
             edited, foreign = ["README.md"], [name for name in foreign if name != "README.md"]
         if edited and not discard_edits:
             raise DatasetError(
-                f"{self.repo_id}: somebody edited {', '.join(edited)} on the Hub. Move the edits into the templates or "
-                "the recipe's section 'card', then give --discard-edits"
+                f"{self.repo_id}: somebody edited {', '.join(edited)} on the Hub. Move the edits into the recipe's "
+                "section 'card' or the template, then give --discard-edits"
             )
         if foreign:
             logger.warning("%s: kept files that no build wrote: %s", self.repo_id, ", ".join(foreign))

@@ -1,6 +1,6 @@
 """A built data set as its manifest describes it: a local directory, or ``hf://datasets/USER/NAME@REVISION``.
 
-A file that is read whole is compared with the sha256 in the manifest, so that a changed file, or the vectors of another
+A file that is read whole is compared with the sha256 in the manifest, so that a changed file, or vectors of another
 revision, are refused by name.
 """
 
@@ -90,7 +90,7 @@ class PublishedDataset:
         own, known = self.manifest["files"].get(name, {}).get("sha256"), wanted["vectors"][name]
         if own != known:
             raise DatasetError(
-                f"{self.url} has {'another' if own else 'no'} {name} (sha256 {str(own)[:12]}, the rows were built with "
+                f"{self.url} has {'another' if own else 'no'} {name} ({str(own)[:12]}, the rows were built with "
                 f"{known[:12]}); name the version of Unicorn-1.2M that the rows were built with"
             )
         return VectorShard(self.file(name))

@@ -60,7 +60,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any], previous: PublishedDatase
     before, now = old["vectors"], new["vectors"]
     common = sorted(before.keys() & now.keys())
     if moved := [name for name in common if before[name] != now[name]]:
-        many = "all vectors moved" if len(moved) == len(common) else f"vectors moved in {len(moved)} of {len(common)} shards"
+        many = (
+            "all vectors moved"
+            if len(moved) == len(common)
+            else f"vectors moved in {len(moved)} of {len(common)} shards"
+        )
         chosen = moved[:: -(-len(moved) // COMPARED_SHARDS)]
         cosines = [_smallest_cosine(previous, name, directory / name) for name in chosen if name in old["files"]]
         yield many + (f", smallest cosine {min(cosines):.3f}" if cosines else "")
