@@ -49,27 +49,32 @@ def caption_fault(
         shown: ``shingles`` of the prompt.
     """
     words = text.split()
+    if not words:
+        return "empty"
+    if max(map(len, words)) > _LONG_STRING or has_bad_characters(text):
+        return "bad_characters"
+    if len(words) > max_words or len(text) > max_words * _LONG_STRING:  # before any pattern sees it
+        return "too_long"
     talk = talk_fault(text)
     faults = {
-        "empty": not words,
-        "bad_characters": has_bad_characters(text) or max(map(len, words), default=0) > _LONG_STRING,
-        "too_long": len(words) > max_words,
         str(talk): talk in ("refusal", "meta_talk"),
         "markup": has_markup(text),
         "several_paragraphs": "\n" in text.strip(),
         "too_short": len(words) < min_words,
         "not_english": is_foreign(text, seed),
         "unfinished": not is_finished(text),
+        "loop": loops(text),
+        "mood": talk == "mood",
     }
     fault = next((code for code, found in faults.items() if found), None)
-    return fault or ("loop" if loops(text) else talk) or _unfaithful(text, seed, shown)
+    return fault or _unfaithful(text, seed, shown)
 
 
 def _unfaithful(text: str, seed: str, shown: frozenset[tuple[str, ...]]) -> str | None:
     """Return how a caption departs from its seed, as far as rules can see."""
     said, asked = tokens(text), tokens(seed)
     held, phrases = stems(said), _phrases(asked)
-    wanted = content(word for phrase in phrases for word in phrase)
+    wanted = content({word for phrase in phrases for word in phrase} - NUMBERS.keys() - COLOURS.keys())
     subjects = (content(subject(phrase)) for phrase in phrases)
     colours = [] if "black and white" in seed.lower() and not _MONOCHROME.isdisjoint(said) else demands(asked, COLOURS)
     faults = {

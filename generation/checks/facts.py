@@ -30,7 +30,9 @@ _MEASURE = re.compile(
 )
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
-_MEASURES_ON = re.compile(r"[\s-]*(?:tall|long|wide|high|deep|thick|away|apart|above|below|across|from|off|of|in)\b")
+_MEASURES_ON = re.compile(
+    r"[\s-]*(?:tall|long|wide|high|deep|thick|away|apart|above|below|across|from|off|of|in (?:height|length))\b"
+)
 
 _QUOTED = re.compile(r"[\"“]([^\"“”]{2,80})[\"”]")
 _LETTERING = re.compile(r"\b(?:reads?|reading|labell?ed|spells|spelling|the words?)\s+([A-Z]{2,}(?:\s[A-Z]{2,})*)\b")

@@ -17,6 +17,7 @@ ITEM_CODES = (
         "schema",
         "not_four_options",
         "answer_not_an_option",
+        "too_long",
         "empty",
         "bad_characters",
         "markup",
@@ -40,6 +41,7 @@ ANSWER_CODES = ("cut_off", "not_json", *ITEM_CODES, "duplicate_question", "too_f
 # An item with so many content words, of which the caption holds hardly any, is about another scene.
 _MIN_GROUNDED, _MIN_CONTENT = 0.05, 6
 _MAX_CHARACTERS = 200_000  # an answer of 1,024 tokens has under 10,000
+_MAX_TEXT = 2_000  # characters of a question, option or answer; reasoned answers have about 400
 _MIN_REASONING = 10  # words of a reasoned answer
 _LENGTH_RATIO, _LONGER_BY = 1.8, 12  # a right option so much longer than all others, in characters, gives itself away
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
@@ -160,6 +162,8 @@ def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> s
     options, question, right = item.get("Options", {}), item["Question"], right_answer(item)
     texts = [question, *(options.values() or [right])]
     together = "\n".join(texts)
+    if max(map(len, texts)) > _MAX_TEXT:  # before any pattern sees it
+        return "too_long"
     faults = {
         "empty": not all(map(tokens, texts)),
         "bad_characters": has_bad_characters(together),
@@ -237,6 +241,8 @@ def _options_fault(options: dict[str, str], right: str) -> str | None:
         return "refers_to_options"
     if _NO_ANSWER.search(right.lower()):
         return "no_answer"
+    if any(map(loops, options.values())):
+        return "loop"
     wrong = max(len(option) for option in options.values() if option != right)
     return "given_away" if len(right) > _LENGTH_RATIO * wrong and len(right) >= wrong + _LONGER_BY else None
 
