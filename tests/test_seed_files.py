@@ -311,9 +311,13 @@ def test_a_file_that_cannot_be_used_is_named_with_row_and_value(
 def test_directories_pipes_and_columns_of_groups_are_checked(tmp_path: Path) -> None:
     (tmp_path / "dir.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.txt")
-    for name in ("dir.csv", "pipe.txt"):
-        with pytest.raises(SeedError, match="is not a file"):
-            read(tmp_path / name)
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("dir.csv", "pipe.txt", "zero.txt"):
+        assert "is not a file" in refusal(tmp_path / name)
+    assert "does not exist" in refusal(tmp_path / "a\0.txt")
+    times = pa.array([2**62, 5], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["A", "B"], "time": times}), tmp_path / "a.parquet")
+    assert "cannot be read: date value out of range" in refusal(tmp_path / "a.parquet", group_column="time")
     for name, content in (("a.csv", "text,id\nA,1\n"), ("a.jsonl", '{"text": "A", "id": 1}\n'), ("a.txt", "A\n")):
         assert "has no column 'image'; its columns: text" in refusal(
             put(tmp_path / name, content), group_column="image"

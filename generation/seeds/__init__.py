@@ -5,6 +5,7 @@ Every choice is a stable hash of (random seed, source, text), so that another so
 
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 
 import pyarrow as pa
 
@@ -81,10 +82,10 @@ def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
             names += [str(path), str(path.parent / labels) if labels else None]
     found = {}
     for name in filter(None, names):
-        try:
-            found[name] = sha256(recipe.directory / name)
-        except (OSError, ValueError):
-            found[name] = known.get(name, "")  # where the file is needed, its reader says what is wrong
+        found[name] = known.get(name, "")  # without the file; where it is needed, its reader says what is wrong
+        with suppress(OSError, ValueError):
+            if (recipe.directory / name).is_file():  # not a device or pipe, which would not end
+                found[name] = sha256(recipe.directory / name)
     return found
 
 

@@ -59,7 +59,7 @@ def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, Cells]]:
     try:
         for rows, (number, cells) in enumerate(_reader(path, columns, _check(path)), 1):  # noqa: B007
             yield f"{unit} {number}", cells
-    except (OSError, pa.ArrowException, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, pa.ArrowException, ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise SeedError(f"{path} cannot be read: {error}") from error
     if not rows:
         raise SeedError(f"{path} holds no rows")
