@@ -13,11 +13,7 @@ from pathlib import Path
 from ..config import Filters
 from ..recipe import read_yaml
 
-REASONS = (
-    *("empty", "too_short", "too_long", "personal", "link", "markup", "boilerplate", "blocked_word"),
-    *("alphabet", "language", "unlike_caption"),
-)
-_MIN_LATIN = 0.7  # share of Latin letters among characters that are not white space
+_MIN_LATIN = 0.75  # share of Latin letters among characters that are not white space
 _MIN_LIKENESS = 0.6
 _PHONE_DIGITS = 9  # a date has eight
 
@@ -41,7 +37,8 @@ _LISTING = re.compile(r"[,;|/•·]|\s[-–—]\s")
 
 
 def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | None:
-    """Return the first of ``REASONS`` why a caption cannot be a seed, or None.
+    """Return why a caption cannot be a seed, or None: ``empty``, ``too_short``, ``too_long``, ``personal``, ``link``,
+    ``markup``, ``boilerplate``, ``blocked_word``, ``alphabet``, ``language`` or ``unlike_caption``: the first one.
 
     Args:
         text: the caption, its white space single blanks.
