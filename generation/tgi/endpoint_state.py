@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from .client import Endpoint
 from .limit import QUEUE_SHARE, START_LIMIT, AdaptiveLimit
-from .protocol import Request, ServerInfo
+from .protocol import Answer, Request, ServerInfo
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class EndpointState:
         self.failed_in_a_row = self.refused_in_a_row = 0  # HTTP errors; prompts (4xx); without an answer between them
         self.last_failure: ServerError | None = None
         self.answered_at = self.sign_at = self.check_at = 0.0  # last answer; last sign of life; next look
-        self.clocks: set[asyncio.Timeout] = set()  # of requests in flight, to abandon them
+        self._clocks: set[asyncio.Timeout] = set()  # of requests in flight, to abandon them
         self.full_until = self.told_until = 0.0  # by refusals; by Retry-After
         self._full_s, self._probe_s = FULL_S[0], PROBE_S[0]
         self._left_at, self._refused_at = 0.0, -BURST_S
@@ -145,12 +145,34 @@ class EndpointState:
             else:
                 self._still_away(now())
 
+    async def ask(self, request: Request, timeout_s: float) -> Answer:
+        """Return the endpoint's answer, unless the request is abandoned.
+
+        Raises:
+            ServerError: the subclass says how to react.
+        """
+        try:
+            async with asyncio.timeout(None) as clock:
+                self._clocks.add(clock)
+                try:
+                    return await self.endpoint.ask(request, timeout_s)
+                finally:
+                    self._clocks.discard(clock)
+        except TimeoutError:
+            raise TransientError(f"{self.endpoint.url} gave no sign of life; the request is sent again") from None
+
+    def abandon(self) -> None:
+        """End the requests in flight with a ``TransientError``."""
+        for clock in self._clocks:
+            if not clock.expired():
+                clock.reschedule(0)
+
     async def answers(self, good: Request, timeout_s: float) -> bool:
         """Return whether a known-good request is answered; if it fails, the endpoint has to prove itself."""
         now = asyncio.get_running_loop().time
         stamp = self.started(now())
         try:
-            self.answered(stamp, (await self.endpoint.ask(good, timeout_s)).queue_share, now())
+            self.answered(stamp, (await self.ask(good, timeout_s)).queue_share, now())
             return True
         except ServerError as error:
             self.failed(stamp, error, now())
@@ -159,12 +181,6 @@ class EndpointState:
             return False
         finally:
             self.running -= 1
-
-    def abandon(self) -> None:
-        """End the requests in flight with a ``TimeoutError``."""
-        for clock in self.clocks:
-            if not clock.expired():
-                clock.reschedule(0)
 
     def _still_away(self, now: float) -> None:
         if self._probe_s == PROBE_S[0]:

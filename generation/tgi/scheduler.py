@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
+from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError
 from .endpoint_state import EndpointState, warm_up
 from .protocol import Answer, Request, ServerInfo
 
@@ -98,8 +98,8 @@ class Scheduler:
         Raises:
             FatalServerError: a context is too short, or a request is refused or gets no text; says what to change.
         """
-        calls = (warm_up(state.endpoint, requests, self._timeout_s, self._give_up_s) for state in self.states)
-        await asyncio.gather(*calls)
+        limits = self._timeout_s, self._give_up_s
+        await asyncio.gather(*(warm_up(state.endpoint, requests, *limits) for state in self.states))
         self._good = requests[0] if requests else None
 
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
@@ -122,27 +122,20 @@ class Scheduler:
                 state = await job.turn
                 job.stats.requests += 1
                 try:
-                    async with asyncio.timeout(None) as clock:
-                        state.clocks.add(clock)
-                        try:
-                            answer = await state.endpoint.ask(job.request, self._timeout_s)
-                        finally:
-                            state.clocks.discard(clock)
+                    answer = await state.ask(job.request, self._timeout_s)
+                except ServerError as error:
+                    self._failed(job, state, error)
+                    self._release(job)
+                else:
                     state.answered(job.stamp, answer.queue_share, self._loop.time())
                     self._good = self._good or job.request
                     return answer
-                except (ServerError, TimeoutError) as error:
-                    job.turn = self._loop.create_future()
-                    silent = TransientError(f"{state.endpoint.url} gives no sign of life")
-                    self._failed(job, state, error if isinstance(error, ServerError) else silent)
-                    self._release(job)
         finally:
             self._release(job)
             self._jobs.discard(job)
             self._held.discard(job)
 
     def _release(self, job: _Job) -> None:
-        """Free the slot that a job holds, if any."""
         if job.state:
             job.state.running -= 1
             job.state = None
@@ -157,7 +150,7 @@ class Scheduler:
         """
         now = self._loop.time()
         if self._fatal or (isinstance(error, FatalServerError) and not (error.status in (401, 403) and self._good)):
-            raise self._fatal or self.stop(str(error), error)
+            raise self._fatal or self.stop(str(error))
         if error.status is None and now - job.sent_at >= self._timeout_s and state.sign_at <= job.sent_at:
             state.leave(error, now, unproven=True)  # it hangs, whatever a probe says
         if isinstance(error, FatalServerError | RequestRejected):
@@ -165,9 +158,10 @@ class Scheduler:
             state.answered_at = now
         state.failed(job.stamp, error, now)
         if state.refused_in_a_row >= REFUSED_IN_A_ROW:
-            raise self.stop(f"{error}. {state.endpoint.url} refused {REFUSED_IN_A_ROW} prompts in a row", error)
+            raise self.stop(f"{error}. {state.endpoint.url} refused {REFUSED_IN_A_ROW} prompts in a row")
         if isinstance(error, RequestRejected):
             raise error
+        job.turn = self._loop.create_future()
         job.stats.retries["429" if isinstance(error, RateLimited) else str(error.status or "connection")] += 1
         if isinstance(error, RateLimited):
             for other in self.states:
@@ -186,7 +180,6 @@ class Scheduler:
                 self._loop.call_later(random.uniform(0, longest_s), self._requeue, job)
 
     def _requeue(self, job: _Job) -> None:
-        """Queue a job before those that were not sent yet."""
         self._held.discard(job)
         self._queue.appendleft(job)
         self._changed()
@@ -202,15 +195,14 @@ class Scheduler:
         self._requested = False
         self._dispatched.set()
         self._dispatched.clear()
-        now = self._loop.time()
-        answered_at = max(self._busy_since, *(state.answered_at for state in self.states))
         if self._fatal or not self._jobs:
             return
-        if now >= answered_at + self._give_up_s:
+        now = self._loop.time()
+        due = [max(self._busy_since, *(state.answered_at for state in self.states)) + self._give_up_s]
+        if now >= due[0]:
             last = "; ".join(f"{state.endpoint.url}: {state.last_failure or 'no answer'}" for state in self.states)
             self.stop(f"no request was answered for {self._give_up_s:g} s; are the servers still up? {last}")
             return
-        due = [answered_at + self._give_up_s]
         for state in self.states:
             if now >= state.check_at and (not state.look or state.look.done()):
                 state.look = self._spawn(state.check(self._good, self._timeout_s))
@@ -234,7 +226,6 @@ class Scheduler:
         return min(free, key=lambda state: state.running / state.limit.value, default=None)
 
     def _grant(self, job: _Job, state: EndpointState) -> None:
-        """Give a job a slot."""
         job.state, job.sent_at = state, self._loop.time()
         job.stamp = state.started(job.sent_at)
         job.turn.set_result(state)
@@ -265,11 +256,10 @@ class Scheduler:
                 await self._until(lambda: not state.running)
                 failed = [job for job in group if job in self._held]
                 good = not failed or await self._recovers(state)
-                if failed and len(group) == 1:
-                    failed[0].failed_alone += good
-                    if failed[0].failed_alone >= FAILS_ALONE:
-                        failed.pop()
-                        group[0].turn.set_exception(RequestRejected(f"{group[0].error}{ALONE}"))
+                if failed and good and len(group) == 1:
+                    group[0].failed_alone += 1
+                    if group[0].failed_alone >= FAILS_ALONE:
+                        failed.pop().turn.set_exception(RequestRejected(f"{group[0].error}{ALONE}"))
             middle = (len(failed) + 1) // 2
             self._groups += [half for half in (failed[:middle], failed[middle:]) if half]
         state.reserved = False
@@ -290,11 +280,10 @@ class Scheduler:
         while not is_true():
             await self._dispatched.wait()
 
-    def stop(self, message: str, cause: ServerError | None = None) -> FatalServerError:
+    def stop(self, message: str) -> FatalServerError:
         """End every call of ``ask`` with an error, which is also returned."""
         if not self._fatal:
-            status, error_type = (cause.status, cause.error_type) if cause else (None, None)
-            self._fatal = FatalServerError(message, status, error_type)
+            self._fatal = FatalServerError(message)
             for state in self.states:
                 state.abandon()
             for job in self._jobs:
