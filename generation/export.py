@@ -34,26 +34,12 @@ from .stages import TASKS
 FORMATS = ("llava", "messages", "webdataset")
 TAR_ROWS = 10_000  # 60 MB at d = 1280
 BATCH_ROWS = 8_000  # of a Parquet file
-MESSAGES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        (
-            "messages",
-            pa.list_(
-                pa.struct(
-                    {
-                        "role": pa.string(),
-                        "content": pa.list_(pa.struct({"type": pa.string(), "text": pa.string()})),
-                    }
-                )
-            ),
-        ),
-        ("embedding_shard", pa.int32()),
-        ("embedding_row", pa.int32()),
-    ]
-)
 _ROLES = {"human": "user", "gpt": "assistant"}
 _IMAGE = re.compile(r"\n?(<image>)\n?")
+_TEXT = pa.string()
+_MESSAGE = pa.struct({"role": _TEXT, "content": pa.list_(pa.struct({"type": _TEXT, "text": _TEXT}))})
+_PLACE = {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
+MESSAGES_SCHEMA = pa.schema({"id": _TEXT, "messages": pa.list_(_MESSAGE)} | _PLACE)
 
 
 def export(dataset: str, form: str, output: Path, embeddings: str | None = None) -> int:
@@ -77,19 +63,13 @@ def export(dataset: str, form: str, output: Path, embeddings: str | None = None)
         raise DatasetError(f"format {form} holds no vectors; remove --embeddings {embeddings}")
     if form == "messages" and output.suffix not in (".jsonl", ".parquet"):
         raise DatasetError(f"--output {output}: format messages needs a name that ends in .jsonl or .parquet")
-    rows = _rows(PublishedDataset(dataset), form, PublishedDataset(embeddings) if embeddings else None)
     with Progress(f"export {form}", None) as bar:
-
-        def counted() -> Iterator[Row]:
-            for row in rows:
-                yield row
-                bar.update()
-
+        rows = _rows(PublishedDataset(dataset), form, PublishedDataset(embeddings) if embeddings else None, bar)
         if form == "webdataset":
-            _write_tars(counted(), output)
+            _write_tars(rows, output)
         else:
-            write = _write_json if form == "llava" else _write_messages
-            write_atomically(output, lambda path: write(counted(), path, output.suffix))
+            write = _write_llava if form == "llava" else _write_messages
+            write_atomically(output, lambda path: write(rows, path, output.suffix))
         return bar.done
 
 
@@ -99,28 +79,34 @@ def message_content(value: str) -> list[dict[str, str]]:
     return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None) -> Iterator[Row]:
+def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None, bar: Progress) -> Iterator[Row]:
     """Yield the rows, for ``webdataset`` with ``image_embedding``, a numpy array float16 [d]."""
     folder = "with_embeddings" if form == "webdataset" and not vectors else "data"
     names = sorted(name for name in built.manifest["files"] if name.startswith(f"{folder}/"))
     if not names:
         raise DatasetError(f"{built.url} holds no {folder}/*.parquet; build it again")
-    for name in names:
-        for table in built.joined_tables(name, vectors) if vectors else built.tables(name):
-            if "image_embedding" not in table.column_names:
-                yield from table.to_pylist()
-                continue
-            column = table["image_embedding"].combine_chunks()
-            matrix = column.flatten().to_numpy().reshape(len(table), -1)
-            for row, vector in zip(table.drop_columns("image_embedding").to_pylist(), matrix, strict=True):
-                yield row | {"image_embedding": vector}
+    for table in chain.from_iterable(
+        built.joined_tables(name, vectors) if vectors else built.tables(name) for name in names
+    ):
+        rows = table.drop_columns([name for name in table.column_names if name == "image_embedding"]).to_pylist()
+        if form == "webdataset":
+            matrix = table["image_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+            rows = [row | {"image_embedding": vector} for row, vector in zip(rows, matrix, strict=True)]
+        yield from rows
+        bar.update(len(rows))
 
 
 def _conversation(row: Row) -> Row:
     return {name: row[name] for name in ("id", "caption", "conversations")}
 
 
-def _write_json(rows: Iterator[Row], path: Path, suffix: str) -> None:
+def _message_row(row: Row) -> Row:
+    turns = row["conversations"]
+    messages = [{"role": _ROLES[turn["from"]], "content": message_content(turn["value"])} for turn in turns]
+    return {"id": row["id"], "messages": messages} | {name: row[name] for name in _PLACE}
+
+
+def _write_llava(rows: Iterator[Row], path: Path, suffix: str) -> None:
     with path.open("wb") as file:
         file.write(b"[")
         for number, row in enumerate(rows):
@@ -129,21 +115,14 @@ def _write_json(rows: Iterator[Row], path: Path, suffix: str) -> None:
 
 
 def _write_messages(rows: Iterator[Row], path: Path, suffix: str) -> None:
-    def message_row(row: Row) -> Row:
-        turns = row["conversations"]
-        messages = [{"role": _ROLES[turn["from"]], "content": message_content(turn["value"])} for turn in turns]
-        return {"id": row["id"], "messages": messages} | {
-            name: row[name] for name in ("embedding_shard", "embedding_row")
-        }
-
-    made = map(message_row, rows)
+    made = map(_message_row, rows)
     if suffix == ".jsonl":
         with path.open("wb") as file:
             file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in made)
-    else:
-        with pq.ParquetWriter(path, MESSAGES_SCHEMA, compression="zstd") as writer:
-            while part := list(islice(made, BATCH_ROWS)):
-                writer.write_table(pa.Table.from_pylist(part, MESSAGES_SCHEMA))
+        return
+    with pq.ParquetWriter(path, MESSAGES_SCHEMA, compression="zstd") as writer:
+        while part := list(islice(made, BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist(part, MESSAGES_SCHEMA))
 
 
 def _write_tars(rows: Iterator[Row], output: Path) -> None:

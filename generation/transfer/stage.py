@@ -106,12 +106,13 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
         if hasattr(os, "posix_fallocate"):  # finds a full disk at once, and halves what writing costs
             os.posix_fallocate(file.fileno(), 0, 8 + len(header) + max(span[1] for span in spans.values()))
         file.write(len(header).to_bytes(8, "little") + header)
-        total, half, row = torch.zeros_like(source.sum), torch.empty(CHUNK_ROWS, source.dimension).half(), 0
+        total, row = torch.zeros_like(source.sum), 0
+        half, wide = (torch.empty(CHUNK_ROWS, source.dimension, dtype=kind) for kind in (torch.half, torch.double))
         file.seek(8 + len(header) + spans["vectors"][0])
         for chunk in unit_chunks(source):
             moved = _moved(chunk, source, row, statistics)
             stored = half[: len(chunk)].copy_(moved)
-            total += moved.copy_(stored).sum(0, dtype=torch.float64)
+            total += wide[: len(chunk)].copy_(moved.copy_(stored)).sum(0)
             file.write(stored.numpy().data)
             row += len(chunk)
         for name, span in spans.items():
