@@ -98,7 +98,7 @@ def test_vectors_are_those_of_the_model_used_by_hand_one_text_at_a_time(
     kind: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load(models, kind)
-    texts = [*TEXTS[:6], LONG, *TEXTS[6:12]]
+    texts = [*TEXTS[:6], LONG, *TEXTS[6:11], "A dog."]
     made = encoder.encode(texts)
     assert (made.dtype, made.shape) == (torch.float32, (13, encoder.dimension))
     for row in (0, 3, 6, 12):
@@ -115,8 +115,9 @@ def test_vectors_are_those_of_the_model_used_by_hand_one_text_at_a_time(
 def test_tokens_are_cut_as_by_the_tokenizer_and_the_cut_texts_counted(kind: str, limit: int, models: Path) -> None:
     encoder = load(models, kind)
     tokenizer = AutoTokenizer.from_pretrained(encoder.checkpoint.path)
-    own = [TEMPLATE.format(text) if kind == "llm2clip" else text for text in [*TEXTS, LONG]]
-    rows, truncated = encoder.tokenise([*TEXTS, LONG])
+    texts = [*TEXTS, LONG, "A dog."]
+    own = [TEMPLATE.format(text) if kind == "llm2clip" else text for text in texts]
+    rows, truncated = encoder.tokenise(texts)
     padding = "max_length" if kind == "siglip" else False
     assert [row.tolist() for row in rows] == tokenizer(own, truncation=True, max_length=limit, padding=padding)[
         "input_ids"
