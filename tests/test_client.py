@@ -244,7 +244,7 @@ def test_every_refusal_says_how_to_react(status: int, body: Any, kind: type[Serv
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_queue_is_told_in_the_words_of_each_kind(kind: str) -> None:
+def test_a_full_queue_is_recognised_in_the_words_of_each_kind(kind: str) -> None:
     with pytest.raises(RateLimited):
         asked(FakeServer(kind, limit=0))
 
@@ -388,9 +388,7 @@ def test_one_of_several_models_must_be_named_and_their_order_does_not_matter() -
 
 
 @pytest.mark.parametrize("kind", ["tgi", "vllm"])
-def test_a_missing_key_is_told_from_a_wrong_one_and_no_key_is_shown(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_and_wrong_keys_are_distinguished_and_not_shown(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, words in (("", r"no key was sent: set \$TGI_API_KEY"), ("hunter2", r"refuses the key in \$TGI_API_KEY")):
         monkeypatch.setenv("TGI_API_KEY", key)
         with pytest.raises(FatalServerError, match=words) as raised:

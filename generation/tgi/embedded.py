@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import FatalServerError
 
@@ -29,18 +28,6 @@ def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = Fal
     Raises:
         FatalServerError: a wheel is missing, or the server cannot start.
     """
-    server = _start(host, port)
-    # The engine's threads never end by themselves, so the process is ended outright.
-    with suppress(KeyboardInterrupt, BrokenPipeError):
-        print(server.listening_address, flush=True)
-        if until_stdin_closes:
-            sys.stdin.buffer.read()
-        else:
-            threading.Event().wait()
-    os._exit(0)
-
-
-def _start(host: str, port: int) -> Any:
     # OpenMP threads spin while they wait: next to another busy process they would get a tenth of the work done.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when the library is loaded
     try:
@@ -58,10 +45,15 @@ def _start(host: str, port: int) -> Any:
     parameters.n_threads_http = EMBEDDED_SLOTS + 2  # one waits on each request
     parameters.warmup = False
     try:
-        return xllamacpp.Server(parameters)
+        server = xllamacpp.Server(parameters)
     except RuntimeError as error:
         hint = "is the port taken, or the memory too small?"
         raise FatalServerError(f"the embedded server cannot start at {host}:{port} ({error}); {hint}") from None
+    # The engine's threads never end by themselves, so the process is ended outright.
+    with suppress(KeyboardInterrupt, BrokenPipeError):
+        print(server.listening_address, flush=True)
+        sys.stdin.buffer.read() if until_stdin_closes else threading.Event().wait()
+    os._exit(0)
 
 
 def model_path() -> Path:
@@ -85,7 +77,7 @@ def embedded_server() -> Iterator[str]:
         FatalServerError: the child did not start; its last lines are in the message.
     """
     command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
-    root = str(Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
     child = subprocess.Popen(
         command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
     )

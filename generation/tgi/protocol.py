@@ -27,7 +27,7 @@ _QUEUE_FULL = re.compile(
 )
 _NO_CREDIT = re.compile(  # OpenAI's ordinary rate limit mentions the billing page too, so that word does not count
     "insufficient_quota|billing_(hard_limit|not_active)|plan and billing|credit balance|payment required|"
-    "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)",
+    "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)|budget has been exceeded",
     re.I,
 )
 _FINISHED = {
@@ -122,7 +122,7 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
     """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``.
 
     Raises:
-        LookupError, TypeError, AttributeError, ValueError: the reply has another shape, or is of an aborted request.
+        LookupError, TypeError, AttributeError, ValueError: it has another shape, or the server aborted the request.
     """
     if native := isinstance(reply, dict) and "generated_text" in reply:
         choice = reply.get("details") or {}
@@ -166,7 +166,7 @@ def _joined(content: Any) -> str:
 
 
 def count(value: Any) -> int:
-    """Return ``value`` as a count below 2^31; 0 for whatever is none, such as NaN or a list."""
+    """Return ``value`` as a count below 2^31, or 0 for anything else, such as NaN or a list."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
