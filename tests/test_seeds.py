@@ -329,6 +329,22 @@ def test_a_kill_at_any_time_is_resumed(tmp_path: Path) -> None:
     assert shards(Run(tmp_path / "killed")) == shards(whole)
 
 
+def test_a_lost_shard_is_made_again_unless_the_run_was_extended_since(tmp_path: Path) -> None:
+    own = source(numbered(tmp_path / "own.txt", "dog", 7))
+    run = make(tmp_path, [own], shard_rows=3)
+    before = shards(run)
+    for file in ("00001.json", "00001.parquet", "00002.json"):
+        (run.path / "seeds" / file).unlink()
+    assert shards(make(tmp_path, [own], shard_rows=3)) == before
+    more = source(lines(tmp_path / "more.txt", "A cat."), "more")
+    make(tmp_path, [own, more], shard_rows=3, extend=True)
+    (run.path / "seeds" / "00003.json").unlink()
+    assert shards(make(tmp_path, [own, more], shard_rows=3)).keys() > before.keys()
+    (run.path / "seeds" / "00001.json").unlink()
+    with pytest.raises(RunError, match=r"00001\.parquet is missing, and cannot be made again"):
+        make(tmp_path, [own, more], shard_rows=3)
+
+
 def test_one_process_at_a_time_makes_the_seeds(tmp_path: Path) -> None:
     own = [source(numbered(tmp_path / "own.txt", "dog", 3))]
     run = Run(tmp_path / "run", load_recipe(recipe_file(tmp_path, own)), create=True)

@@ -42,13 +42,17 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         if not held:
             raise RunError(f"{run.path}: another process is making the seeds; wait for its end")
         facts = run.facts(SEEDS)
-        finished = bool(facts.get("finished"))
+        present = run.shards(SEEDS)
+        finished = bool(facts.get("finished")) and present == list(range(facts["shards"]))
         identity = {"sha256": _hashes(run.recipe, facts["identity"]["sha256"] if finished and not extend else {})}
         if facts and not extend:
             run.begin(SEEDS, identity)
             if finished:
                 return
-        kept = len(run.shards(SEEDS)) if finished else facts.get("kept", 0)  # shards of the run before its extension
+        kept = len(present) if finished else facts.get("kept", 0)  # shards of the run before its extension
+        if gone := sorted(set(range(kept)) - set(present)):
+            lost = run.file(SEEDS, gone[0])
+            raise RunError(f"{lost} is missing, and cannot be made again: the run was extended since. Restore it")
         rows = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
         old = [(row["source"], row["seed"]) for row in rows]
         samples = _read(run.recipe)
@@ -58,6 +62,7 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         if not facts:
             run.begin(SEEDS, identity)
         facts = run.facts(SEEDS) | {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
+        facts["shards"] = kept - (-len(seeds) // run.recipe.seeds.shard_rows)
         facts["sources"] = facts.get("sources", {}) | {sample.name: sample.account(made) for sample in samples}
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         _commit(run, seeds, kept)
