@@ -1,0 +1,62 @@
+"""One HTML page about a run: figures, the modality gap, and rows to browse. It fetches nothing."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+from ..files import write_atomically
+from ..store import Run
+from .facts import collect
+
+_HERE = Path(__file__).parent
+
+
+def write_report(
+    run: Run,
+    output: Path | None = None,
+    rows: int = 300,
+    images: Path | None = None,
+    pairs: tuple[Path, Path] | None = None,
+    usd_per_million: tuple[float, float] | None = None,
+) -> Path:
+    """Write the report of a run, finished or not; the same run gives the same bytes.
+
+    Args:
+        run: the run.
+        output: directory to write to; None: ``report`` in the run.
+        rows: captions that can be browsed in the page, and as many rejected rows.
+        images: vectors of unpaired images, or a folder of pictures, of the run's encoder.
+        pairs: vectors of texts and of their images, row for row.
+        usd_per_million: price of a million prompt and answer tokens.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: a file of the run cannot be read.
+        EmbeddingError: ``images`` or ``pairs`` cannot be used.
+    """
+    facts = collect(run, rows, images, pairs, usd_per_million)
+    path = (output or run.path / "report") / "report.html"
+    write_atomically(path, lambda file: file.write_text(page(facts), encoding="utf-8"))
+    return path
+
+
+def page(facts: dict[str, object]) -> str:
+    """Return the page that shows ``facts``.
+
+    They are embedded as JSON without ``<``, and shown as text only. A content security policy lets no script run but
+    the page's own, whose hash it names.
+    """
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = json.dumps(facts, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Unicorn run</title>'
+        f'<style>{style}</style></head><body><script type="application/json" id="facts">{data}</script>'
+        f"<script>{script}</script></body></html>\n"
+    )
