@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
-
 DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
 
@@ -74,11 +72,6 @@ def oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def entry(path: str, data: bytes) -> dict[str, Any]:
-    lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}} if is_lfs(path) else {}
-    return {"type": "file", "path": path, "oid": oid(data), "size": len(data), **lfs}
-
-
 @dataclass
 class Request:
     """A request as a route sees it."""
@@ -109,7 +102,6 @@ ROUTES = [
     ("POST", rf"{_API}/preupload/{_REV}", "preupload"),
     ("POST", rf"{_API}/commit/{_REV}", "commit"),
     ("POST", rf"{_PAGE}\.git/info/lfs/objects/batch", "lfs_batch"),
-    ("POST", rf"{_PAGE}\.git/info/lfs/objects/verify", "lfs_verify"),
     ("PUT", r"/lfs/(?P<name>[^/]+/[^/]+)/(?P<path>\w+)", "lfs_upload"),
     ("(?:GET|HEAD)", rf"{_PAGE}/resolve/{_REV}/(?P<path>.+)", "resolve"),
 ]
@@ -169,12 +161,12 @@ class FakeHub:
         else:
             body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         split, sent = urlsplit(handler.path), handler.headers.get("Authorization", "")
+        asked = f"{handler.command} {split.path}"
+        known = ((route, re.fullmatch(f"{method} {pattern}", asked)) for method, pattern, route in ROUTES)
         try:
-            for method, pattern, route in ROUTES:
-                if re.fullmatch(method, handler.command) and (found := re.fullmatch(pattern, split.path)):
-                    break
-            else:
-                raise Refusal(404, f"the fake Hub has no route {handler.command} {split.path}")
+            route, found = next((one for one in known if one[1]), ("", None))
+            if found is None:
+                raise Refusal(404, f"the fake Hub has no route {asked}")
             with self._lock:
                 status = self.fail(route, self.seen[route])
                 self.seen[route] += 1
@@ -224,7 +216,6 @@ class FakeHub:
         return 200, {"url": f"{self.url}/datasets/{name}"}, {}
 
     def _validate_yaml(self, request: Request) -> Reply:
-        yaml.safe_load(request.data["content"].split("---\n")[1])
         return 200, {"errors": [], "warnings": []}, {}
 
     def _info(self, request: Request) -> Reply:
@@ -235,9 +226,12 @@ class FakeHub:
         return 200, facts | {"lastModified": DATE, "gated": False, "disabled": False, "downloads": 0, "likes": 0}, {}
 
     def _entries(self, files: dict[str, bytes]) -> Iterator[dict[str, Any]]:
-        folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
-        yield from ({"type": "directory", "path": path, "oid": oid(path.encode()), "size": 0} for path in folders)
-        yield from (entry(path, data) for path, data in files.items())
+        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
+        for folder in {str(parent) for path in files for parent in Path(path).parents} - {"."}:
+            yield {"type": "directory", "path": folder, "oid": oid(folder.encode()), "size": 0, **commit}
+        for path, data in files.items():
+            lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}} if is_lfs(path) else {}
+            yield {"type": "file", "path": path, "oid": oid(data), "size": len(data), **lfs, **commit}
 
     def _tree(self, request: Request) -> Reply:
         _, files = self._repo(request).at(request.parts["revision"])
@@ -248,20 +242,21 @@ class FakeHub:
         if request.query.get("recursive", ["false"])[0].lower() != "true":
             start = len(folder) + 1 if folder else 0
             below = [one for one in below if "/" not in one["path"][start:]]
-        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
-        return 200, [one | commit for one in sorted(below, key=lambda one: str(one["path"]))], {}
+        return 200, sorted(below, key=lambda one: str(one["path"])), {}
 
     def _paths_info(self, request: Request) -> Reply:
         _, files = self._repo(request).at(request.parts["revision"])
         wanted = {path.strip("/") for path in parse_qs(request.body.decode()).get("paths", [])}
-        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
-        return 200, [one | commit for one in self._entries(files) if one["path"] in wanted], {}
+        return 200, [one for one in self._entries(files) if one["path"] in wanted], {}
 
     def _refs(self, request: Request) -> Reply:
         repo = self._repo(request)
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": at} for name, at in repo.refs.items()]
-        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in repo.tags.items()]
-        return 200, {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}, {}
+        named = [("branches", "heads", repo.refs), ("tags", "tags", repo.tags)]
+        found = {
+            group: [{"name": name, "ref": f"refs/{ref}/{name}", "targetCommit": at} for name, at in names.items()]
+            for group, ref, names in named
+        }
+        return 200, found | {"converts": []}, {}
 
     def _tag(self, request: Request) -> Reply:
         repo = self._repo(request, write=True)
@@ -285,9 +280,6 @@ class FakeHub:
             upload = {"href": f"{self.url}/lfs/{repo.name}/{one['oid']}"}
             objects.append(one | ({} if one["oid"] in repo.objects else {"actions": {"upload": upload}}))
         return 200, {"transfer": "basic", "objects": objects}, {}
-
-    def _lfs_verify(self, request: Request) -> Reply:
-        return 200, {}, {}
 
     def _lfs_upload(self, request: Request) -> Reply:
         if sha(request.body) != request.parts["path"]:

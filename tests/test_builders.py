@@ -222,9 +222,7 @@ def refuse(*_: object) -> None:
     raise OSError("Invalid cross-device link")
 
 
-def test_where_there_are_no_links_shards_are_copied(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_links_shards_are_copied(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse)
     build(Unicorn12M, run, tmp_path / "out")
     name = "image_embeddings/unicorn/00000.safetensors"
@@ -297,9 +295,9 @@ def test_what_cannot_be_read_is_named_for_what_it_is(run: Path, built: Path, tmp
         (lambda run: (run / "captions/00002.json").unlink(), r"'captions' is not complete \(2 of 3 shards\). Run `"),
         (
             lambda run: shutil.rmtree(run / "image_embeddings"),
-            r"'image_embeddings/unicorn' is not .* generation transfer",
+            "image_embeddings/unicorn' is not .* generation transfer",
         ),
-        (lambda run: (run / "transfer/unicorn.safetensors").write_bytes(b"x"), r"'image_embeddings/unicorn' .*0 of 3"),
+        (lambda run: (run / "transfer/unicorn.safetensors").write_bytes(b"x"), "image_embeddings/unicorn' .*0 of 3"),
     ],
 )
 def test_an_unfinished_run_says_what_to_run(

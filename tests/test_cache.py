@@ -1,15 +1,16 @@
 """Two builds with other bytes never share an entry of the cache of ``datasets``: real loads, one cache."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import config, load_dataset
+from huggingface_hub import constants
 
 from generation.builders.build import build
+from generation.builders.command import main
 from generation.store import Run
 from generation.transfer.stage import make_image_embeddings
 from tests.fake_hub import FakeHub
@@ -50,10 +51,8 @@ def by_class(**options: str) -> Vectors:
 
 
 def stored(path: Path) -> Vectors:
-    return [
-        row["image_embedding"]
-        for row in Unicorn12M(config_name="with_embeddings", data_dir=str(path)).as_streaming_dataset(split="train")
-    ]
+    tables = [pq.ParquetFile(file).read(["image_embedding"]) for file in sorted((path / "with_embeddings").iterdir())]
+    return [vector for table in tables for vector in table["image_embedding"].to_pylist()]
 
 
 def test_the_builds_differ_in_their_vectors_only(builds: Path) -> None:
@@ -87,26 +86,25 @@ def test_the_classes_over_runs_and_built_directories(builds: Path, tmp_path: Pat
         assert by_class(data_dir=str(tmp_path / "built"), embeddings=str(builds / name)) == wanted
 
 
-def test_fill_cache_serves_the_build_that_was_filled_last(builds: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    read = (
-        "from datasets import load_dataset; print(load_dataset('unicorn-1.2m', split='train')['image_embedding'][:])"
-    )
+def test_fill_cache_serves_the_build_that_was_filled_last(
+    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
     for name in ("one", "two", "one"):
         options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--fill-cache", "with_embeddings"]
-        for command, folder in (([ROOT / "unicorn_1_2m.py", *options], ROOT), (["-c", read], tmp_path)):
-            done = subprocess.run(
-                [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == str(stored(builds / name))
+        monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, options)])
+        assert main(Unicorn12M) == 0
+        assert load_dataset("unicorn-1.2m", split="train")["image_embedding"][:] == stored(builds / name)
 
 
 def test_revisions_of_the_hub_and_a_local_build_of_their_name(builds: Path, tmp_path: Path) -> None:
     script = """
 import os, sys
 from datasets import load_dataset
-for place, options in [("user/unicorn-1.2m", {"revision": v}) for v in ("v1.0.0", "v2.0.0", "v1.0.0")] + [(sys.argv[1], {})]:
+places = [("user/unicorn-1.2m", {"revision": f"v{number}.0.0"}) for number in (1, 2, 1)]
+for place, options in [*places, (sys.argv[1], {})]:
     print(load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
 """
     with FakeHub() as hub:

@@ -2,14 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from tests.fake_hub import FakeHub
+from generation.builders.command import main
+from tests.fake_hub import FakeHub, Repo
 from tests.runs import make_run
+from unicorn_1_2m import Unicorn12M
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"unicorn-1.2m": "unicorn_1_2m.py", "unicorn-471k-instruction": "unicorn_471k_instruction.py"}
@@ -20,12 +24,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run") / "run").path
 
 
-def push(hub: FakeHub, run: Path, folder: Path, *options: str, name: str = "unicorn-1.2m", **environment: Any) -> Any:
-    """Build and push; the result of the process."""
-    arguments = ["--run-dir", run, "--output", folder / name]
-    if "--push-to-hub" not in options:
-        arguments += ["--push-to-hub", f"user/{name}"]
-    return hub.run([ROOT / SCRIPTS[name], *arguments, *options], folder / "home", **environment)
+Push = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def push(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Push:
+    """Build and push within this process: ``push(hub, run, *options)`` returns the exit status and what was said."""
+
+    def call(hub: FakeHub, run: Path, *options: str) -> tuple[int, str]:
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        arguments = ["--run-dir", run, "--output", tmp_path / "unicorn-1.2m", "--push-to-hub", "user/unicorn-1.2m"]
+        monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, arguments), *options])
+        capfd.readouterr()
+        status = main(Unicorn12M)
+        said = capfd.readouterr()
+        return status, said.err + said.out
+
+    return call
 
 
 def ask(hub: FakeHub, home: Path, script: str) -> Any:
@@ -50,7 +70,8 @@ def pushed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     folder = tmp_path_factory.mktemp("pushed")
     with FakeHub() as hub:
         for name in SCRIPTS:
-            done = push(hub, run, folder, "--private", name=name)
+            options = ["--run-dir", run, "--output", folder / name, "--push-to-hub", f"user/{name}", "--private"]
+            done = hub.run([ROOT / SCRIPTS[name], *options], folder / "home")
             assert done.returncode == 0, done.stderr
             assert f'load_dataset("user/{name}", revision="v1.0.0")' in done.stdout
         yield hub, folder
@@ -98,35 +119,48 @@ print(json.dumps(read))
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
 
 
-@pytest.mark.parametrize(
-    ("options", "token", "message"),
-    [
-        (["--push-to-hub", "unicorn-1.2m"], "hf_write", "give USER/NAME"),
-        (["--push-to-hub", "user/bad name"], "hf_write", "give USER/NAME"),
-        (["--push-to-hub", "stranger/name"], "hf_write", "may write for user, group only"),
-        ([], None, "set $HF_TOKEN"),
-        ([], "hf_read", "may only read"),
-        ([], "hf_secret_of_mine", "401"),
-        ([], "hf_write", "already has a tag v1.0.0"),
-        (["--push-to-hub", "user/public", "--private"], "hf_write", "exists and is public"),
-    ],
-)
+REFUSALS = [  # repository, private, token, message
+    ("unicorn-1.2m", False, "hf_write", "give USER/NAME"),
+    ("user/bad name", False, "hf_write", "give USER/NAME"),
+    ("stranger/name", False, "hf_write", "may write for user, group only"),
+    ("user/unicorn-1.2m", False, "", "set $HF_TOKEN"),
+    ("user/unicorn-1.2m", False, "hf_read", "may only read"),
+    ("user/unicorn-1.2m", False, "hf_secret_of_mine", "401"),
+    ("user/unicorn-1.2m", False, "hf_write", "already has a tag v1.0.0"),
+    ("user/public", True, "hf_write", "exists and is public"),
+]
+
+
 def test_what_cannot_be_published_is_refused_before_anything_is_built(
-    options: list[str], token: str | None, message: str, pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path
+    pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
 ) -> None:
     hub = pushed[0]
-    hub.repos["user/public"] = type(hub.repos["user/unicorn-1.2m"])("user/public", False)
+    hub.repos["user/public"] = Repo("user/public", private=False)
     hub.repos["user/public"].commit({})
-    done = push(hub, run, tmp_path, *options, token=token)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "hf_secret_of_mine" not in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    script = f"""
+import os
+from generation.builders.publish import Publication
+from generation.errors import DatasetError
+found = []
+for repo, private, token, _ in {REFUSALS!r}:
+    os.environ["HF_TOKEN"] = token
+    try:
+        Publication(repo, "1.0.0", private, discard_edits=False)
+    except DatasetError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+    found = ask(hub, tmp_path / "home", script)
+    for said, (*_, message) in zip(found, REFUSALS, strict=True):
+        assert message in said
+        assert "hf_secret_of_mine" not in said
+    status, said = push(hub, run)
+    assert (status, "already has a tag" in said, "Traceback" in said) == (1, True, False)
     assert not (tmp_path / "unicorn-1.2m").exists()
 
 
 def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
-    pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path
+    pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
 ) -> None:
     hub = pushed[0]
     before = stored(hub, "v1.0.0")
@@ -134,9 +168,8 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     repo.commit({**repo.at("main")[1], "notes.md": b"mine"})
     shutil.copytree(run, tmp_path / "run")
     make_run(tmp_path / "run", shards=4)
-    done = push(hub, tmp_path / "run", tmp_path, "--version", "1.1.0")
-    assert done.returncode == 0, done.stderr
-    assert "notes.md" in done.stderr  # named and kept
+    status, said = push(hub, tmp_path / "run", "--version", "1.1.0")
+    assert (status, "notes.md" in said) == (0, True), said  # named and kept
     assert stored(hub, "v1.0.0") == before
     assert stored(hub, "v1.1.0") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
     changes = dict(json.loads(stored(hub, "v1.1.0")["manifest.json"])["changelog"])
@@ -147,41 +180,33 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     assert changes["1.0.0"] == "first version"
 
 
-def test_an_edited_card_is_refused_until_the_edits_are_discarded(run: Path, tmp_path: Path) -> None:
+def test_an_edited_card_is_refused_until_the_edits_are_discarded(run: Path, push: Push) -> None:
     with FakeHub() as hub:
-        assert push(hub, run, tmp_path).returncode == 0
+        assert push(hub, run)[0] == 0
         repo = hub.repos["user/unicorn-1.2m"]
         edited = repo.at("main")[1]["README.md"] + b"\nMy own words.\n"
         repo.commit({**repo.at("main")[1], "README.md": edited})
-        refused = push(hub, run, tmp_path, "--version", "1.0.1")
-        assert refused.returncode == 1
-        assert "edited README.md" in refused.stderr
+        status, said = push(hub, run, "--version", "1.0.1")
+        assert (status, "edited README.md" in said) == (1, True)
         assert repo.at("main")[1]["README.md"] == edited
-        done = push(hub, run, tmp_path, "--version", "1.0.1", "--discard-edits")
-        assert done.returncode == 0, done.stderr
+        assert push(hub, run, "--version", "1.0.1", "--discard-edits")[0] == 0
         assert repo.at("main")[1]["README.md"] != edited
 
 
-def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(
+    run: Path, tmp_path: Path, push: Push
+) -> None:
     with FakeHub(fail=lambda route, number: 403 if route == "lfs_upload" and number >= 2 else None) as hub:
-        failed = push(hub, run, tmp_path)
-        assert failed.returncode == 1
-        assert "the same command goes on where it stopped" in failed.stderr
-        assert "Traceback" not in failed.stderr
-        hub.fail, arrived = (
-            lambda route, number: 403 if route == "tag" else None,
-            len(hub.repos["user/unicorn-1.2m"].objects),
-        )
-        assert arrived
-        before = hub.seen["lfs_upload"]
-        assert push(hub, run, tmp_path).returncode == 1  # everything arrives, but for the tag
+        status, said = push(hub, run)
+        assert (status, "goes on where it stopped" in said, "Traceback" in said) == (1, True, False)
+        hub.fail = lambda route, number: 403 if route == "tag" else None
+        arrived, before = len(hub.repos["user/unicorn-1.2m"].objects), hub.seen["lfs_upload"]
+        assert push(hub, run)[0] == 1  # everything arrives, but for the tag
         large = sum(name.endswith((".parquet", ".safetensors", ".png")) for name in built(tmp_path / "unicorn-1.2m"))
+        assert 0 < arrived < large
         assert hub.seen["lfs_upload"] - before == large - arrived
         hub.fail = lambda route, number: None
-        other = make_run(tmp_path / "other", salt="other").path
-        refused = push(hub, other, tmp_path)
-        assert refused.returncode == 1
-        assert "holds version 1.0.0 with other contents" in refused.stderr
-        done = push(hub, run, tmp_path)
-        assert done.returncode == 0, done.stderr
+        status, said = push(hub, make_run(tmp_path / "other", salt="other").path)
+        assert (status, "holds version 1.0.0 with other contents" in said) == (1, True)
+        assert push(hub, run)[0] == 0
         assert stored(hub, "v1.0.0") == built(tmp_path / "unicorn-1.2m")

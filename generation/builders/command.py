@@ -82,6 +82,7 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
     folder = str(output.resolve())
 
     class Cached(builder_class):  # type: ignore[misc, valid-type]
+        __module__ = builder_class.__module__  # datasets replaces ``Path`` in the module of a builder
         BUILDER_CONFIGS = [
             replace(known, data_dir=folder)  # type: ignore[call-arg]
             for known in builder_class.BUILDER_CONFIGS
