@@ -1,0 +1,209 @@
+"""Captions and instructions: what is asked, what is selected, and what becomes of the answers."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation.captions import CaptionTask, make_captions
+from generation.checks.items import LETTERS, QUESTION_TYPES
+from generation.engine import Item
+from generation.errors import RunError
+from generation.files import parquet
+from generation.instructions import (
+    InstructionTask,
+    conversation,
+    items_of,
+    make_instructions,
+    retry_instructions,
+    selection_inputs,
+    shuffle_options,
+)
+from generation.recipe import parse_recipe
+from generation.rows import CAPTION_SCHEMA, SEED_SCHEMA, row_id
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS
+from generation.store import Run
+from generation.tgi.protocol import Answer
+from tests.fake_server import FakeServer
+
+SCENE = "A brown dog carries a ball over the wet beach near a red kite. Four gulls sit on a long wooden pier."
+THINGS = ("kite", "boat", "chair", "lamp", "wagon", "ladder")
+
+
+def make_run(path: Path, **sections: Any) -> Run:
+    tasks = {task: {"prompt": task, "fraction": 0.5, "items": [2, 3]} for task in TASKS}
+    tasks |= sections.pop("instructions", {})
+    data = {"name": "t", "directory": "/", "seeds": {"captions": []}, "instructions": tasks}
+    return Run(path, parse_recipe(data | sections, "test"), create=True)
+
+
+def add_seeds(run: Run, shard: int, rows: int = 6) -> None:
+    seeds = [f"A red {THINGS[row % 6]} stands in yard {shard}." for row in range(rows)]
+    found = [{"id": row_id(shard, row), "seed": s, "source": "own", "license": "MIT"} for row, s in enumerate(seeds)]
+    run.commit(SEEDS, shard, rows, parquet(pa.Table.from_pylist(found, SEED_SCHEMA)))
+
+
+def add_captions(run: Run, shard: int, rows: int = 20) -> None:
+    found = [{"id": row_id(shard, row), "caption": f"{SCENE} It is day {row}."} for row in range(rows)]
+    add_seeds(run, shard, rows)
+    run.commit(CAPTIONS, shard, rows, parquet(pa.Table.from_pylist(found, CAPTION_SCHEMA)))
+
+
+def selected(run: Run, task: str, shard: int = 0) -> set[str]:
+    return {item.id for item in InstructionTask(run, task).items(run, shard)}
+
+
+def said(*items: Any, end: str = "stop") -> Answer:
+    return Answer(json.dumps({"QA Pairs": items}), end, 1, 1)
+
+
+def qa(question: str, answer: str = "A ball.") -> dict[str, str]:
+    return {"Question": question, "Answer": answer}
+
+
+# -- captions ----------------------------------------------------------------------------------------------------
+
+
+def test_lengths_and_openings_are_drawn_with_the_paper_s_spread(tmp_path: Path) -> None:
+    """Appendix D: mean 129 words, 51 to 483."""
+    task = CaptionTask(make_run(tmp_path / "run"))
+    prompts = [task.request(Item(str(id), 0, {"seed": "A dog."}), 1).messages[-1]["content"] for id in range(3_000)]
+    lengths = [int(prompt.split("about ")[1].split()[0]) for prompt in prompts]
+    openings = Counter(prompt.split("Begin with ")[1].split(".\n")[0] for prompt in prompts)
+    assert sum(lengths) / len(lengths) == pytest.approx(129, abs=4)
+    assert 51 <= min(lengths) < 65
+    assert 350 < max(lengths) <= 483
+    assert set(openings) == set(task.prompt.openings)
+    assert min(openings.values()) > 200
+    assert prompts[0] == task.request(Item("0", 0, {"seed": "A dog."}), 1).messages[-1]["content"]
+
+
+def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None:
+    settings = {"prompt": "expand_caption_small", "min_words": 5, "max_words": 40}
+    task = CaptionTask(make_run(tmp_path / "run", captions=settings))
+    item = Item("0", 0, {"seed": "A dog runs.", "source": "own", "license": "MIT"})
+    row = task.accept(item, [Answer("bad", "stop", 1, 1), Answer("a ball lies on the grass. It is", "length", 1, 1)])
+    assert isinstance(row, dict)
+    assert row["caption"] == "A dog runs. In the foreground, a ball lies on the grass."
+    assert row["words"] == 12
+    assert sorted(row["instruction"].split("\n")).count("<image>") == 1
+    assert task.accept(item, [Answer("I cannot see it.", "stop", 1, 1)]) == "refusal"
+
+
+# -- selection ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from([0.05, 0.2, 0.33, 0.6, 1.0]), min_size=2, max_size=2).map(sorted), st.booleans())
+def test_a_higher_fraction_only_adds(fractions: list[float], overlap: bool) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for number, fraction in enumerate(fractions):
+            tasks = {"multiple_choice": {"prompt": "multiple_choice", "fraction": fraction}, "overlap": overlap}
+            tasks |= {name: {"prompt": name, "fraction": 0.001} for name in TASKS[1:]} if not overlap else {}
+            tasks["multiple_choice"]["fraction"] = min(fraction, 0.9)
+            run = make_run(Path(folder) / str(number), instructions=tasks)
+            add_captions(run, 0)
+            found.append(selected(run, "multiple_choice"))
+            assert len(found[-1]) == round(min(fraction, 0.9) * 20)
+        assert found[0] <= found[1]
+
+
+def test_without_overlap_each_caption_serves_one_task(tmp_path: Path) -> None:
+    fractions = {"multiple_choice": 0.5, "question_answering": 0.3, "complex_reasoning": 0.2}
+    tasks = {name: {"prompt": name, "fraction": fraction} for name, fraction in fractions.items()}
+    run = make_run(tmp_path / "run", instructions=tasks | {"overlap": False})
+    add_captions(run, 0)
+    found = {name: selected(run, name) for name in TASKS}
+    assert {name: len(ids) for name, ids in found.items()} == {name: round(f * 20) for name, f in fractions.items()}
+    assert len(set().union(*found.values())) == 20
+    assert selection_inputs(run, "complex_reasoning") == {name: str(f) for name, f in fractions.items()}
+
+
+# -- conversations -----------------------------------------------------------------------------------------------
+
+
+def test_sound_items_are_kept_from_answer_to_answer(tmp_path: Path) -> None:
+    task = InstructionTask(make_run(tmp_path / "run"), "question_answering")
+    item = Item("0", 0, {"caption": SCENE})
+    first = said(qa("What does the dog carry?"), qa("What does the caption say?"), qa("Who is it?", "I think a dog."))
+    again = said(qa("What does the dog carry?"), qa("What is the pier made of?", "Wood."))
+    assert task.accept(item, [said(end="length")]) == "cut_off"
+    assert task.accept(item, [said()]) == "too_few_items"
+    assert task.accept(item, [first]) == "leak"
+    row = task.accept(item, [first, said(end="length"), again])
+    assert isinstance(row, dict)
+    assert {found["Question"] for found in items_of(row["conversations"])} == {
+        "What does the dog carry?",
+        "What is the pier made of?",
+    }
+    assert row["dropped"] == ["leak", "first_person", "cut_off", "duplicate_question"]
+    assert sorted(row["question_types"]) == ["attribute", "object"]
+    assert row["grounded"] == [1.0, 1.0]
+    many = said(*(qa(f"What does the {thing} carry?") for thing in ("dog", "gull", "kite", "pier", "beach")))
+    row = task.accept(item, [many])
+    assert isinstance(row, dict)
+    assert len(row["conversations"]) == 6  # max_items is 3
+
+
+def test_options_are_shuffled_alike_and_turns_can_be_read_back() -> None:
+    options = {"A": "a stick", "B": "a ball", "C": "a shoe", "D": "a fish"}
+    item = {"Question": "What does it carry?", "Options": options, "Answer": "B"}
+    letters, first = Counter[str](), Counter[bool]()
+    for id in range(2_000):
+        shuffled = shuffle_options(item, "task", id)
+        letters[shuffled["Answer"]] += 1
+        assert shuffled["Options"][shuffled["Answer"]] == "a ball"
+        assert sorted(shuffled["Options"].values()) == sorted(options.values())
+        turns = conversation([shuffled, qa("Where?")], "task", id)
+        first[turns[0]["value"].startswith("<image>\n")] += 1
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * 2
+        assert "".join(turn["value"] for turn in turns).count("<image>") == 1
+        assert "<image>" in turns[0]["value"]
+        assert items_of(turns) == [shuffled, qa("Where?")]
+    chi_square = sum((letters[letter] - 500) ** 2 / 500 for letter in LETTERS)
+    assert chi_square < 16.3  # p = 0.001 with 3 degrees of freedom
+    assert abs(first[True] - 1_000) < 150
+
+
+def test_captions_and_conversations_are_made_and_a_higher_fraction_asks_only_about_more(tmp_path: Path) -> None:
+    with FakeServer("tgi", max_total_tokens=9_000) as server:
+        run = make_run(tmp_path / "run", server={"endpoints": [server.url]})
+        with pytest.raises(RunError, match="stage 'seeds' is not complete"):
+            make_captions(run)
+        add_seeds(run, 0)
+        add_seeds(run, 1, 4)
+        make_captions(run)
+        asked = server.counts["requests"]
+        make_captions(run)
+        assert server.counts["requests"] == asked
+        captions = [row for shard in (0, 1) for row in run.table(CAPTIONS, shard).to_pylist()]
+        assert len(captions) == 10
+        assert all(row["words"] == len(row["caption"].split()) >= 51 for row in captions)
+        make_instructions(run)
+        assert {task: run.record(INSTRUCTIONS[task], 0).rows for task in TASKS} == dict.fromkeys(TASKS, 3)  # type: ignore[union-attr]
+        for task in TASKS:
+            for row in run.table(INSTRUCTIONS[task], 0).to_pylist():
+                items = items_of(row["conversations"])
+                assert 2 <= len(items) == len(row["question_types"]) == len(row["grounded"]) <= 3
+                assert set(row["question_types"]) <= set(QUESTION_TYPES)
+                assert all(("Options" in item) == (task == "multiple_choice") for item in items)
+        stage = INSTRUCTIONS["multiple_choice"]
+        asked, before = server.counts["requests"], [row for n in (0, 1) for row in run.table(stage, n).to_pylist()]
+        more = {"multiple_choice": {"prompt": "multiple_choice", "fraction": 0.9, "items": [2, 3]}}
+        data = run.recipe.model_dump(mode="json")
+        run = Run(run.path, parse_recipe(data | {"instructions": data["instructions"] | more}, "test"))
+        make_instructions(run)
+        rows = [row for shard in (0, 1) for row in run.table(stage, shard).to_pylist()]
+        assert len(rows) == 5 + 4  # round(0.9 x 6) and round(0.9 x 4)
+        assert all(row in rows for row in before)
+        new = sum(row["attempts"] for row in rows if row not in before)
+        assert server.counts["requests"] == asked + new + 1  # and one request to warm up
+        assert retry_instructions(run) == {}

@@ -1,0 +1,241 @@
+"""The judge: what it does not confirm goes, nothing is judged twice, and what is left too small is asked again."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from generation.errors import RunError
+from generation.files import parquet
+from generation.instructions import InstructionTask, conversation, items_of
+from generation.judge import CONFIRMED, JudgeTask, judge_captions, judged_share, make_judgements
+from generation.recipe import parse_recipe
+from generation.rows import CAPTION_SCHEMA, INSTRUCTION_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
+from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
+from generation.store import Run
+from generation.tgi.protocol import Answer
+from tests.fake_server import FakeServer
+from tests.test_text_cases import DEFECTS, GOOD, answered
+
+TASK = "multiple_choice"
+Truth = set[tuple[str, str]]  # question, text of a right answer
+_CHOSEN = re.compile(r"^([A-D]): (.*)$", re.M)
+
+
+class Judge(FakeServer):
+    """A server that knows the truth of every question, and errs in a share of its answers."""
+
+    def __init__(self, truth: Truth, error: float = 0.0) -> None:
+        super().__init__("tgi", script=self.judge, max_total_tokens=9_000)
+        self.truth, self.error, self.random = truth, error, Random(0)
+        self.judged = Counter[str]()
+
+    def judge(self, body: Any, number: int) -> str | None:
+        prompt = body["messages"][-1]["content"]
+        if "Which of these answers" not in prompt:
+            return None
+        question = prompt.split("Question: ")[1].split("\n")[0]
+        self.judged[question] += number > 0  # the first request warms up
+        answers = _CHOSEN.findall(prompt.split("Question: ")[1])
+        right = [letter for letter, text in answers if (question, text) in self.truth]
+        if self.random.random() < self.error:
+            right = [letter for letter, _ in answers if letter not in right][:1]
+        return json.dumps({"Right": right})
+
+
+def make_run(path: Path, url: str, items: list[int], **judge: Any) -> Run:
+    tasks = {task: {"prompt": task, "fraction": 1.0, "items": items} for task in TASKS}
+    data = {"name": "t", "directory": "/", "seeds": {"captions": []}, "instructions": tasks, "judge": judge}
+    return Run(path, parse_recipe(data | {"server": {"endpoints": [url]}}, "test"), create=True)
+
+
+def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> None:
+    """Commit captions, and their conversations for one task; the other tasks have none."""
+    ids = [row_id(0, number) for number in range(len(rows))]
+    provenance = {"prompt": "p@1.0.0", "model": "m", "sampling_seed": 1, "attempts": 1, "prompt_tokens": 1}
+    provenance |= {"completion_tokens": 1, "thinking_tokens": 0}
+    seeds = [{"id": id, "seed": "A scene."} for id in ids]
+    captions = [
+        {"id": id, "seed": "A scene.", "caption": text, **provenance} for id, (text, _) in zip(ids, rows, strict=True)
+    ]
+    run.commit(SEEDS, 0, len(ids), parquet(pa.Table.from_pylist(seeds, SEED_SCHEMA)))
+    run.commit(CAPTIONS, 0, len(ids), parquet(pa.Table.from_pylist(captions, CAPTION_SCHEMA)), counts={"rejected": {}})
+    for name in TASKS:
+        made: list[Row] = []
+        for id, (text, items) in zip(ids, rows, strict=True) if name == task else []:
+            columns = {"question_types": ["object"] * len(items), "grounded": [1.0] * len(items), "dropped": []}
+            turns = conversation(items, name, id)
+            made.append(
+                {
+                    "id": id,
+                    "task": name,
+                    "conversations": turns,
+                    "input_hash": text_hash(text),
+                    **columns,
+                    **provenance,
+                }
+            )
+        table = pa.Table.from_pylist(made, INSTRUCTION_SCHEMA)
+        extra = InstructionTask(run, name).extra
+        run.commit(INSTRUCTIONS[name], 0, len(made), parquet(table), None, extra, {"rejected": {}})
+
+
+def chosen(number: int, given: str = "A") -> dict[str, Any]:
+    options = {"A": "a ball", "B": "a shoe", "C": "a fish", "D": "a hat"}
+    return {"Question": f"What does dog {number} carry?", "Options": options, "Answer": given}
+
+
+TRUTH: Truth = {(f"What does dog {number} carry?", "a ball") for number in range(20)}
+
+
+def test_a_judge_who_errs_once_in_twenty_times_drops_the_defects_and_keeps_the_good(tmp_path: Path) -> None:
+    """Issue 17: at least 90 % of the defects gone, under 3 % of the good items lost, without the rules' help."""
+    rows: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {task: [] for task in TASKS}
+    truth: Truth = set()
+    bad: set[str] = set()
+    for number, row in enumerate(GOOD["conversations"] + [row for row in DEFECTS if row["stage"] != "caption"]):
+        items, task = answered(row), row.get("task", row.get("stage"))
+        for place, item in enumerate(items):
+            item["Question"] = f"{number}.{place}: {item['Question']}"
+            right = item.get("Options", {}).get(item["Answer"], item["Answer"])
+            if place in row.get("bad", []):
+                bad.add(item["Question"])
+            elif "Options" in item and number % 2 and place == 0:  # a wrong letter, which no rule can see
+                truth.add((item["Question"], right))
+                item["Answer"] = next(letter for letter in "ABCD" if letter != item["Answer"])
+                bad.add(item["Question"])
+            else:
+                truth.add((item["Question"], right))
+        rows[task].append((row["caption"], items))
+    lost, total = Counter[bool](), Counter[bool]()
+    with Judge(truth, error=0.05) as server:
+        for task in TASKS:
+            run = make_run(tmp_path / task, server.url, [1, 8])
+            fill(run, task, rows[task])
+            make_judgements(run)
+            left = {
+                qa["Question"]
+                for row in run.table(INSTRUCTIONS[task], 0).to_pylist()
+                for qa in items_of(row["conversations"])
+            }
+            for item in (item for _, items in rows[task] for item in items):
+                total[item["Question"] in bad] += 1
+                lost[item["Question"] in bad] += item["Question"] not in left
+    print(f"defects gone: {lost[True]} of {total[True]}; good lost: {lost[False]} of {total[False]}")
+    assert lost[True] >= 0.9 * total[True]
+    assert lost[False] < 0.03 * total[False]
+
+
+def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_path: Path) -> None:
+    items = [chosen(0), chosen(1, "B"), chosen(2), chosen(3)]
+    two_right = TRUTH | {("What does dog 3 carry?", "a fish")}
+    with Judge(two_right) as server:
+        run = make_run(tmp_path / "run", server.url, [2, 4])
+        fill(run, TASK, [("A dog carries a ball.", items)])
+        make_judgements(run)
+        row = run.table(INSTRUCTIONS[TASK], 0).to_pylist()[0]
+        assert [qa["Question"] for qa in items_of(row["conversations"])] == [
+            chosen(0)["Question"],
+            chosen(2)["Question"],
+        ]
+        assert row["conversations"][0]["value"].count("<image>") == 1
+        assert sorted(row["dropped"]) == ["judge_two_right", "judge_wrong_letter"]
+        assert len(row["question_types"]) == len(row["grounded"]) == 2
+        verdicts = {row["id"]: row for row in run.table(JUDGEMENTS[TASK], 0).to_pylist()}
+        assert {id[-2:]: row["verdict"] for id, row in verdicts.items()} == {
+            "/0": CONFIRMED,
+            "/1": "wrong_letter",
+            "/2": CONFIRMED,
+            "/3": "two_right",
+        }
+        assert json.loads(verdicts[f"{row['id']}/3"]["votes"]) == [["A", "C"], ["A", "C"]]
+        assert server.judged == {chosen(n)["Question"]: 1 if n in (0, 2) else 2 for n in range(4)}
+        assert judged_share(run, TASK, 0) == {row["id"]: 1.0}
+        # A kill after the conversations were rewritten leaves the verdicts due: they are found by their texts.
+        run.reopen(JUDGEMENTS[TASK], 0)
+        make_judgements(Run(run.path))
+        assert server.judged.total() == 6
+        assert len(run.table(JUDGEMENTS[TASK], 0)) == 4
+
+
+def test_a_conversation_with_too_little_left_is_asked_again_until_its_attempts_are_used_up(tmp_path: Path) -> None:
+    scene = "A dog carries a ball past a long wall, a bench, a tree and a gate."
+    with Judge(TRUTH) as server:
+        run = make_run(tmp_path / "run", server.url, [2, 3])
+        fill(run, TASK, [(scene, [chosen(0), chosen(1, "B")]), (scene, [chosen(2), chosen(3)])])
+        make_judgements(run)  # the fake's own questions are not in the truth, so all are refused
+        rejected, record = run.rejected(INSTRUCTIONS[TASK], 0), run.record(INSTRUCTIONS[TASK], 0)
+        assert rejected is not None
+        assert record is not None
+        assert rejected["reason"].to_pylist() == ["judge_final"]
+        assert rejected["attempts"].to_pylist() == [3]
+        assert record.counts["rejected"] == {"judge_final": 1}
+        assert not run.is_due(JUDGEMENTS[TASK], 0)
+        asked = server.counts["requests"]
+        make_judgements(run)
+        assert server.counts["requests"] == asked
+
+
+def test_without_drop_verdicts_are_recorded_and_nothing_changes(tmp_path: Path) -> None:
+    with Judge(TRUTH) as server:
+        run = make_run(tmp_path / "run", server.url, [1, 4], drop=False)
+        fill(run, TASK, [("A dog.", [chosen(0), chosen(1, "D")]), ("Dogs.", [chosen(2)])])
+        before = run.table(INSTRUCTIONS[TASK], 0)
+        make_judgements(run)
+        assert run.table(INSTRUCTIONS[TASK], 0) == before
+        assert judged_share(run, TASK, 0) == {row_id(0, 0): 0.5, row_id(0, 1): 1.0}
+        assert judged_share(run, "question_answering", 0) == {}
+
+
+def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "http://127.0.0.1:1", [1, 4])
+    fill(run, TASK, [("A dog.", [chosen(0)])])
+    assert run.recipe.judge is not None
+
+    def verdict(*votes: str) -> Any:
+        task = JudgeTask(run, TASK, run.recipe.judge)  # type: ignore[arg-type]
+        item, answers, found = task.items(run, 0)[0], [], ""
+        for attempt, vote in enumerate(votes, 4):  # as after three attempts of an earlier session
+            shown = _CHOSEN.findall(task.request(item, attempt).messages[-1]["content"].split("Question: ")[1])
+            letters = [letter for letter, text in shown if text in vote.split("|")]
+            answers.append(Answer(json.dumps({"Right": letters}) if vote != "?" else "?", "stop", 1, 1))
+            found = task.accept(item, answers)  # type: ignore[assignment]
+        return found["verdict"] if isinstance(found, dict) else found
+
+    assert verdict("a ball") == CONFIRMED
+    assert verdict("a shoe") == "undecided"
+    assert verdict("a shoe", "a ball") == "undecided"
+    assert verdict("a shoe", "a ball", "a ball") == CONFIRMED
+    assert verdict("a shoe", "a ball", "a hat") == "wrong_letter"
+    assert verdict("a shoe|a ball", "a shoe|a ball") == "two_right"
+    assert verdict("", "") == "unsupported"
+    assert verdict("?") == "schema"
+    assert verdict("?", "a ball") == CONFIRMED
+
+
+def test_captions_that_leave_their_seed_are_dropped(tmp_path: Path) -> None:
+    def script(body: Any, number: int) -> str:
+        changed = "horse" in body["messages"][-1]["content"].split("-----")[2]
+        return json.dumps(
+            {"Subject": "no" if changed else "yes", "Number": "yes", "Colours": "yes", "Relation": "yes"}
+        )
+
+    with FakeServer("tgi", script=script, max_total_tokens=9_000) as server:
+        run = make_run(tmp_path / "run", server.url, [1, 4])
+        fill(run, TASK, [("A dog.", [chosen(0)]), ("A horse.", [chosen(1)])])
+        judge_captions(run)
+        assert run.table(CAPTIONS, 0)["caption"].to_pylist() == ["A dog."]
+        rejected = run.rejected(CAPTIONS, 0)
+        assert rejected is not None
+        assert rejected["reason"].to_pylist() == ["changed_subject"]
+        asked = server.counts["requests"]
+        judge_captions(run)
+        assert server.counts["requests"] == asked
+        assert sorted(run.table(CAPTION_JUDGEMENTS, 0)["verdict"].to_pylist()) == ["changed_subject", CONFIRMED]
+        with pytest.raises(RunError, match="no section 'judge'"):
+            judge_captions(Run(tmp_path / "other", run.recipe.model_copy(update={"judge": None}), create=True))

@@ -1,0 +1,134 @@
+"""Prompts as data: the bundled ones keep the rules of every server, and values never become templates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from generation.errors import RecipeError
+from generation.prompts import PROMPTS, Prompt, load_prompt, render
+
+BUNDLED = {path.stem: load_prompt(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))}
+WITH_ITEMS = [name for name, prompt in BUNDLED.items() if "QA Pairs" in str(prompt.schema)]
+MINIMAL: dict[str, Any] = {
+    "id": "mine",
+    "version": "1.0.0",
+    "changelog": ["1.0.0: first version"],
+    "user": "Say {seed}",
+    "sampling": {"max_tokens": 16, "temperature": 0.5, "top_p": 0.9},
+    "warm_up": {"seed": "A dog."},
+}
+FULL = MINIMAL | {
+    "system": "You write.",
+    "answer_prefix": "Now {seed}:",
+    "examples": [{"values": {"seed": "A cat."}, "answer": "Meow."}],
+    "schema": {"type": "object", "properties": {"QA Pairs": {"type": "array"}}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder in place of the bundled prompts."""
+    monkeypatch.setattr("generation.prompts.PROMPTS", tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, data: Any) -> Prompt:
+    (folder / "mine.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    return load_prompt("mine")
+
+
+def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(folder: Path) -> None:
+    prompt = load(folder, FULL)
+    assert prompt.name == "mine@1.0.0"
+    assert [(turn["role"], turn["content"]) for turn in prompt.messages({"seed": "A {seed} {caption} fox."})] == [
+        ("system", "You write."),
+        ("user", "Say A cat."),
+        ("assistant", "Meow."),
+        ("user", "Say A {seed} {caption} fox."),
+        ("assistant", "Now A {seed} {caption} fox.:"),
+    ]
+    assert prompt.answer_schema(2, 5)["properties"]["QA Pairs"] == {"type": "array", "minItems": 2, "maxItems": 5}
+    assert prompt.answer_schema(2, 5) is not prompt.schema
+    with pytest.raises(RecipeError, match="QA Pairs"):
+        load(folder, MINIMAL).answer_schema(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": {"max_tokens": 0, "temperature": 0.5, "top_p": 0.9}}, "max_tokens"),
+        ({"sampling": MINIMAL["sampling"] | {"top_p": 1.0}}, "top_p"),
+        ({"version": "1.0"}, "version"),
+        ({"usr": "x"}, "did you mean 'user'"),
+        ({"id": "other"}, "must be the file's name"),
+        ({"user": "Say {sead}"}, "'{sead}' has no value.*warm_up"),
+        ({"changelog": "none"}, "changelog"),
+    ],
+)
+def test_a_faulty_file_is_refused_with_the_key(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(folder, MINIMAL | change)
+
+
+def test_an_unknown_prompt_is_refused_with_the_known_ones(folder: Path) -> None:
+    load(folder, MINIMAL)
+    with pytest.raises(RecipeError, match=r"'yours' does not exist.*mine"):
+        load_prompt("yours")
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), st.text(), min_size=2))
+def test_values_are_inserted_once_and_never_read_as_templates(values: dict[str, str]) -> None:
+    assert render("<{a}|{b}>", values) == f"<{values['a']}|{values['b']}>"
+
+
+def test_the_hash_moves_with_everything_that_can_change_the_output(folder: Path) -> None:
+    before = load(folder, FULL).sha256
+    for key, value in {"changelog": ["new"], "warm_up": {"seed": "Other."}}.items():
+        assert load(folder, FULL | {key: value}).sha256 == before
+    changed = {"system": "You.", "user": "Tell {seed}", "answer_prefix": "So", "examples": [], "openings": ["x"]}
+    changed |= {"sampling": MINIMAL["sampling"] | {"temperature": 0.6}, "schema": None, "question_types": ["x"]}
+    for key, value in changed.items():
+        assert load(folder, FULL | {key: value}).sha256 != before, key
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_prompt_keeps_the_rules_of_the_servers(name: str) -> None:
+    prompt = BUNDLED[name]
+    assert prompt.changelog[-1].startswith(prompt.version)
+    roles = [turn["role"] for turn in prompt.messages(prompt.warm_up)]
+    alternating = roles[1:] if roles[0] == "system" else roles
+    assert alternating == (["user", "assistant"] * len(roles))[: len(alternating)]
+    if prompt.schema:  # jsonschema refuses what the grammar compilers do
+        Draft202012Validator.check_schema(prompt.schema)
+        assert all(key in json.dumps(prompt.schema) for key in ("required", "additionalProperties"))
+        assert not prompt.answer_prefix, "a grammar cannot continue a begun answer"
+        for example in prompt.examples:
+            Draft202012Validator(prompt.schema).validate(example.answer)
+
+
+@pytest.mark.parametrize("name", WITH_ITEMS)
+def test_examples_answer_what_they_are_asked_for(name: str) -> None:
+    prompt = BUNDLED[name]
+    for example in prompt.examples:
+        low = int(example.values.get("min_items", "2"))
+        types = example.values["types"].split(";")
+        assert len(example.answer["QA Pairs"]) in (low, len(types))
+        if not name.endswith("_small"):
+            assert low <= len(example.answer["QA Pairs"]) == len(types)
+            assert {kind.strip() for kind in types} <= set(prompt.question_types)
+            assert 120 <= len(example.values["caption"].split()) <= 180
+
+
+@pytest.mark.parametrize("name", WITH_ITEMS)
+def test_types_are_drawn_alike_and_by_the_key_alone(name: str) -> None:
+    prompt = BUNDLED[name]
+    drawn = [kind for id in range(2_000) for kind in prompt.draw_types(2, id).split("; ")]
+    share = 2 / len(prompt.question_types)
+    assert all(abs(drawn.count(kind) / 2_000 - share) < 0.05 for kind in prompt.question_types)
+    assert prompt.draw_types(99, 1).count(";") == len(prompt.question_types) - 1
