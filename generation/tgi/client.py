@@ -9,7 +9,6 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -88,7 +87,6 @@ class Endpoint:
             self._ask_url = self._route("/generate")
         self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
         self._left_out: set[str] = set()  # fields that this server does not take
-        self._moved: dict[URL, URL] = {}  # redirects that were followed
         self._was_healthy = False  # else a bad /health says nothing
 
     async def connect(self) -> ServerInfo:
@@ -105,8 +103,7 @@ class Endpoint:
         if not known or not any(good for good, _ in results):
             await self._try_generation(info.served_model)
         if self.info is None or known:  # else what it said before
-            self.info = info
-            self._dialect = replace(DIALECTS[info.kind], value=DIALECTS[info.kind].value or self._dialect.value)
+            self.info, self._dialect = info, DIALECTS[info.kind]
         return self.info
 
     async def _try_generation(self, model: str | None) -> None:
@@ -142,16 +139,11 @@ class Endpoint:
 
     async def count_tokens(self, request: Request) -> int | None:
         """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
-        fields = {**self._fields(request), "model": self.info.served_model if self.info else None}
-        if self.info and self.info.kind == "vllm":
-            names = ("model", "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
-            _, reply = await self._side("/tokenize", {name: fields[name] for name in names if name in fields})
-            return count(reply.get("count")) or None
-        if self.info and self.info.kind in ("tgi", "tgi_generate"):
-            _, reply = await self._side("/chat_tokenize", {"messages": request.messages})
-            tokens = reply.get("tokenize_response")
-            return len(tokens) if isinstance(tokens, list) else None
-        return None
+        kind = self.info.kind if self.info else None
+        route = {"tgi": "/chat_tokenize", "tgi_generate": "/chat_tokenize", "vllm": "/tokenize"}.get(kind or "")
+        _, reply = await self._side(route, self._fields(request)) if route else (False, {})
+        tokens = reply.get("tokenize_response")
+        return len(tokens) if isinstance(tokens, list) else count(reply.get("count")) or None
 
     def max_tokens(self, request: Request) -> int:
         """Return the tokens that are asked for: of the answer, and of thinking where it is allowed."""
@@ -187,33 +179,18 @@ class Endpoint:
                 if not self._adapt(error, fields):
                     raise
                 continue
-            return self._read(content, headers, request.prefix)
-
-    def _read(self, content: bytes, headers: Mapping[str, str], prefix: str) -> Answer:
-        call = f"POST {self._ask_url.with_query(None)}"
-        try:
-            reply = loads(content)
-            if isinstance(reply, dict) and isinstance(reply.get("error"), dict) and "choices" not in reply:
-                status = count(reply["error"].get("code"))  # proxies send errors with HTTP 200
-                error = failure(call, status if 400 <= status < 600 else 502, content, headers, bool(self._key), True)
-                error.endpoint = self.url
-                raise error
-            answer = read_answer(reply, headers, prefix)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            shown = content[:300].decode("utf-8", "replace")
-            raise TransientError(f"{call}: unexpected answer ({error!r}): {shown}", endpoint=self.url) from None
-        self.answered = True
-        return answer
+            try:
+                answer = read_answer(loads(content), headers, request.prefix)
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
+                raise TransientError(f"POST {self.url}: unexpected answer {shown}", endpoint=self.url) from None
+            self.answered = True
+            return answer
 
     def _adapt(self, error: RequestRejected, fields: Mapping[str, Any]) -> bool:
-        """Return whether to ask again: without the fields that the server refused, or as TGI behind a gateway."""
+        """Return whether to ask again, without the fields that the server refused."""
         message = str(error)
-        if error.status not in (400, 422) or self._native:
-            return False
-        if "missing field `value`" in message and "value" not in fields.get("response_format", {"value": None}):
-            self._dialect = replace(self._dialect, value=True)
-            return True
-        refused = refused_fields(message, fields, self._dialect)
+        refused = refused_fields(message, fields, self._dialect) if error.status in (400, 422) else set()
         if new := sorted(refused - self._left_out):
             self._left_out.update(new)
             logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
@@ -240,24 +217,23 @@ class Endpoint:
         self, method: str, url: URL, body: bytes | None, timeout_s: float, session: aiohttp.ClientSession | None = None
     ) -> tuple[bytes, Mapping[str, str]]:
         """Return body and headers of a reply with status 200; a redirected POST stays a POST."""
-        call, target = f"{method} {url.with_query(None)}", self._moved.get(url, url)
+        call = f"{method} {url.with_query(None)}"
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         options: dict[str, Any] = {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
         ask = (session or self._session).request
         try:
             for _ in range(MAX_REDIRECTS):
-                async with ask(method, target, data=body, timeout=timeout, **options) as response:
+                async with ask(method, url, data=body, timeout=timeout, **options) as response:
                     if response.status in (301, 302, 307, 308) and "Location" in response.headers:
-                        target = _redirected(target, response)
-                        if response.status in (301, 308):  # permanently
-                            self._moved[url] = target
+                        url = _redirected(url, response)
                         continue
                     if (response.content_length or 0) > MAX_REPLY_BYTES:
                         raise ValueError(f"a reply of {response.content_length:,} bytes")
-                    content = await response.read()
-                    if response.status == 200:
+                    content, status = await response.read(), response.status
+                    if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
                         return content, response.headers
-                    raise failure(call, response.status, content, response.headers, bool(self._key), self.answered)
+                    status = 502 if status == 200 else status
+                    raise failure(call, status, content, response.headers, bool(self._key), self.answered)
             raise TransientError(f"{call}: more than {MAX_REDIRECTS} redirects", 302)
         except ServerError as error:
             error.endpoint = self.url

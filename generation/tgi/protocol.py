@@ -88,10 +88,9 @@ class ServerInfo:
     Attributes:
         kind: a key of ``dialects.DIALECTS``.
         model_id: for provenance: ``server.model_name``, else the server's name for it, else ``unknown``.
-        served_model: the name to send as ``model``, or None.
-        model_revision: commit of the model, or None.
-        max_concurrent: requests that the server takes at once, or None.
-        max_total_tokens: context of one request, prompt and answer, or None.
+        served_model: the name to send as ``model``.
+        max_concurrent: requests that the server takes at once.
+        max_total_tokens: context of one request, prompt and answer.
     """
 
     kind: str
@@ -181,9 +180,7 @@ def failure(
 
     Args:
         call: method and URL, for the message.
-        status: of HTTP.
         content: JSON of TGI's, OpenAI's, SGLang's or FastAPI's form, plain text, HTML, or nothing.
-        headers: of the reply; ``Retry-After`` is read.
         keyed: an API key was sent.
         answered: the endpoint has answered before, so that a 401 or 403 is about the prompt, not the key.
     """
