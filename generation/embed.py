@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the due shards of text embeddings. Rows whose caption did not change keep their vector.
 
-    Args:
-        run: the run.
-        rank: number of this task among ``world_size`` tasks that share the shards. Tasks on one machine take
-            ``cluster.gpus`` GPUs each.
-        world_size: how many tasks there are.
+    With several tasks, this is task ``rank`` of ``world_size``; tasks on one machine take ``cluster.gpus`` GPUs each.
 
     Raises:
         RunError: no captions are finished, or the stage was begun with another encoder.

@@ -28,14 +28,7 @@ _CHUNK_ROWS = 4096  # checked at a time, in float32
 def write_vectors(
     path: Path, vectors: torch.Tensor, ids: list[str], input_hashes: list[int], metadata: dict[str, Any]
 ) -> None:
-    """Write an embedding shard.
-
-    Args:
-        path: the file.
-        vectors: float16 [n, d] on the CPU.
-        ids: of the rows, ten ASCII characters each.
-        input_hashes: ``text_hash`` of the text behind each row.
-        metadata: JSON values.
+    """Write an embedding shard of ``vectors``, float16 [n, d] on the CPU; ``metadata`` are JSON values.
 
     Raises:
         EmbeddingError: the arguments do not fit together, or a row holds NaN or Inf.
@@ -65,16 +58,8 @@ def write_vectors(
 
 
 class VectorShard:
-    """An open embedding shard; its tensors are views of the memory-mapped file.
-
-    The bytes are not compared with a record: ``Run.verified`` does that.
-
-    Attributes:
-        path: the file.
-        vectors: float16 [n, d].
-        dimension: d.
-        sum: float64 [d].
-        metadata: JSON values.
+    """An open embedding shard. ``vectors``, float16 [n, d], and ``sum``, float64 [d], are views of the memory-mapped
+    file, whose bytes are not compared with a record: ``Run.verified`` does that.
 
     Raises:
         EmbeddingError: the file is missing, truncated or not an embedding shard, or holds NaN or Inf.

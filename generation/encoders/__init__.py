@@ -14,12 +14,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 def load_encoder(settings: Embed, directory: Path = Path(), device: str | None = None) -> "Encoder":
-    """Return the encoder that a recipe names; its weights are loaded at the first use.
-
-    Args:
-        settings: the recipe's ``embed`` section.
-        directory: the recipe's; paths in the section are relative to it.
-        device: a name of torch's; None: the first GPU, or the CPU if there is none.
+    """Return the encoder that a recipe in ``directory`` names, on a device by torch's name of it (None: the first GPU,
+    or the CPU if there is none). Its weights are loaded at the first use.
 
     Raises:
         EmbeddingError: the model is not installed, cannot be found or fetched, or is of no usable kind.

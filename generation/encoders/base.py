@@ -24,19 +24,12 @@ TOKENISE_TEXTS = 1024  # at a time: ids as Python integers take nine times the m
 
 
 class Encoder(ABC):
-    """Texts, and pictures if the model has an image tower, to unit vectors.
+    """Texts, and pictures if the model has an image tower, to unit vectors."""
 
-    Attributes:
-        kind: ``sentence``, ``dual`` or ``llm2clip``.
-        pooling: how the states of a text's tokens become one vector.
-        max_tokens: of the longest input, special tokens included; longer texts are cut.
-        dimension: d of the vectors.
-    """
-
-    kind: str
-    pooling: str
-    max_tokens: int
-    dimension: int
+    kind: str  # sentence, dual or llm2clip
+    pooling: str  # how the states of a text's tokens become one vector
+    max_tokens: int  # of the longest input, special tokens included; longer texts are cut
+    dimension: int  # d of the vectors
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
@@ -136,11 +129,8 @@ class Encoder(ABC):
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield row numbers, longest first, as many to a batch as fit into ``budget`` tokens after padding.
-
-    A row longer than the budget is a batch of its own. Padding takes fewer than
-    ``budget * (1 + ln(longest / shortest))`` tokens over all batches.
-    """
+    """Yield row numbers, longest first, as many to a batch as fit into ``budget`` tokens after padding, at least one.
+    Padding takes fewer than ``budget * (1 + ln(longest / shortest))`` tokens over all batches."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:

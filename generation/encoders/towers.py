@@ -69,7 +69,7 @@ class DualEncoder(Encoder):
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
-        return processor, lambda **inputs: _tensor(self.model.get_image_features(**inputs))
+        return processor, lambda **inputs: self._tensor(self.model.get_image_features(**inputs))
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
         """Return token ids, SigLIP's padded to the full length; see ``Encoder``."""
@@ -80,10 +80,8 @@ class DualEncoder(Encoder):
         return rows, truncated
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return _tensor(self.model.get_text_features(**self._padded(rows)))
+        return self._tensor(self.model.get_text_features(**self._padded(rows)))
 
-
-def _tensor(features: Any) -> torch.Tensor:
-    """Return [rows, d] out of transformers 5's output object, or of the tensor that remote code for 4 returns."""
-    tensor: torch.Tensor = getattr(features, "pooler_output", features)
-    return tensor
+    def _tensor(self, features: Any) -> torch.Tensor:
+        tensor: torch.Tensor = getattr(features, "pooler_output", features)  # remote code may return it as it is
+        return tensor
