@@ -4,6 +4,7 @@ All sums are exact, so a mean has the same bytes for any number of shards, threa
 1 is a multiple of 2^-24, and other rows are rounded to that grid; float64 adds up to 2^29 of them without rounding.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,11 @@ from .methods import METHODS, Statistics
 
 MEMORY_ROWS = 65_536  # texts of which ``decap`` makes images
 SMALLEST_SPREAD = 1e-5  # 1 - |mean|^2 of unit rows; below it float16 cannot tell them apart
+WEAK_COSINE = 0.5  # warn of noise that leaves less of the clean direction
+UNSURE_MEAN = 0.02  # warn of a larger standard error of the image mean: a twentieth of the paper's gap
 _GRID = 2.0**24
+
+log = logging.getLogger(__name__)
 
 Chunks = Callable[[], Iterable[torch.Tensor]]  # gives unit rows, float32 [any, d], which may be overwritten
 T = TypeVar("T")
@@ -81,19 +86,25 @@ def fit(
             )
         image_spread = 1 - float(images[0].square().sum())
         facts["images"] = {"rows": images[1], "error_of_mean": math.sqrt(image_spread / images[1])}
-        tensors["mean_image"] = images[0]
-        tensors["shift"] = section.strength * (images[0] - mean_text)
-        tensors["scale"] = torch.tensor(math.sqrt(image_spread / spread), dtype=torch.float64)
+        tensors |= {"mean_image": images[0], "shift": section.strength * (images[0] - mean_text)}
+        if facts["images"]["error_of_mean"] > UNSURE_MEAN:
+            text = "the standard error of the mean of %(rows)d images is %(error_of_mean).3f; the gap is about 0.4"
+            log.warning(text, facts["images"])
     if isinstance(section, config.NoiseTransfer):
         eta = section.noise_ratio or method.eta or 0.0
         tensors["eta"] = torch.tensor(eta, dtype=torch.float64)
         cosine = 1 / math.sqrt(1 + eta**2)  # expected, between a noisy row and the clean one
         facts["noise"] = {"eta": eta, "sigma": eta / len(mean_text) ** 0.5, "cosine": cosine}
         facts["noise"] |= {"baked": section.bake_noise, "seed": seed if section.bake_noise else None}
+        if cosine < WEAK_COSINE:
+            text = "noise of eta %(eta).2f leaves a cosine of %(cosine).2f to the clean row; set transfer.noise_ratio"
+            log.warning(text, facts["noise"])
     if section.method == "realign":
+        tensors["scale"] = torch.tensor(math.sqrt(image_spread / spread), dtype=torch.float64)
         first = Statistics(tensors, {"text_ops": method.text[: method.text.index("sub:mean_moved")], "noise": None})
-        sums = in_threads(lambda part: torch.stack([exact_sum(first.move(chunk)) for chunk in part()]).sum(0), parts)
-        tensors["mean_moved"] = torch.stack(list(sums)).sum(0) / rows
+        zero = torch.zeros_like(mean_text)
+        sums = in_threads(lambda part: sum((exact_sum(first.move(chunk)) for chunk in part()), zero), parts)
+        tensors["mean_moved"] = sum(sums, zero) / rows
     elif section.method == "decap":
         tensors["memory"] = _memory(parts, rows)
     return Statistics(tensors, facts)

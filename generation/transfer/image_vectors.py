@@ -30,27 +30,19 @@ def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Ite
     Raises:
         EmbeddingError: the path cannot be used, or a row is zero or not finite; names file and row.
     """
-    where = "images" if isinstance(images, torch.Tensor) else images
-    if isinstance(images, Path) and images.is_dir():
-        if encode is None:
-            raise EmbeddingError(
-                f"{images} is a folder of pictures; give the .safetensors or .npy file of their vectors"
-            )
-        files = picture_files(images)
-        chunks = (encode(files[first : first + _CHUNK_ROWS]) for first in range(0, len(files), _CHUNK_ROWS))
-    else:
-        rows = images if isinstance(images, torch.Tensor) else _stored(images)
-        chunks = (rows[first : first + _CHUNK_ROWS] for first in range(0, len(rows), _CHUNK_ROWS))
-    first = 0
-    for chunk in chunks:
-        norms = chunk.float().norm(dim=1, keepdim=True)
-        wrong = ~(norms.isfinite() & (norms >= SMALLEST_NORM))
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
+    source = picture_files(images) if isinstance(images, Path) and images.is_dir() else images
+    if isinstance(source, list) and encode is None:
+        raise EmbeddingError(f"{images} is a folder; give a .safetensors or .npy file of its pictures' vectors")
+    rows = _stored(source) if isinstance(source, Path) else source
+    for first in range(0, len(rows), _CHUNK_ROWS):
+        chunk = rows[first : first + _CHUNK_ROWS]
+        found = encode(chunk).float() if encode and isinstance(chunk, list) else torch.as_tensor(chunk).float()
+        norms = found.norm(dim=1, keepdim=True)
+        if bool((wrong := ~(norms.isfinite() & (norms >= SMALLEST_NORM))).any()):
+            row, where = int(wrong.nonzero()[0, 0]), images if isinstance(images, Path) else "images"
             fault = "is zero" if bool(norms[row].isfinite()) else "holds NaN or Inf"
             raise EmbeddingError(f"{where}, row {first + row}: the image embedding {fault}; correct or remove the row")
-        yield chunk.float() / norms
-        first += len(chunk)
+        yield found / norms
 
 
 def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tuple[torch.Tensor, int]:
@@ -65,10 +57,9 @@ def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tup
     mean = total / max(count, 1)
     if count < 2 or 1 - float(mean.square().sum()) < SMALLEST_SPREAD:
         fault = f"{count} image embedding(s)" if count < 2 else f"{count} image embeddings that are all equal"
-        where = "images" if isinstance(images, torch.Tensor) else images
         raise EmbeddingError(
-            f"{where}: {fault} cannot say where images lie; give at least two that differ (with 10,000 the error of "
-            "their mean is below 0.01)"
+            f"{images if isinstance(images, Path) else 'images'}: {fault} cannot say where images lie; give at least "
+            "two that differ (with 10,000 the error of their mean is below 0.01)"
         )
     return mean, count
 

@@ -79,7 +79,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read ``transfer/<method>.safetensors`` of a run, or ``transfer.safetensors`` of a built data set.
+        """Read ``transfer/<method>.safetensors`` of a run or of a built data set.
 
         Raises:
             EmbeddingError: it is missing, damaged, or another file.
@@ -101,10 +101,7 @@ class Statistics:
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
         """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
 
-        Args:
-            rows: float32 [n, d].
-            numbers: ids of the rows as integers: draw their noise, if the method has noise. None given: no noise.
-            seed: of the noise.
+        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number).
 
         Raises:
             EmbeddingError: a row equals the mean.
@@ -120,25 +117,26 @@ class Statistics:
         Raises:
             EmbeddingError: noise is baked into the rows, or a shift is so long that two texts fit.
         """
+        method, zero = self.facts["method"], torch.zeros(rows.shape[1])
         if self.facts["noise"] and self.facts["noise"]["baked"]:
             raise EmbeddingError(
-                f"method {self.facts['method']}: noise is baked into these vectors, so the text embeddings cannot be "
-                "recovered for another transfer; make the data set with transfer.bake_noise: false"
+                f"method {method}: noise is baked into these vectors, so the text embeddings cannot be recovered for "
+                "another transfer; make the data set with transfer.bake_noise: false"
             )
-        steps, x = [(1.0, torch.zeros(rows.shape[1]))], rows.float()
+        steps = [(1.0, zero)]  # scale s and shift t of each step; all but the last are followed by a normalisation
         for op in self.facts["text_ops"][1:]:
             (scale, shift), (verb, _, name) = steps[-1], op.partition(":")
             if verb == "l2norm":
-                steps.append((1.0, torch.zeros_like(shift)))
+                steps.append((1.0, zero))
             elif verb == "mul":
                 steps[-1] = scale * float(self.tensors[name]), shift * float(self.tensors[name])
             elif verb in ("add", "sub"):
                 steps[-1] = scale, shift + self.tensors[name].float() * (1 if verb == "add" else -1)
         scale, shift = steps.pop()
-        x = (x - shift) / scale
+        x = (rows.float() - shift) / scale
         for scale, shift in reversed(steps):
             if (left := scale**2 - float(shift.square().sum())) <= 0:
-                raise EmbeddingError(f"method {self.facts['method']} moves rows by more than their length")
+                raise EmbeddingError(f"method {method} moves rows by more than their length")
             x = torch.nn.functional.normalize(x, dim=1)
             along = x @ shift  # [n]
             x = ((along + (along.square() + left).sqrt()).unsqueeze(1) * x - shift) / scale
@@ -146,18 +144,15 @@ class Statistics:
 
 
 def apply_to_images(
-    rows: torch.Tensor,
-    statistics: Statistics,
-    image_mean: torch.Tensor | None = None,
-    transfer: str | None = None,
+    rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None, transfer: str | None = None
 ) -> torch.Tensor:
     """Treat real image embeddings so that a model trained on the synthetic ones can take them.
 
     Args:
         rows: [n, d] from the image tower of the same encoder, of any norm.
         statistics: of the transfer that the model was trained with.
-        image_mean: [d], mean of the unit embeddings of images like those that the model will see, as the function of
-            that name computes it; needed by methods fitted on text only (Unicorn, section 3.3).
+        image_mean: [d], mean of unit embeddings of images like those that the model will see, as the function of that
+            name computes it; needed by methods fitted on text only (Unicorn, section 3.3).
         transfer: the method by which the vectors were moved when they were loaded; None: that of ``statistics``.
 
     Returns:
@@ -169,9 +164,9 @@ def apply_to_images(
     mean, method, tensors = statistics.tensors["mean_text"], transfer or statistics.facts["method"], statistics.tensors
     if method not in METHODS or (method == "decap" and "memory" not in tensors):
         raise EmbeddingError(f"method {method!r} is not one of {', '.join(METHODS)}, or needs statistics of its own")
-    ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if rows.ndim != 2 or rows.shape[1] != len(mean):
         raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {len(mean)}]")
+    ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if "sub:IMAGE_MEAN" in ops:
         if image_mean is None or image_mean.shape != mean.shape or not bool(image_mean.isfinite().all()):
             raise EmbeddingError(

@@ -1,7 +1,6 @@
 """The transfer of a run: statistics from the sums of its text-embedding shards, then each shard in one pass."""
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,10 +24,6 @@ from .image_vectors import image_mean, images_sha256
 from .methods import Statistics
 
 CHUNK_ROWS = 256  # small buffers, used again and again, are what makes the transfer as fast as the disk
-WEAK_COSINE = 0.5  # warn of noise that leaves less of the clean direction
-UNSURE_MEAN = 0.02  # warn of a standard error of the image mean above a twentieth of the paper's gap
-
-log = logging.getLogger(__name__)
 
 
 def make_image_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
@@ -77,7 +72,8 @@ def unit_chunks(shard: VectorShard) -> Iterator[torch.Tensor]:
         EmbeddingError: a row is not finite or its norm is not 1; names file and row.
     """
     buffer = torch.empty(CHUNK_ROWS, shard.dimension)
-    for first, chunk in zip(range(0, len(shard), CHUNK_ROWS), shard.vectors.split(CHUNK_ROWS), strict=True):
+    for first in range(0, len(shard), CHUNK_ROWS):
+        chunk = shard.vectors[first : first + CHUNK_ROWS]
         rows = buffer[: len(chunk)].copy_(chunk)
         low, high = torch.linalg.vector_norm(rows, dim=1).aminmax()
         if not (float(low) >= 1 - UNIT_TOLERANCE and float(high) <= 1 + UNIT_TOLERANCE):  # true for NaN
@@ -125,10 +121,9 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
 def _moved(chunk: torch.Tensor, source: VectorShard, row: int, statistics: Statistics) -> torch.Tensor:
     """Return the rows of a shard from ``row`` on, moved, with their noise if it is baked."""
     noise = statistics.facts["noise"]
-    baked = bool(noise and noise["baked"])
-    numbers = [int(id) for id in source.ids[row : row + len(chunk)]] if baked else []
+    ids = source.ids[row : row + len(chunk)] if noise and noise["baked"] else []
     try:
-        return statistics.move(chunk, numbers, noise["seed"] if baked else 0)
+        return statistics.move(chunk, list(map(int, ids)), noise["seed"] if ids else 0)
     except EmbeddingError as error:
         raise EmbeddingError(f"{source.path}, from row {row}: {error}") from None
 
@@ -173,7 +168,6 @@ def _statistics(run: Run) -> Statistics:
         encode = load_encoder(run.recipe.embed, run.recipe.directory).encode_images if images.is_dir() else None
         found = image_mean(images, encode)
     fitted = fit(section, mean, rows, [partial(unit_chunks, shard) for shard in shards], found, run.recipe.random_seed)
-    _warn(fitted.facts)
     statistics = Statistics(fitted.tensors, fitted.facts | facts)
     write_atomically(path, statistics.save)
     return statistics
@@ -190,17 +184,3 @@ def _earlier(source: Path, path: Path, wanted: dict[str, object]) -> Statistics:
     if not path.is_file() or sha256(path) != sha256(source):
         write_atomically(path, lambda temporary: shutil.copyfile(source, temporary))
     return statistics
-
-
-def _warn(facts: dict[str, dict[str, float]]) -> None:
-    """Log what is allowed and seldom meant."""
-    if (noise := facts["noise"]) and noise["cosine"] < WEAK_COSINE:
-        log.warning(
-            "The noise (eta %.2f, sigma %.4f) leaves a cosine of %.2f to the clean row; transfer.noise_ratio sets eta",
-            noise["eta"], noise["sigma"], noise["cosine"],
-        )  # fmt: skip
-    if (images := facts["images"]) and images["error_of_mean"] > UNSURE_MEAN:
-        log.warning(
-            "The standard error of the mean of %d images is %.3f, and a modality gap about 0.4; use 10,000 images",
-            images["rows"], images["error_of_mean"],
-        )  # fmt: skip
