@@ -142,6 +142,15 @@ def test_thinking_is_switched_off_or_cut_off_and_counted_apart(where: str, reque
     assert server.bodies[-1].get("reasoning_effort") == (None if level == "on" and thinks else "low")
 
 
+def test_a_model_that_thinks_though_it_is_asked_not_to_gets_tokens_for_it() -> None:
+    server = FakeServer("vllm", thinking="reasoning", script=lambda _, n: Reply("A dog.", thinking="Hm. " * 400))
+    answer = asked(server)
+    assert (answer.text, [body["max_tokens"] for body in server.bodies]) == (
+        "A dog.",
+        [256, 256 + THINKING_TOKENS["low"]],
+    )
+
+
 SHAPES: list[tuple[dict[str, Any], str, str, str, bool]] = [
     ({"content": "x"}, "stop", "x", "stop", False),
     ({"content": "x"}, "stop_sequence", "x", "stop", False),

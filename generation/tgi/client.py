@@ -18,7 +18,7 @@ from yarl import URL
 
 from .. import config
 from ..errors import FatalServerError, RequestRejected, ServerError, TransientError
-from .dialects import DIALECTS, SIDE_ROUTES, chat_body, describe, max_tokens, native_body, refused_fields
+from .dialects import DIALECTS, SIDE_ROUTES, THINKING_TOKENS, chat_body, describe, native_body, refused_fields
 from .protocol import API_KEY_VARIABLE, Answer, Request, ServerInfo, count, failure, loads, read_answer
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ CONNECT_S = 10.0  # for a new connection
 KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
 MAX_REPLY_BYTES = 32 * 1024 * 1024
 MAX_REDIRECTS = 5
+THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
     r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:{.*})? +(\S+)",
     re.MULTILINE,
@@ -87,6 +88,7 @@ class Endpoint:
             self._ask_url = self._route("/generate")
         self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
         self._left_out: set[str] = set()  # fields that this server does not take
+        self._thinks = False  # although thinking is off
         self._was_healthy = False  # else a bad /health says nothing
 
     async def connect(self) -> ServerInfo:
@@ -146,8 +148,9 @@ class Endpoint:
         return len(tokens) if isinstance(tokens, list) else count(reply.get("count")) or None
 
     def max_tokens(self, request: Request) -> int:
-        """Return the tokens that are asked for: of the answer, and of thinking where it is allowed."""
-        return max_tokens(request, self._settings.thinking)
+        """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
+        budget = THINKING_TOKENS["low" if self._thinks else self._settings.thinking]
+        return request.sampling.max_tokens + (0 if request.prefix else budget)
 
     def body(self, request: Request) -> bytes:
         """Return the JSON of a request to the chat route."""
@@ -155,7 +158,7 @@ class Endpoint:
 
     def _fields(self, request: Request) -> dict[str, Any]:
         model = self.info.served_model if self.info else self._settings.model
-        fields = chat_body(request, self._dialect, model, self._settings.thinking)
+        fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
         for name in self._left_out:
             fields.pop(name, None)
         return fields
@@ -172,7 +175,7 @@ class Endpoint:
                 _, rendered = await self._side("/chat_tokenize", {"messages": request.messages})
                 if not isinstance(rendered.get("templated_text"), str):
                     raise TransientError(f"{self.url}/chat_tokenize gives no templated_text", endpoint=self.url)
-                fields = native_body(request, rendered["templated_text"], self._settings.thinking)
+                fields = native_body(request, rendered["templated_text"], self.max_tokens(request))
             try:
                 content, headers = await self._send("POST", self._ask_url, orjson.dumps(fields), timeout_s)
             except RequestRejected as error:
@@ -185,7 +188,12 @@ class Endpoint:
                 shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
                 raise TransientError(f"POST {self.url}: unexpected answer {shown}", endpoint=self.url) from None
             self.answered = True
-            return answer
+            if answer.thinking_tokens < THINKS_FROM or self._settings.thinking != "off" or self._thinks:
+                return answer
+            self._thinks = True  # gpt-oss does in any case
+            logger.warning("%s thinks although it is asked not to: max_tokens are raised", self.url)
+            if answer.finish_reason != "length":
+                return answer
 
     def _adapt(self, error: RequestRejected, fields: Mapping[str, Any]) -> bool:
         """Return whether to ask again, without the fields that the server refused."""

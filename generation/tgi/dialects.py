@@ -54,17 +54,12 @@ DIALECTS = {
 }
 
 
-def max_tokens(request: Request, thinking: str) -> int:
-    """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
-    return request.sampling.max_tokens + (0 if request.prefix else THINKING_TOKENS[thinking])
-
-
-def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: str) -> dict[str, Any]:
+def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: str, max_tokens: int) -> dict[str, Any]:
     """Return the body of ``/v1/chat/completions``; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0)."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "messages": request.messages,
-        "max_tokens": max_tokens(request, thinking),
+        "max_tokens": max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "frequency_penalty": sampling.frequency_penalty,
@@ -92,10 +87,10 @@ def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: s
     return body
 
 
-def native_body(request: Request, inputs: str, thinking: str) -> dict[str, Any]:
+def native_body(request: Request, inputs: str, max_tokens: int) -> dict[str, Any]:
     """Return the body of TGI's ``/generate``; ``inputs`` are the messages, rendered by the server's template."""
     parameters: dict[str, Any] = request.sampling.model_dump(exclude={"max_tokens"})
-    parameters |= {"max_new_tokens": max_tokens(request, thinking), "do_sample": True, "seed": request.seed}
+    parameters |= {"max_new_tokens": max_tokens, "do_sample": True, "seed": request.seed}
     parameters |= {"return_full_text": False, "details": True}  # details: the only place of the finish reason
     if request.schema:
         parameters["grammar"] = {"type": "json", "value": request.schema}
