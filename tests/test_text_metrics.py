@@ -1,0 +1,111 @@
+"""The measurements of text, as `evaluate` loads them from their folders, against references in plain Python."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation.metrics.caption_diversity import caption_diversity
+from generation.metrics.instruction_quality import instruction_quality
+
+ROOT = Path(__file__).parent.parent
+LOADS = """
+import json, sys, evaluate
+diversity, quality = (
+    evaluate.load(f"./generation/metrics/{name}", cache_dir=sys.argv[1])
+    for name in ("caption_diversity", "instruction_quality"))
+quality.add_batch(question=["Who?\\nA: he\\nB: she"], answer=["A"], question_type=["person"], grounded=[1.0])
+print(json.dumps([diversity.compute(data=["a red bus", "a bus"]), quality.compute()]))
+"""
+texts = st.lists(st.lists(st.sampled_from(["cat", "dog", "red", "a", "bus"]), min_size=1, max_size=20), min_size=2)
+
+
+def test_evaluate_loads_every_folder_offline_and_without_this_project(tmp_path: Path) -> None:
+    (tmp_path / "loads.py").write_text(LOADS, encoding="utf-8")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | offline
+    command = [sys.executable, str(tmp_path / "loads.py"), str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    diversity, quality = json.loads(done.stdout)
+    assert diversity["mean_words"] == 2.5
+    assert quality["letters"] == {"A": 1, "B": 0, "C": 0, "D": 0}
+
+
+def bleu(tokens: list[str], others: list[list[str]]) -> float:
+    """Return BLEU-4 as its paper defines it, one n-gram and one reference at a time."""
+
+    def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+        return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
+
+    logs = 0.0
+    for n in (1, 2, 3, 4):
+        own = grams(tokens, n)
+        clipped = sum(min(own.count(g), max(grams(other, n).count(g) for other in others)) for g in set(own))
+        if n == 1 and not clipped:
+            return 0.0
+        logs += math.log((clipped or 0.1) / max(1, len(own))) / 4
+    nearest = min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
+    return (1.0 if len(tokens) > nearest else math.exp(1 - nearest / len(tokens))) * math.exp(logs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts)
+def test_figures_of_captions_agree_with_a_reference(captions: list[list[str]]) -> None:
+    joined = [" ".join(words) for words in captions]
+    made = caption_diversity.measure(joined) | caption_diversity.compare(joined)
+    ratios = [len(set(words)) / len(words) for words in captions]
+    entropies = [-sum(p * math.log2(p) for w in set(c) for p in [c.count(w) / len(c)]) for c in captions]
+    assert made["mean_words"] == pytest.approx(sum(map(len, captions)) / len(captions))
+    assert made["type_token_ratio"] == pytest.approx(sum(ratios) / len(ratios))
+    assert made["entropy_bits"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-9)
+    for percent in (5, 25, 50, 75, 95):
+        lengths = sorted(map(len, captions))
+        assert made[f"words_p{percent:02d}"] == np.percentile(lengths, percent, method="inverted_cdf")
+    scores = [bleu(own, captions[:place] + captions[place + 1 :]) for place, own in enumerate(captions)]
+    assert made["self_bleu"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+    for n in (1, 2, 3):
+        grams = [tuple(c[place : place + n]) for c in captions for place in range(len(c) - n + 1)]
+        assert made[f"distinct_{n}"] == pytest.approx(len(set(grams)) / max(1, len(grams)))
+
+
+def test_samples_are_seeded_and_empty_sets_give_zeros() -> None:
+    many = [f"a {number} cat" for number in range(50)]
+    assert caption_diversity.compare(many, 10, seed=1) == caption_diversity.compare(many, 10, seed=1)
+    assert caption_diversity.compare(many, 10)["sampled"] == 10
+    with pytest.raises(ValueError, match="at least 1, but is 0"):
+        caption_diversity.compare(many, 0)
+    assert set((caption_diversity.measure([]) | caption_diversity.compare([])).values()) == {0}
+    assert instruction_quality.measure([], [], [], [])["letters_p"] == 1.0
+
+
+# Critical values of chi-square with 3 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.4.
+@pytest.mark.parametrize(("critical", "p"), [(6.251, 0.10), (11.345, 0.01)])
+def test_p_is_that_of_the_printed_tables(critical: float, p: float) -> None:
+    n = 10_000
+    d = round((critical * n / 2) ** 0.5)  # counts n + d, n - d, n, n give chi-square 2 d^2 / n
+    answers = "A" * (n + d) + "B" * (n - d) + "C" * n + "D" * n
+    question = "What?\nA: a\nB: b\nC: c\nD: d"
+    made = instruction_quality.measure([question] * 4 * n, list(answers), ["object"] * 4 * n, [0.5] * 4 * n)
+    assert made["letters_p"] == pytest.approx(p, rel=0.02)
+    assert made["longest_right"] == 0.25
+
+
+def test_leaks_are_counted_and_impossible_values_are_refused_with_their_row() -> None:
+    asked = ["What is it?", "What does the passage say?", "What is printed?"]
+    made = instruction_quality.measure(
+        asked, ["A dog.", "Yes.", "It is not mentioned."], ["object"] * 3, [0.2, 0.4, 1.0]
+    )
+    assert made["leak_rate"] == pytest.approx(2 / 3)
+    assert made["grounded_p05"] == 0.2
+    with pytest.raises(ValueError, match="row 1"):
+        instruction_quality.measure(asked[:2], ["", ""], ["", ""], [0.5, 1.5])
+    with pytest.raises(ValueError, match="'E' is not one of A"):
+        instruction_quality.measure(["Who?\nA: he"], ["E"], ["person"], [0.5])
