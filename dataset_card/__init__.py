@@ -17,19 +17,19 @@ from huggingface_hub import DatasetCardData
 
 from generation.builders.builder import FOLDERS
 from generation.errors import DatasetError
-from generation.prompts import load_prompt
-from generation.stages import TASKS
+from generation.prompts import Prompt, load_prompt
+from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from generation.transfer import Statistics
 
 from .examples import choose_examples, first_rows
 from .figure import draw_record
 
-EMBEDDED_MODEL = "SmolLM2-135M"  # its text must not be taken for training data
+EMBEDDED_MODEL = "smollm2-135m"  # its text must not be taken for training data
 SISTERS = {"unicorn-1.2m": "unicorn-471k-instruction", "unicorn-471k-instruction": "unicorn-1.2m"}
+WORD_BIN = 50  # words of a caption, in a row of the card's table
 _SIZES = [("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7)]
 _HUB_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail", "odc-by"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~$!^])")
-WORD_BIN = 50  # words of a caption in a row of the card's table
 
 
 def render_card(
@@ -56,11 +56,9 @@ def render_card(
     Raises:
         DatasetError: a prompt was changed since the run, or the manifest lacks a fact.
     """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"text": plain, "quote": _quote, "n": "{:,}".format, "json": _json, "link": _link}
     try:
@@ -68,7 +66,9 @@ def render_card(
         draw_record(directory, facts["examples"][0])
         text = environment.get_template(template).render(title=title, **facts)
     except (jinja2.UndefinedError, KeyError) as error:
-        raise DatasetError(f"{directory}: the card lacks a fact of the run: {error}. Run `verify` on it") from error
+        raise DatasetError(
+            f"{directory}: the card lacks a fact of the run: {error}. Run `verify` on the run"
+        ) from error
     return f"---\n{_header(title, facts, infos).to_yaml()}\n---\n\n{text}"
 
 
@@ -79,17 +79,14 @@ def plain(value: object) -> str:
 
 
 def _quote(text: str) -> str:
-    """Return a block quote that shows a text as it is; the line breaks of a text stay."""
+    """Return a block quote that shows a text as it is, with its line breaks."""
     return "\n".join(f"> {plain(line)}  " for line in text.splitlines() if line.strip())
 
 
 def _link(model: str) -> str:
-    """Return a link to a model of the Hub; the name alone if it is not the name of one."""
-    return (
-        f"[{plain(model)}](https://huggingface.co/{model})"
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", model)
-        else plain(model)
-    )
+    """Return a link to a model of the Hub, or its name if it is not on the Hub."""
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", model)
+    return f"[{plain(model)}](https://huggingface.co/{model})" if known else plain(model)
 
 
 def _json(value: object) -> str:
@@ -100,13 +97,12 @@ def _json(value: object) -> str:
 def _header(title: str, facts: dict[str, Any], infos: Mapping[str, DatasetInfo]) -> DatasetCardData:
     """Return the YAML header. The description of a config holds the digest of the contents: the cache key of
     ``datasets`` is made of this header, so that other contents are never read from the cache of these."""
-    manifest = facts["manifest"]
-    licenses = {name.lower() for name in facts["licenses"]}
-    single = len(licenses) == 1 and licenses <= _HUB_LICENSES
+    manifest, licenses = facts["manifest"], [name.lower() for name in facts["licenses"]]
+    single = len(licenses) == 1 and licenses[0] in _HUB_LICENSES
     header = DatasetCardData(
         pretty_name=title,
         language=["en"],
-        license=licenses.pop() if single else "other",
+        license=licenses[0] if single else "other",
         size_categories=[next(name for name, top in _SIZES if facts["rows"] < top)],
         task_categories=["image-text-to-text"],
         annotations_creators=["machine-generated"],
@@ -115,9 +111,9 @@ def _header(title: str, facts: dict[str, Any], infos: Mapping[str, DatasetInfo])
         tags=["synthetic", "text-only", "vision-language", "arxiv:2503.22655"],
     )
     if not single:
-        header["license_name"] = "per-source" if len(facts["licenses"]) > 1 else next(iter(facts["licenses"]))
-        base = f"https://huggingface.co/datasets/{facts['repo_id']}" if facts["repo_id"] else ""
-        header["license_link"] = f"{base}#licences"
+        header["license_name"] = "per-source" if len(licenses) > 1 else licenses[0]
+        page = f"https://huggingface.co/datasets/{facts['repo_id']}" if facts["repo_id"] else ""
+        header["license_link"] = f"{page}#licences"
     header["configs"] = [
         {
             "config_name": name,
@@ -135,62 +131,44 @@ def _header(title: str, facts: dict[str, Any], infos: Mapping[str, DatasetInfo])
 def _facts(
     manifest: dict[str, Any], infos: Mapping[str, DatasetInfo], directory: Path, repo_id: str | None
 ) -> dict[str, Any]:
-    stages, counts, rows = manifest["stages"], manifest["counts"], infos["default"].splits["train"].num_examples
-    talks = any(name.startswith("instructions/") for name in stages)  # what concerns the other data set is left out
-    own = {
-        name: one
-        for name, one in stages.items()
-        if "embeddings" not in name and (not talks or name[-8:] != "captions")
-    }
-    prompts = _prompts(own)
-    candidates = first_rows(directory / FOLDERS["default"], infos["default"].features)
-    examples = choose_examples(candidates, prompts)
-    models = sorted(counts["model"])
-    licenses: dict[str, dict[str, int]] = {}  # rows by source, by licence
+    """Return what the templates use."""
+    stages, counts, name = manifest["stages"], manifest["counts"], manifest["name"]
+    talks = [stage.name for stage in (*INSTRUCTIONS.values(), *JUDGEMENTS.values()) if stage.name in stages]
+    captions = [stage.name for stage in (SEEDS, CAPTIONS, CAPTION_JUDGEMENTS) if stage.name in stages]
+    funnel = {stage: _funnel(stages[stage]) for stage in talks or captions}  # the other data set's are left out
+    prompts = _prompts({stage: stages[stage] for stage in funnel})
+    shards, licenses = stages["text_embeddings"]["shards"].values(), dict[str, dict[str, int]]()
     for source, license in manifest["sources"].items():
         if counts["source"].get(source):
             licenses.setdefault(license, {})[source] = counts["source"][source]
     return {
         "manifest": manifest,
         "counts": counts,
-        "rows": rows,
+        "tasks": TASKS,
+        "rows": infos["default"].splits["train"].num_examples,
         "configs": {
-            name: {
-                "rows": info.splits["train"].num_examples,
-                "files": len(list((directory / FOLDERS[name]).glob("*.parquet"))),
-                "size": f"{info.download_size / 1e6:,.2f} MB",
-            }
-            for name, info in infos.items()
+            config: {"files": len(list((directory / FOLDERS[config]).iterdir())), "bytes": info.download_size}
+            for config, info in infos.items()
         },
         "repo_id": repo_id,
-        "load": repo_id or manifest["name"],
+        "load": repo_id or name,
         "revision": f"v{manifest['version']}" if repo_id else None,
-        "sister": f"{repo_id.split('/')[0]}/{SISTERS[manifest['name']]}" if repo_id else SISTERS[manifest["name"]],
-        "examples": examples,
-        "embedded": any(EMBEDDED_MODEL.lower() in model.lower() for model in models),
-        "models": models,
-        "licenses": licenses,
+        "sister": f"{repo_id.split('/')[0]}/{SISTERS[name]}" if repo_id else SISTERS[name],
+        "examples": choose_examples(first_rows(directory / FOLDERS["default"], infos["default"].features), prompts),
+        "models": list(counts["model"]),
+        "embedded": any(EMBEDDED_MODEL in model.lower() for model in counts["model"]),
+        "licenses": licenses,  # rows by source, by licence
         "encoder": stages["text_embeddings"]["identity"],
-        "truncated": sum(
-            shard["counts"].get("truncated", 0) for shard in stages["text_embeddings"]["shards"].values()
-        ),
-        "funnel": {name: _funnel(stage) for name, stage in own.items()},
-        "tasks": TASKS,
-        "prompts": [
-            {
-                "name": name,
-                "sha256": prompt.sha256,
-                "sampling": prompt.sampling,
-                "messages": prompt.messages({field: "{" + field + "}" for field in prompt.warm_up}),
-            }
-            for name, prompt in prompts.items()
-        ],
+        "truncated": sum(shard["counts"].get("truncated", 0) for shard in shards),
+        "funnel": funnel,
+        "prompts": prompts,
+        "fields": {name: {field: "{" + field + "}" for field in prompt.warm_up} for name, prompt in prompts.items()},
         "words": _words(counts["words"]),
         "card": manifest["recipe"]["card"],
         "duplicates": sum(counts["duplicate_group"].values()),
         "judged": sum(counts["judge"].values()),
         "judge": _mean(counts["judge"]),
-        "grounded": _mean(counts.get("grounded", {})),
+        "grounded": _mean(counts["grounded"]),
     }
 
 
@@ -199,7 +177,7 @@ def _mean(counts: Mapping[str, int]) -> float:
 
 
 def _words(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return mean, least and most words of a caption, and rows by bins of 50 words."""
+    """Return mean, least and most words of a caption, and rows by bins of words."""
     bins: Counter[str] = Counter()
     for words, count in counts.items():
         low = int(words) // WORD_BIN * WORD_BIN
@@ -216,7 +194,7 @@ def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
     return {"rows": sum(shard["rows"] for shard in shards), "rejected": rejected.most_common(), "tokens": tokens}
 
 
-def _prompts(stages: dict[str, Any]) -> dict[str, Any]:
+def _prompts(stages: dict[str, Any]) -> dict[str, Prompt]:
     """Return the prompts that wrote the rows, by name; each must still be the one that the run used."""
     found = {}
     for identity in (stage.get("identity", {}) for stage in stages.values()):

@@ -233,7 +233,7 @@ def _counts(builder: UnicornBuilder, output: Path) -> dict[str, dict[str, int]]:
             elif pa.types.is_list(column.type):
                 column = pc.list_flatten(column)
             elif pa.types.is_floating(column.type):
-                column = pc.round(column.cast(pa.float64()), 1)
+                column = pc.round(column.cast(pa.float64()), 2)
             names = getattr(features[name], "names", None)  # of class labels
             for entry in pc.value_counts(column.drop_null()).to_pylist():
                 counter[names[entry["values"]] if names else entry["values"]] += entry["counts"]
