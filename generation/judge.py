@@ -39,7 +39,7 @@ class JudgeTask:
     """
 
     def __init__(self, run: Run, name: str, judge: Judge) -> None:
-        self.name, self.source, self.stage = name, INSTRUCTIONS[name], JUDGEMENTS[name]
+        self.source, self.stage = INSTRUCTIONS[name], JUDGEMENTS[name]
         self.prompt, self.attempts = load_prompt(judge.prompt), max(_MIN_ATTEMPTS, run.recipe.attempts)
         self.extra: Mapping[str, str] = {}
         self._asked: defaultdict[str, list[int]] = defaultdict(list)  # attempts so far, by item
@@ -49,14 +49,12 @@ class JudgeTask:
         captions, known = _captions(run, shard), _verdicts(run, self.stage, shard)
         found: list[Item] = []
         for row in run.table(self.source, shard, ["id", "conversations"]).to_pylist():
-            judged = {row["input_hash"]: row["id"] for row in known[row["id"]]}
-            taken = set(judged.values())
+            ids = {hash: id for hash, (id, _) in known[row["id"]].items()}
             for qa in items_of(row["conversations"]):
                 hash = _item_hash(captions[row["id"]], qa)
-                free = (f"{row['id']}/{number}" for number in range(len(taken) + 1))
-                id = judged.get(hash) or next(id for id in free if id not in taken)
-                taken.add(id)
-                found.append(Item(id, hash, qa | {"caption": captions[row["id"]]}))
+                free = (f"{row['id']}/{number}" for number in range(len(ids) + 1))
+                ids.setdefault(hash, next(id for id in free if id not in ids.values()))
+                found.append(Item(ids[hash], hash, qa | {"caption": captions[row["id"]]}))
         return found + _gone(known, found)
 
     def request(self, item: Item, attempt: int) -> Request:
@@ -82,7 +80,10 @@ class JudgeTask:
             else "wrong_letter"
             for right in votes
         ]  # fmt: skip
-        return _decided(verdicts, votes)
+        found = _decided(verdicts, votes)
+        if not isinstance(found, str):
+            del self._asked[item.id]
+        return found
 
     def _vote(self, item: Item, text: str, attempt: int) -> list[str] | None:
         """Return the letters of the conversation that an answer names as right, or None if it cannot be read."""
@@ -104,11 +105,12 @@ class CaptionJudgeTask:
     Votes are counted as in ``JudgeTask``.
     """
 
-    name, source, stage = "captions", CAPTIONS, CAPTION_JUDGEMENTS
+    source, stage = CAPTIONS, CAPTION_JUDGEMENTS
 
     def __init__(self, run: Run, judge: Judge) -> None:
         self.prompt = load_prompt(f"{judge.prompt}_captions")
-        self.attempts, self.extra = max(_MIN_ATTEMPTS, run.recipe.attempts), dict[str, str]()
+        self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
+        self.extra: Mapping[str, str] = {}
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return the captions of a shard, and those that were dropped from it earlier."""
@@ -168,8 +170,8 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
     if (judge := run.recipe.judge) is None:
         return
     tasks = [JudgeTask(run, name, judge) for name in TASKS]
-    for task in tasks if world_size == 1 else []:  # other processes may be asking again
-        run.require(task.source, selection_inputs(run, task.name))
+    for name in TASKS if world_size == 1 else ():  # other processes may be asking again
+        run.require(INSTRUCTIONS[name], selection_inputs(run, name))
     while _judge(run, tasks, judge, rank, world_size):
         make_instructions(run, rank, world_size)
 
@@ -187,13 +189,12 @@ def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
 
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     """Return the share of confirmed items of each conversation of a shard that was judged."""
-    captions, shares = _captions(run, shard), {}
-    verdicts = {id: _by_hash(rows) for id, rows in _verdicts(run, JUDGEMENTS[task], shard).items()}
-    for row in run.table(INSTRUCTIONS[task], shard, ["id", "conversations"]).to_pylist() if verdicts else []:
+    captions, known, shares = _captions(run, shard), _verdicts(run, JUDGEMENTS[task], shard), {}
+    for row in run.table(INSTRUCTIONS[task], shard, ["id", "conversations"]).to_pylist() if known else []:
         hashes = [_item_hash(captions[row["id"]], qa) for qa in items_of(row["conversations"])]
-        judged = [verdicts[row["id"]][hash] for hash in hashes if hash in verdicts.get(row["id"], {})]
+        judged = [known[row["id"]][hash][1] == CONFIRMED for hash in hashes if hash in known[row["id"]]]
         if judged:
-            shares[row["id"]] = judged.count(CONFIRMED) / len(judged)
+            shares[row["id"]] = sum(judged) / len(judged)
     return shares
 
 
@@ -219,72 +220,64 @@ def _drop(run: Run, task: JudgeTask | CaptionJudgeTask, shard: int) -> bool:
         record = run.record(task.source, shard)
         if not mine or record is None:
             raise RunError(f"{run.file(task.source, shard)} is held by another process; wait for its end")
-        table = run.table(task.source, shard)
-        old = table.to_pylist()
-        verdicts = _verdicts(run, task.stage, shard)
-        captions = _captions(run, shard)
-        rows = [_left(run, row, captions[row["id"]], _by_hash(verdicts.get(row["id"], []))) for row in old]
-        kept, gone = ([row for row in rows if ("reason" in row) == lost] for lost in (False, True))
+        table, captions = run.table(task.source, shard), _captions(run, shard)
+        old, known = table.to_pylist(), _verdicts(run, task.stage, shard)
+        rows = [_left(run, row, captions[row["id"]], known[row["id"]]) for row in old]
+        kept = [row for row in rows if "reason" not in row]
+        rejected = _rows(run.rejected(task.source, shard)) + [row for row in rows if "reason" in row]
         if rows != old:
-            rejected = [*_rows(run.rejected(task.source, shard)), *gone]
             counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
             own = run.inputs(task.source, shard) or {}
             extra = {key: value for key, value in record.inputs.items() if key not in own}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
-            left = pa.Table.from_pylist(kept, table.schema)
-            run.commit(task.source, shard, len(kept), parquet(left), aside, extra, record.counts | counts)
-        again = any(row["reason"] == AGAIN for row in _rows(run.rejected(task.source, shard)))
+            left = parquet(pa.Table.from_pylist(kept, table.schema))
+            run.commit(task.source, shard, len(kept), left, aside, extra, record.counts | counts)
+        again = any(row["reason"] == AGAIN for row in rejected)
         if again:
             UnfinishedShard(run, task.source, shard).reopen_rejected({AGAIN})
         return rows != old or again
 
 
-def _left(run: Run, row: Row, caption: str, verdicts: Mapping[int, str]) -> Row:
+def _left(run: Run, row: Row, caption: str, known: Mapping[int, tuple[str, str]]) -> Row:
     """Return what is left of a row: the row, a smaller one, or a rejected one. Items without verdict are kept."""
-    if "task" not in row:  # a caption
-        verdict = verdicts.get(text_hash(row["seed"], caption), CONFIRMED)
-        return row if verdict == CONFIRMED else row | {"reason": verdict, "raw": caption, "request": None}
-    items = items_of(row["conversations"])
-    found = [verdicts.get(_item_hash(caption, qa), CONFIRMED) for qa in items]
-    kept = [place for place, verdict in enumerate(found) if verdict == CONFIRMED]
-    if len(kept) == len(items):
+    items = items_of(row["conversations"]) if "task" in row else []
+    hashes = [_item_hash(caption, qa) for qa in items] or [text_hash(row["seed"], caption)]
+    verdicts = [known[hash][1] if hash in known else CONFIRMED for hash in hashes]
+    kept = [place for place, verdict in enumerate(verdicts) if verdict == CONFIRMED]
+    if len(kept) == len(verdicts):
         return row
+    if not items:  # a caption
+        return row | {"reason": verdicts[0], "raw": caption, "request": None}
     if len(kept) < run.recipe.task(row["task"]).items[0]:
         reason = AGAIN if row["attempts"] < run.recipe.attempts else FINAL
         return row | {"reason": reason, "raw": json.dumps(row["conversations"], ensure_ascii=False), "request": None}
-    lost = [f"judge_{verdict}" for verdict in found if verdict != CONFIRMED]
+    lost = [f"judge_{verdict}" for verdict in verdicts if verdict != CONFIRMED]
     columns = {name: [row[name][place] for place in kept] for name in ("question_types", "grounded")}
     turns = conversation([items[place] for place in kept], row["task"], row["id"])
     return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
 
 
 def _captions(run: Run, shard: int) -> dict[str, str]:
-    table = run.table(CAPTIONS, shard, ["id", "caption"])
-    return dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    return {row["id"]: row["caption"] for row in run.table(CAPTIONS, shard, ["id", "caption"]).to_pylist()}
 
 
 def _item_hash(caption: str, qa: QA) -> int:
     return text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"])
 
 
-def _verdicts(run: Run, stage: Stage, shard: int) -> defaultdict[str, list[Row]]:
-    """Return the verdicts of a shard so far, finished or not, by the id of the judged row."""
-    found: defaultdict[str, list[Row]] = defaultdict(list)
+def _verdicts(run: Run, stage: Stage, shard: int) -> defaultdict[str, dict[int, tuple[str, str]]]:
+    """Return the id and verdict of all that was judged, finished or not, by the id of its row and its hash."""
+    found: defaultdict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
     path = run.file(stage, shard)
     for row in _rows(read_table(path, ["id", "verdict", "input_hash"]) if path.is_file() else None):
-        found[row["id"].partition("/")[0]].append(row)
+        found[row["id"].partition("/")[0]][row["input_hash"]] = row["id"], row["verdict"]
     return found
 
 
-def _by_hash(rows: list[Row]) -> dict[int, str]:
-    return {row["input_hash"]: row["verdict"] for row in rows}
-
-
-def _gone(known: Mapping[str, list[Row]], current: list[Item]) -> list[Item]:
+def _gone(known: Mapping[str, Mapping[int, tuple[str, str]]], current: list[Item]) -> list[Item]:
     """Return judged items that were dropped or replaced: their verdicts stay in the table."""
     here = {item.input_hash for item in current}
-    rows = (row for rows in known.values() for row in rows)
-    return [Item(row["id"], row["input_hash"], {}) for row in rows if row["input_hash"] not in here]
+    return [Item(id, hash, {}) for found in known.values() for hash, (id, _) in found.items() if hash not in here]
 
 
 def _rows(table: pa.Table | None) -> list[dict[str, Any]]:

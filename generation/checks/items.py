@@ -13,28 +13,10 @@ QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multip
 
 LETTERS = ("A", "B", "C", "D")
 ITEM_CODES = (
-    *(
-        "schema",
-        "not_four_options",
-        "answer_not_an_option",
-        "too_long",
-        "empty",
-        "bad_characters",
-        "markup",
-        "not_english",
-        "leak",
-    ),
-    *("not_a_question", "repeats_prompt", "options_not_distinct", "refers_to_options", "no_answer", "first_person"),
-    *(
-        "loop",
-        "too_short",
-        "unfinished",
-        "copied",
-        "given_away",
-        "invented_measurement",
-        "contradiction",
-        "ungrounded",
-    ),
+    *("schema", "not_four_options", "answer_not_an_option", "too_long", "empty", "bad_characters", "markup"),
+    *("not_english", "leak", "not_a_question", "repeats_prompt", "options_not_distinct", "refers_to_options"),
+    *("no_answer", "first_person", "loop", "too_short", "unfinished", "copied", "given_away"),
+    *("invented_measurement", "contradiction", "ungrounded"),
 )
 ANSWER_CODES = ("cut_off", "not_json", *ITEM_CODES, "duplicate_question", "too_few_items")
 
@@ -55,14 +37,7 @@ _QUOTE, _SCRAPS = (
     re.compile(r"[\"“].*?[\"”]"),
     re.compile(r"[{}\[\]]"),
 )  # small models write JSON's brackets into texts
-_WH_WORDS = frozenset(("what", "which", "who", "whose", "whom", "where", "when", "why", "how"))
-_SAYS_NOTHING = frozenset(
-    ("a", "an", "the", "is", "are", "was", "were", "be", "it", "its", "that", "this", "these", "those", "they", "he")
-    + ("she", "there", "do", "does", "of")
-)
-_DANGLING = frozenset(
-    ("the", "a", "an", "is", "are", "was", "and", "or", "but", "because", "which", "that", "to", "of")
-)
+_WH_WORDS, _SAYS_NOTHING, _DANGLING = (frozenset(ENGLISH[name].split()) for name in ("wh", "says_nothing", "dangling"))
 _TYPES = {name: re.compile(found) for name, found in ENGLISH["question_types"].items()}
 QUESTION_TYPES = (*_TYPES, "other")
 

@@ -81,14 +81,14 @@ class Prompt(Section):
         Raises:
             RecipeError: a template names a field that has no value.
         """
-        turns = [_turn("system", render(self.system, values))] if self.system else []
+        turns = [("system", render(self.system, values))] if self.system else []
         for example in self.examples:
             answer = example.answer if isinstance(example.answer, str) else json.dumps(example.answer)
-            turns += [_turn("user", render(self.user, {**values, **example.values})), _turn("assistant", answer)]
-        turns.append(_turn("user", render(self.user, values)))
+            turns += [("user", render(self.user, {**values, **example.values})), ("assistant", answer)]
+        turns.append(("user", render(self.user, values)))
         if self.answer_prefix:
-            turns.append(_turn("assistant", self.prefix(values)))
-        return turns
+            turns.append(("assistant", self.prefix(values)))
+        return [{"role": role, "content": content} for role, content in turns]
 
     def prefix(self, values: Mapping[str, str]) -> str:
         """Return the text that the answer already begins with; empty without an ``answer_prefix``."""
@@ -146,7 +146,3 @@ def render(template: str, values: Mapping[str, str]) -> str:
             raise RecipeError(f"template field '{{{match[1]}}}' has no value; known: {', '.join(values)}") from None
 
     return _FIELD.sub(value, template).strip()
-
-
-def _turn(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
