@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+STAGE_FUNCTIONS = {  # module and function of each stage: f(run, rank, world_size)
+    "captions": ("captions", "make_captions"),
+    "instructions": ("instructions", "make_instructions"),
+    "judge": ("judge", "make_judgements"),
+    "embed": ("embed", "make_text_embeddings"),
+    "transfer": ("transfer.stage", "make_image_embeddings"),
+}
 
 
 def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, kind: str | None) -> "Recipe":
@@ -104,9 +114,8 @@ def _generate(
 
         make_seeds(run, extend)
     else:
-        from .pipeline import stage_function
-
-        stage_function(command)(run, rank, world_size)
+        module, function = STAGE_FUNCTIONS[command]
+        getattr(import_module(f".{module}", __package__), function)(run, rank, world_size)
 
 
 @app.command()

@@ -8,16 +8,7 @@ Each stage reads the shards of the one before it and writes shards of its own in
 makes only what is due, so the same call resumes after a kill, takes in new seeds, and does nothing on a finished run.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
-from .captions import make_captions
-from .embed import make_text_embeddings
-from .instructions import make_instructions
-from .judge import make_judgements
-from .seeds import make_seeds
 from .store import Run
-from .transfer.stage import make_image_embeddings
 
 
 def run_pipeline(run: Run, extend: bool = False) -> None:
@@ -30,6 +21,13 @@ def run_pipeline(run: Run, extend: bool = False) -> None:
     Raises:
         UnicornError: a stage cannot be made. What is made stays, and the same call goes on from there.
     """
+    from .captions import make_captions
+    from .embed import make_text_embeddings
+    from .instructions import make_instructions
+    from .judge import make_judgements
+    from .seeds import make_seeds
+    from .transfer.stage import make_image_embeddings
+
     # Stage 0. Caption files, Hub data sets and domain labels -> seeds: id, seed, source, license.
     make_seeds(run, extend)
 
@@ -48,23 +46,3 @@ def run_pipeline(run: Run, extend: bool = False) -> None:
     # Stage 3b. v = Norm(u - mean(U)) or another method -> synthetic image embeddings, and the statistics to apply to
     # real images when the trained model sees them.
     make_image_embeddings(run)
-
-
-def stage_function(command: str) -> Callable[[Run, int, int], None]:
-    """Return what one task of a cluster runs for a command: ``f(run, rank, world_size)``."""
-    return {
-        "seeds": lambda run, rank, world_size: make_seeds(run),
-        "captions": make_captions,
-        "instructions": make_instructions,
-        "judge": make_judgements,
-        "embed": make_text_embeddings,
-        "transfer": make_image_embeddings,
-    }[command]
-
-
-def built_with(path: Path) -> str:
-    """Return the commands that build both data sets of a run, for messages."""
-    return (
-        f"python unicorn_1_2m.py --run-dir {path} --output unicorn-1.2m\n"
-        f"python unicorn_471k_instruction.py --run-dir {path} --output unicorn-471k-instruction"
-    )

@@ -1,0 +1,87 @@
+"""Child processes with an account: wall seconds, CPU seconds, and the peak memory of any process of the tree."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a command took.
+
+    Attributes:
+        status: its exit status.
+        seconds: wall time.
+        cpu_s: user and system time of it and its children.
+        peak_mb: largest resident set of any process of it, in MB of 10^6 bytes.
+        output: stdout and stderr.
+    """
+
+    status: int
+    seconds: float
+    cpu_s: float
+    peak_mb: float
+    output: str
+
+
+def run_command(*arguments: object, cores: set[int] | None = None) -> Account:
+    """Run ``python ARGUMENTS`` in the clone's root to its end, on ``cores`` if they are given."""
+    start, peak, cpu = time.perf_counter(), 0.0, dict[int, float]()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    tree = psutil.Process(process.pid)
+    if cores:
+        tree.cpu_affinity(sorted(cores))
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            for one in (tree, *tree.children(recursive=True)):
+                times = one.cpu_times()
+                cpu[one.pid] = times.user + times.system
+                peak = max(peak, one.memory_info().rss / 1e6)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+    output = process.stdout.read() if process.stdout else ""
+    return Account(process.returncode, time.perf_counter() - start, sum(cpu.values()), peak, output)
+
+
+@contextmanager
+def fake_server(*options: object, core: int | None = None) -> Iterator[str]:
+    """Start the tests' fake server in a process of its own, on one core if it is given; yield its URL."""
+    command = [sys.executable, "-m", "tests.fake_server", *map(str, options)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if core is not None:
+        psutil.Process(process.pid).cpu_affinity([core])
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def server_stats(url: str) -> dict[str, Any]:
+    """Return the fake server's counters."""
+    with urllib.request.urlopen(f"{url}/stats", timeout=30) as reply:
+        found: dict[str, Any] = json.load(reply)
+    return found
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    """Return a Markdown table; numbers to the right."""
+    shown = [[f"{cell:,.3g}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
+              for cell in row] for row in rows]  # fmt: skip
+    marks = ["---:" if rows and isinstance(rows[0][place], int | float) else "---" for place in range(len(columns))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, marks, *shown])
