@@ -218,12 +218,8 @@ def test_the_same_run_builds_the_same_bytes_and_shards_are_links(run: Path, buil
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
 
 
-def refuse(*_: object) -> None:
-    raise OSError("Invalid cross-device link")
-
-
 def test_without_links_shards_are_copied(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", lambda *_: os.stat("/this/is/an/OSError"))
     build(Unicorn12M, run, tmp_path / "out")
     name = "image_embeddings/unicorn/00000.safetensors"
     assert not (tmp_path / "out" / name).samefile(run / name)
@@ -353,6 +349,24 @@ def test_a_full_disk_is_one_clean_error_and_leaves_the_earlier_build(run: Path, 
     assert sorted(path.name for path in built_copy.iterdir()) == ["unicorn-1.2m", "unicorn-471k-instruction"]
 
 
+def test_a_stop_between_the_last_two_steps_loses_no_build(run: Path, built_copy: Path, monkeypatch: Any) -> None:
+    folder = built_copy / "unicorn-1.2m"
+    before, rename = files(folder), Path.rename
+
+    def stop(path: Path, target: Path) -> None:
+        if target == folder:
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stop)
+        build(Unicorn12M, run, folder, version="1.2.0")
+    assert not folder.exists()
+    build(Unicorn12M, run, folder, version="1.2.0")
+    assert files(folder) == before
+    assert not (built_copy / ".unicorn-1.2m.old").exists()
+
+
 def test_the_command_builds_logs_json_and_refuses_a_version_that_is_none(run: Path, tmp_path: Path) -> None:
     options = ["--run-dir", run, "--output", tmp_path / "out"]
     done = python("unicorn_471k_instruction.py", *options, "--version", "2.0.0", "--log-json")
@@ -363,17 +377,16 @@ def test_the_command_builds_logs_json_and_refuses_a_version_that_is_none(run: Pa
     assert (refused.returncode, "not a semantic version" in refused.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("reader", ["Unicorn12M('with_embeddings', data_dir=folder)", "Unicorn12M(data_dir=folder)"])
+@pytest.mark.parametrize("config", ["default", "with_embeddings"])
 def test_a_stream_that_is_left_early_leaves_no_thread_that_could_abort_the_exit(
-    reader: str, built: Path, tmp_path: Path
+    config: str, built: Path, tmp_path: Path
 ) -> None:
     program = f"""
 import os
 import pyarrow.parquet
 from unicorn_1_2m import Unicorn12M
-folder = {str(built / "unicorn-1.2m")!r}
-stream = {reader.replace("'with_embeddings'", "config_name='with_embeddings'")}.as_streaming_dataset(split="train")
-rows, before = iter(stream), len(os.listdir("/proc/self/task"))
+builder = Unicorn12M(config_name={config!r}, data_dir={str(built / "unicorn-1.2m")!r})
+rows, before = iter(builder.as_streaming_dataset(split="train")), len(os.listdir("/proc/self/task"))
 print(next(rows)["id"], len(os.listdir("/proc/self/task")) - before)
 """
     done = python("-c", program, HF_HOME=str(tmp_path), OMP_NUM_THREADS="1")

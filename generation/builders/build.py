@@ -45,7 +45,7 @@ LEAVES = (  # the parts of columns of lists, as Parquet names them
     "conversations.list.element.value",
     "question_types.list.element",
 )
-WRITERS = 2  # files written at once; more would only hold more rows in memory
+WRITERS = 2  # files written at once; more only hold more rows in memory
 
 
 def build(
@@ -91,8 +91,8 @@ def build(
                 output.rename(old)
             new.rename(output)
     finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return manifest
 
 
