@@ -140,49 +140,36 @@ def seeds(run_dir: RunDir, config: Config = None, extend: Extend = False, execut
     _generate("seeds", run_dir, config, extend=extend, executor=executor, tasks=tasks, workers=workers)
 
 
-@app.command()
-def captions(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
-    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
-) -> None:  # fmt: skip
-    """Stage 1: expand every seed into a dense caption."""
-    _generate("captions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+def _add_stage(name: str, help: str) -> None:
+    """Add the command of a stage that asks a server."""
+
+    @app.command(name, help=help)
+    def command(
+        run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None,
+        executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0,
+        world_size: WorldSize = 1,
+    ) -> None:  # fmt: skip
+        _generate(name, run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
 
 
-@app.command()
-def instructions(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
-    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
-) -> None:  # fmt: skip
-    """Stage 2: write conversations about the captions."""
-    _generate("instructions", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+_add_stage("captions", "Stage 1: expand every seed into a dense caption.")
+_add_stage("instructions", "Stage 2: write conversations about the captions.")
+_add_stage("judge", "Have a second model check every question against its caption (the recipe's `judge` section).")
 
 
-@app.command()
-def judge(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
-    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
-) -> None:  # fmt: skip
-    """Have a second model check every question against its caption (the recipe's `judge` section)."""
-    _generate("judge", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
+def _add_vector_stage(name: str, help: str) -> None:
+    """Add the command of a stage that needs no server."""
+
+    @app.command(name, help=help)
+    def command(
+        run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
+        rank: Rank = 0, world_size: WorldSize = 1,
+    ) -> None:  # fmt: skip
+        _generate(name, run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
 
 
-@app.command()
-def embed(
-    run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
-    rank: Rank = 0, world_size: WorldSize = 1,
-) -> None:  # fmt: skip
-    """Stage 3a: encode the captions."""
-    _generate("embed", run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
-
-
-@app.command()
-def transfer(
-    run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
-    rank: Rank = 0, world_size: WorldSize = 1,
-) -> None:  # fmt: skip
-    """Stage 3b: move the text embeddings across the modality gap."""
-    _generate("transfer", run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
+_add_vector_stage("embed", "Stage 3a: encode the captions.")
+_add_vector_stage("transfer", "Stage 3b: move the text embeddings across the modality gap.")
 
 
 @app.command()

@@ -14,9 +14,9 @@ from generation.config import Recipe
 ROOT = Path(__file__).parent.parent
 # A module may import modules of the lines above its own, and of its own package.
 ORDER = """
-errors rows stages config recipe files logs records store charts checks vectors prompts encoders tgi dedup transfer
+errors rows stages config recipe files logs cli records store charts checks vectors prompts encoders tgi dedup transfer
 seeds engine captions instructions judge embed pipeline cluster estimate verify original report builders export loader
-show cli metrics __main__
+show metrics __main__
 """
 PRODUCT = ("generation", "dataset_card", "unicorn_1_2m.py", "unicorn_471k_instruction.py", "tools")
 CEILINGS = {"product": 8_500, "tests": 8_000, "benchmarks": 2_800, "README.md": 250}

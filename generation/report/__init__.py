@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..store import Run
-from .facts import collect
+from .contents import collect
 
 _HERE = Path(__file__).parent
 

@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Sample:
+class GapSample:
     """Rows of a run, spread evenly over its shards.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sample:
     moved: Array
 
     @classmethod
-    def of_run(cls, run: Run, method: str) -> "Sample":
+    def of_run(cls, run: Run, method: str) -> "GapSample":
         """Return the sample of a run."""
         stage, shards = image_embeddings(method), run.shards(TEXT_EMBEDDINGS)
         ids, sources, text, moved = list[str](), list[str](), list[Array](), list[Array]()
@@ -61,7 +61,7 @@ class Sample:
         return cls(ids, sources, np.concatenate([empty, *text]), np.concatenate([empty, *complete]))
 
 
-def measure_gap(run: Run, sample: Sample, images: Path | None, pairs: tuple[Path, Path] | None) -> dict[str, Any]:
+def measure_gap(run: Run, sample: GapSample, images: Path | None, pairs: tuple[Path, Path] | None) -> dict[str, Any]:
     """Return the figures as rows of ``figure``, ``before``, ``after``, and a note on what they compare.
 
     Without images only those of the texts themselves can be computed.
@@ -97,7 +97,7 @@ def _read(path: Path) -> Array:
     return np.concatenate([np.zeros((0, rows[0].shape[1] if rows else 1), np.float32), *rows])[:ROWS]
 
 
-def _of_texts(sample: Sample) -> list[dict[str, Any]]:
+def _of_texts(sample: GapSample) -> list[dict[str, Any]]:
     after = sample.moved if len(sample.moved) else None
     return [
         _row("norm of the mean", _norm(sample.text.mean(0)), None if after is None else _norm(after.mean(0))),
@@ -107,7 +107,7 @@ def _of_texts(sample: Sample) -> list[dict[str, Any]]:
     ]
 
 
-def _of_images(sample: Sample, image: Array) -> list[dict[str, Any]]:
+def _of_images(sample: GapSample, image: Array) -> list[dict[str, Any]]:
     mean, after = image.mean(0), sample.moved
     centred = (image - mean) / np.linalg.norm(image - mean, axis=1, keepdims=True)
     return [
@@ -188,7 +188,7 @@ def recall(text: Array, image: Array) -> float:
     return float((np.argmax(_unit(image) @ _unit(text).T, axis=1) == np.arange(len(text))).mean())
 
 
-def cloud(sample: Sample, browsable: dict[str, int]) -> list[dict[str, Any]]:
+def cloud(sample: GapSample, browsable: dict[str, int]) -> list[dict[str, Any]]:
     """Return points of the transferred vectors in the plane of their two main directions.
 
     Args:

@@ -12,7 +12,7 @@ from ..logs import counted
 from ..rows import stable_hash
 from ..stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS, Stage, image_embeddings
 from ..store import Run
-from .gap import Sample, cloud, measure_gap
+from .gap import GapSample, cloud, measure_gap
 
 PAPER = {"words": "129 (51 to 483)", "captions": 1_243_195, "conversations": 471_000}
 _CUT = 4_000  # characters of a raw answer or request that are shown
@@ -32,7 +32,7 @@ def collect(
     ]
     texts = _Texts(run, rows)
     method = run.recipe.transfer.method
-    sample = Sample.of_run(run, method)
+    sample = GapSample.of_run(run, method)
     model = run.facts(CAPTIONS).get("identity", {})
     encoder = run.facts(TEXT_EMBEDDINGS).get("identity", {})
     sources = run.facts(SEEDS).get("sources", {})
