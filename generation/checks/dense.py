@@ -64,7 +64,7 @@ def caption_fault(
         "not_english": is_foreign(text, seed),
         "unfinished": not is_finished(text),
         "loop": loops(text),
-        "mood": talk == "mood",
+        "mood": talk == "mood" and talk_fault(seed) != "mood",
     }
     fault = next((code for code, found in faults.items() if found), None)
     return fault or _unfaithful(text, seed, shown)

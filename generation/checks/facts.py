@@ -34,10 +34,10 @@ _MEASURES_ON = re.compile(
     r"[\s-]*(?:tall|long|wide|high|deep|thick|away|apart|above|below|across|from|off|of|in (?:height|length))\b"
 )
 
-_QUOTED = re.compile(r"[\"“]([^\"“”]{2,80})[\"”]")
+_QUOTED = re.compile(r"[\"“][^\"“”]{2,80}[\"”]|(?<=\s)['‘][A-Z][^'‘’]{1,60}['’](?=[\s.,;])")
 _LETTERING = re.compile(r"\b(?:reads?|reading|labell?ed|spells|spelling|the words?)\s+([A-Z]{2,}(?:\s[A-Z]{2,})*)\b")
 _NAMED = re.compile(
-    r"\b(?:named|called|nicknamed)\s+([A-Z][a-z]+)|"
+    r"\b(?:named|nicknamed)\s+([A-Z][a-z]+)|"
     r"\b(?:them|man|woman|boy|girl|child|player|driver|rider|friend|owner|dog|cat),\s+([A-Z][a-z]+),"
 )
 

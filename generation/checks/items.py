@@ -224,13 +224,13 @@ def _options_fault(options: dict[str, str], right: str) -> str | None:
 
 def _open_fault(answer: str, task: str) -> str | None:
     words, reasoned = tokens(answer), task == "complex_reasoning"
-    if _NO_ANSWER.search(answer.lower()):
+    if len(words) < 12 and _NO_ANSWER.search(answer.lower()):
         return "no_answer"
     if _FIRST_PERSON.search(_QUOTE.sub("", answer.lower())):
         return "first_person"
     if loops(answer):
         return "loop"
-    if reasoned and len(words) < _MIN_REASONING:
+    if (reasoned and len(words) < _MIN_REASONING) or {"yes", "no"} >= set(words):
         return "too_short"
     return "unfinished" if not is_finished(answer) and (reasoned or words[-1] in _DANGLING) else None
 
