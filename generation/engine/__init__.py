@@ -94,7 +94,7 @@ class _Session:
     def __init__(self, run: Run, server: Server, works: Sequence[Work]) -> None:
         self.run, self.server, self.works = run, server, works
         self.scheduler: Scheduler
-        self.start = time.monotonic()
+        self.start = 0.0  # of the first request, on the monotonic clock
         self.signals, self.shown, self.exhausted = 0, 0, False
         self.open: dict[UnfinishedShard, ExitStack] = {}  # shards in progress, and what releases them
         # By worker: requests of its row, and how many of them were sent before the present one.
@@ -135,7 +135,7 @@ class _Session:
 
     async def _ask_all(self) -> None:
         items, waiting = sum(work.items for work in self.works), sum(work.waiting for work in self.works)
-        todo = self._todo()
+        self.start, todo = time.monotonic(), self._todo()
         with Progress(self.works[0].task.stage.command, items, items - waiting, delay_s=0.0) as bar:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -232,7 +232,7 @@ class _Session:
         sums = sum((work.sums for work in self.works), Counter[str]())
         bar.update(
             sums["rows"] - self.shown,
-            tokens_per_s=round(sums["completion_tokens"] / (time.monotonic() - self.start), 1),
+            tokens_per_s=round(sums["completion_tokens"] / max(time.monotonic() - self.start, 1e-3), 1),
             requests=sums["requests"],
             running=self.scheduler.running,
             waiting=self.scheduler.waiting,

@@ -95,7 +95,8 @@ class Journal:
             self.finished[key] = self._size
         else:
             self.again[key] = row
-        self.retries.update(line.get("retries", {}))
+        if "retries" in line:
+            self.retries.update(line["retries"])
         self._size += size
 
     def append(self, line: Mapping[str, Any]) -> None:

@@ -95,8 +95,12 @@ class Work:
         Raises:
             StageFailed: all rows of the stage so far failed for the same reason.
         """
-        self.sums.update({name: row[name] for name in TOKENS}, rows=1, requests=stats.requests)
-        self.retries.update(stats.retries)
+        self.sums["rows"] += 1
+        self.sums["requests"] += stats.requests
+        for name in TOKENS:
+            self.sums[name] += row[name]
+        if stats.retries:
+            self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
