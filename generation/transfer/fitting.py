@@ -69,8 +69,8 @@ def fit(
         EmbeddingError: images are missing or of another dimension, or all texts are equal.
     """
     method, tensors = METHODS[section.method], {"mean_text": mean_text}
-    facts: dict[str, Any] = {"method": section.method, "rows": rows, "images": None, "noise": None}
-    facts |= {"text_ops": method.text, "image_ops": method.image}
+    facts: dict[str, Any] = {"method": section.method, "text_ops": method.text, "image_ops": method.image}
+    facts |= {"rows": rows, "images": None, "noise": None}
     spread = 1 - float(mean_text.square().sum())  # of unit rows: mean |u - m|^2 = 1 - |m|^2
     if "sub:mean_text" in method.text and spread < SMALLEST_SPREAD:
         raise EmbeddingError(
@@ -88,8 +88,7 @@ def fit(
         facts["images"] = {"rows": images[1], "error_of_mean": math.sqrt(image_spread / images[1])}
         tensors |= {"mean_image": images[0], "shift": section.strength * (images[0] - mean_text)}
         if facts["images"]["error_of_mean"] > UNSURE_MEAN:
-            text = "the standard error of the mean of %(rows)d images is %(error_of_mean).3f; the gap is about 0.4"
-            log.warning(text, facts["images"])
+            log.warning("the error of the mean of %(rows)d images is %(error_of_mean).3f; use 10,000", facts["images"])
     if isinstance(section, config.NoiseTransfer):
         eta = section.noise_ratio or method.eta or 0.0
         tensors["eta"] = torch.tensor(eta, dtype=torch.float64)
@@ -97,8 +96,9 @@ def fit(
         facts["noise"] = {"eta": eta, "sigma": eta / len(mean_text) ** 0.5, "cosine": cosine}
         facts["noise"] |= {"baked": section.bake_noise, "seed": seed if section.bake_noise else None}
         if cosine < WEAK_COSINE:
-            text = "noise of eta %(eta).2f leaves a cosine of %(cosine).2f to the clean row; set transfer.noise_ratio"
-            log.warning(text, facts["noise"])
+            log.warning(
+                "noise leaves a cosine of %(cosine).2f to the clean row; set transfer.noise_ratio", facts["noise"]
+            )
     if section.method == "realign":
         tensors["scale"] = torch.tensor(math.sqrt(image_spread / spread), dtype=torch.float64)
         first = Statistics(tensors, {"text_ops": method.text[: method.text.index("sub:mean_moved")], "noise": None})
