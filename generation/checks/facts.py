@@ -28,6 +28,7 @@ _MEASURE = re.compile(
     rf"(?:(\d[\d.,/]*)(?:\s*(?:-|–|to)\s*\d[\d.,/]*)?[\s-]*|\b({'|'.join(ENGLISH['spelt_numbers'].split())})[\s-]+){_UNIT}"
     r"(?=([^.?!\n]{0,30}))|\b(\d+)\s?['′’]\s?\d+\s?[\"″”]"
 )
+_DIGIT = re.compile("[0-9]")
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
 _MEASURES_ON = re.compile(
@@ -91,7 +92,9 @@ def _is_plural(word: str) -> bool:
 
 def measures(text: str) -> set[tuple[str, str]]:
     """Return the measurements in a text, each a number and a unit: ``10-inch`` and ``ten inches`` are the same."""
-    found = set()
+    found: set[tuple[str, str]] = set()
+    if _UNITS.keys().isdisjoint(tokens(text)) and not _DIGIT.search(text):  # most texts
+        return found
     for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()):
         unsure = len(unit) == 1 or (_UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
         if digits or feet or not unsure:

@@ -29,6 +29,7 @@ _TALK = {
     "meta_talk": pattern("meta_talk", TASK="(?:caption|description|sentence|paragraph|prompt|seed)s?"),
     "mood": pattern("mood"),
 }
+_TRIGGERS = {code: frozenset(ENGLISH["triggers"][code].split()) for code in _TALK}
 
 
 def has_bad_characters(text: str) -> bool:
@@ -72,8 +73,9 @@ def loops(text: str) -> bool:
 
 def talk_fault(text: str) -> str | None:
     """Return ``refusal``, ``meta_talk`` (of the task, not the scene), ``mood`` (feelings, summary) or None."""
-    lowered = text.lower()
-    return next((code for code, found in _TALK.items() if found.search(lowered)), None)
+    lowered, words = text.lower(), set(tokens(text))
+    talks = (code for code, found in _TALK.items() if not words.isdisjoint(_TRIGGERS[code]) and found.search(lowered))
+    return next(talks, None)
 
 
 def shingles(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:
