@@ -55,7 +55,7 @@ CAPTIONS = [
     ("meta_talk", "The dog agrees with the sentence.", "The dog sits on a sentence in chalk."),
     ("meta_talk", "The sentence mentions a dog.", "A sentence about a dog is printed there."),
     ("meta_talk", "A dog runs in the above text.", "A dog runs above the text, a line below the caption."),
-    ("refusal", "The seed is too short to describe a dog.", "The leash of the dog is too short to reach."),
+    ("refusal", "The dog is too vague to describe.", "The leash of the dog is too short to reach."),
     ("meta_talk", "Caption: a dog runs.", "Captain: a dog runs."),
     ("meta_talk", "Sure, a dog runs.", "A sure dog, it runs."),
     ("markup", "# A dog runs.", "A dog runs to #4."),
