@@ -97,7 +97,7 @@ def fit(
         facts["noise"] |= {"baked": section.bake_noise, "seed": seed if section.bake_noise else None}
         if cosine < WEAK_COSINE:
             log.warning(
-                "noise leaves a cosine of %(cosine).2f to the clean row; set transfer.noise_ratio", facts["noise"]
+                "noise leaves a cosine of %(cosine).2f to clean rows; set transfer.noise_ratio", facts["noise"]
             )
     if section.method == "realign":
         tensors["scale"] = torch.tensor(math.sqrt(image_spread / spread), dtype=torch.float64)
