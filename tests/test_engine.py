@@ -81,6 +81,8 @@ class FakeScheduler:
 
     async def warm_up(self, requests: list[Request]) -> None:
         self.warmed_up += requests
+        if isinstance(said := self.reply(requests[0].messages[0]["content"], 0), Exception):
+            raise FatalServerError(f"the warm-up request was refused: {said}", 403)
 
     async def ask(self, request: Request, stats: RequestStats) -> Answer:
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
@@ -176,7 +178,8 @@ def scheduler_seed(shard: int, row: int, attempt: int) -> int:
 
 
 def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> None:
-    ask(run, lambda text, n: RequestRejected("HTTP 403: a guardrail") if text == "seed 1 1" else "A caption.")
+    add_seeds(run, 1, ["seed 1 0", "seed 1 a longer one"])  # the longest, with which the servers are warmed up
+    ask(run, lambda text, n: RequestRejected("HTTP 403: a guardrail") if len(text) > 8 else "A caption.")
     (lost,) = rejected(run)
     assert (lost["reason"], lost["raw"], lost["attempts"]) == ("refused", "HTTP 403: a guardrail", 1)
 
@@ -344,7 +347,7 @@ def test_shards_of_other_processes_are_left_to_them(run: Run) -> None:
         return text
 
     with run.claim(CAPTIONS, 1):
-        ask(run, lambda text, n: reply(text, n) if text in ("seed 0 0", "seed 2 4") else text)
+        ask(run, lambda text, n: reply(text, n) if n and text in ("seed 0 0", "seed 2 4") else text)
     assert run.shards(CAPTIONS) == [0, 2]
     assert run.due(CAPTIONS) == [1]
     add_seeds(run, 3, ["seed 3 0"])

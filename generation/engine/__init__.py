@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 
 from ..config import Server
-from ..errors import Interrupted, RequestRejected, StageFailed
+from ..errors import FatalServerError, Interrupted, RequestRejected, StageFailed
 from ..logs import Progress
 from ..rows import Row
 from ..store import Run
@@ -111,14 +111,25 @@ class _Session:
                     served = {"server": info.kind, "model": info.model_id, "model_revision": info.model_revision}
                     for prompt, stage in ((work.task.prompt, work.task.stage) for work in self.works):
                         self.run.begin(stage, {"prompt": prompt.name, "prompt_sha256": prompt.sha256, **served})
-                    longest = [(work.task, work.longest) for work in self.works if work.longest is not None]
-                    await self.scheduler.warm_up([task.request(item, 1) for task, item in longest])
+                    await self._warm_up()
                     await self._ask_all()
         except asyncio.CancelledError:
             if not self.signals:
                 raise
         if self.signals:
             raise Interrupted("stopped by a signal; nothing that was answered is lost, and the same command goes on")
+
+    async def _warm_up(self) -> None:
+        """See that the servers take the longest request of each task, or if they refuse these rows, the shortest."""
+        requests = [[work.task.request(item, 1) for item in work.extremes] for work in self.works if work.extremes]
+        longest, shortest = ([pair[place] for pair in requests] for place in (0, 1))
+        try:
+            await self.scheduler.warm_up(longest)
+        except FatalServerError as error:
+            if error.status is None:  # not the answer to one request
+                raise
+            logger.warning("%s. Trying the shortest request", error)
+            await self.scheduler.warm_up(shortest)
 
     def _stop(self, main: asyncio.Task[Any]) -> None:
         """Send no more requests; at the second signal, or after the grace period, abort those in flight."""

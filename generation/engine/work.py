@@ -55,14 +55,14 @@ class Work:
     Attributes:
         shards: those with items to ask about.
         items: how many items these have; ``waiting`` of them had no row.
-        longest: the longest of the items without a row.
+        extremes: the longest and the shortest of the items without a row, for the warm-up.
         proven: whether the stage has an accepted row.
     """
 
     def __init__(self, run: Run, task: GenerationTask, rank: int, world_size: int) -> None:
         assert task.stage.source is not None
         self.task, self.shards, self.items, self.waiting = task, list[int](), 0, 0
-        self.longest: Item | None = None
+        self.extremes: list[Item] = []
         self.proven = any(record.rows for record in run.records(task.stage).values())
         self.sums, self.rejected, self.retries = Counter[str](), Counter[str](), Counter[str]()
         # By number, not by place among the due shards: a rank that starts later sees fewer of them.
@@ -87,7 +87,8 @@ class Work:
         self.shards.append(number)
         self.items += len(shard.items)
         self.waiting += len(shard.todo)
-        self.longest = max([*shard.todo, self.longest or shard.todo[0]], key=lambda item: len(str(item.values)))
+        ordered = sorted([*shard.todo, *self.extremes], key=lambda item: len(str(item.values)))
+        self.extremes = [ordered[-1], ordered[0]]
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row.
