@@ -2,9 +2,10 @@
 
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 from .errors import RunError
-from .stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TEXT_EMBEDDINGS, image_embeddings
+from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TEXT_EMBEDDINGS, image_embeddings
 from .store import Run
 from .vectors import VectorShard
 
@@ -19,7 +20,9 @@ def show_record(run: Run, id: str | None = None) -> str:
     Raises:
         RunError: there is no such record, or nothing was made yet.
     """
-    id = (id or _first(run)).zfill(10)
+    wanted = (stage for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS) if id is None)
+    tables = (run.table(stage, shard, ["id"]) for stage in wanted for shard in run.shards(stage))
+    id = (id or next((str(table["id"][0]) for table in tables if len(table)), "")).zfill(10)
     parts = list(_parts(run, id)) if id.isdigit() and len(id) == 10 else []
     if not parts:
         raise RunError(f"{run.path} has no record {id!r}; an id is ten digits, such as 0000000003")
@@ -31,37 +34,28 @@ def show_record(run: Run, id: str | None = None) -> str:
     return "\n".join(shown)
 
 
-def _first(run: Run) -> str:
-    for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS):
-        for shard in run.shards(stage):
-            if len(table := run.table(stage, shard, ["id"])):
-                return str(table["id"][0])
-    raise RunError(f"{run.path} holds no record yet; run `python -m generation run --run-dir {run.path}` first")
-
-
 def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
     """Yield (stage, text) of all that is known of a record."""
     shard = int(id[:5])
-    for stage in (SEEDS, CAPTIONS, CAPTION_JUDGEMENTS, *INSTRUCTIONS.values(), *JUDGEMENTS.values()):
-        record = run.record(stage, shard)
-        rows = run.table(stage, shard).to_pylist() if record else []
-        for row in (row for row in rows if row["id"].partition("/")[0] == id):
-            if stage is SEEDS:
-                yield stage.name, f"{row['seed'] or 'not in the release'}  (source {row['source']}, {row['license']})"
-            elif stage is CAPTIONS:
-                yield stage.name, f"{row['caption']}  ({row['model']}, {row['prompt']})"
-            elif "verdict" in row:
-                yield stage.name, f"{row['id']}: {row['verdict']}"
-            else:
-                yield stage.name, "\n".join(f"{turn['from']}: {turn['value']}" for turn in row["conversations"])
-        rejected = run.rejected(stage, shard) if record else None
-        for row in (row for row in (rejected.to_pylist() if rejected is not None else []) if row["id"] == id):
-            yield f"{stage.name}, rejected", f"{row['reason']}: {row['raw']}"
+    for stage in (stage for stage in STAGES if stage.schema is not None and run.record(stage, shard)):
+        rows = run.table(stage, shard).to_pylist()
+        yield from ((stage.name, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
+        for row in getattr(run.rejected(stage, shard), "to_pylist", list)():
+            if row["id"] == id:
+                yield f"{stage.name}, rejected", f"{row['reason']}: {row['raw']}"
     methods = sorted(path.name for path in run.path.glob("image_embeddings/*"))
     for stage in (TEXT_EMBEDDINGS, *map(image_embeddings, methods)):
-        if run.record(stage, shard):
-            opened = VectorShard(run.verified(stage, shard))
-            if id in opened.ids:
-                vector = opened.vectors[opened.ids.index(id)].float()
-                shown = ", ".join(f"{value:+.4f}" for value in vector[:6].tolist())
-                yield stage.name, f"[{shown}, ...]  d = {len(vector)}, norm {float(vector.norm()):.4f}"
+        if run.record(stage, shard) and id in (opened := VectorShard(run.verified(stage, shard))).ids:
+            vector = opened.vectors[opened.ids.index(id)].float()
+            shown = ", ".join(f"{value:+.4f}" for value in vector[:6].tolist())
+            yield stage.name, f"[{shown}, ...]  d = {len(vector)}, norm {float(vector.norm()):.4f}"
+
+
+def _text(row: dict[str, Any]) -> str:
+    if "verdict" in row:
+        return f"{row['id']}: {row['verdict']}"
+    if "caption" in row:
+        return f"{row['caption']}  ({row['model']}, {row['prompt']})"
+    if "seed" in row:
+        return f"{row['seed'] or 'not in the release'}  (source {row['source']}, {row['license']})"
+    return "\n".join(f"{turn['from']}: {turn['value']}" for turn in row["conversations"])

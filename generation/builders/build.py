@@ -34,12 +34,13 @@ from .finished import FinishedRun
 from .published import PublishedDataset
 from .versions import changelog
 
+Builders = dict[str, UnicornBuilder]  # by config
 FILE_BYTES = 200_000_000  # a file ends with the shard that reaches it: files of 100 to 300 MB at full size
 TEXT_ROW_GROUP, VECTOR_ROW_GROUP = 20_000, 4_000  # rows; 4,000 vectors of d = 1280 take 10 MB
 # Columns with few values, and columns that readers filter by. For vectors either costs more time than all the rest.
 REPEATING = ("conversations.list.element.from", "task", "source", "license", "prompt", "model", "embedding_shard")
 SEARCHED = ("id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row")
-COUNTED = "source task question_types words model judge grounded duplicate_group conversations".split()
+COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "duplicate_group", "letters")
 LEAVES = (  # the parts of columns of lists, as Parquet names them
     "conversations.list.element.from",
     "conversations.list.element.value",
@@ -112,11 +113,7 @@ def _check_output(output: Path, run_dir: Path) -> None:
 
 
 def _write_all(
-    builders: dict[str, UnicornBuilder],
-    output: Path,
-    version: str,
-    repo_id: str | None,
-    previous: PublishedDataset | None,
+    builders: Builders, output: Path, version: str, repo_id: str | None, previous: PublishedDataset | None
 ) -> dict[str, Any]:
     """Write all files of a data set into a new directory and return its manifest."""
     first, run = builders["default"], builders["default"].run
@@ -146,7 +143,8 @@ def _write_all(
             | {"shards": {f"{number:05d}": asdict(one) for number, one in records.items()}}
             for stage, records in run.records.items()
         },
-        "vectors": {name: sha for name, sha in run.hashes.items() if name.startswith(f"{run.vectors_stage.name}/")},
+        "vectors": {name: sha for name, sha in run.hashes.items() if name.startswith("image_embeddings/")},
+        "text": {name: sha for name, sha in run.hashes.items() if name.startswith(("captions/", "instructions/"))},
     }
     manifest["changelog"] = changelog(manifest, previous, output)
     infos = {name: _info(builder, output) for name, builder in builders.items()}
@@ -157,7 +155,7 @@ def _write_all(
     return manifest
 
 
-def _write_tables(builders: dict[str, UnicornBuilder], output: Path) -> None:
+def _write_tables(builders: Builders, output: Path) -> None:
     """Write the Parquet files of all configs, ``WRITERS`` at a time."""
     run, shards = builders["default"].run, builders["default"].shards()
     jobs = []
@@ -168,13 +166,10 @@ def _write_tables(builders: dict[str, UnicornBuilder], output: Path) -> None:
             jobs.append((config, group, f"{folder}/train-{number:05d}-of-{len(groups):05d}.parquet"))
 
     def write(config: str, group: list[int], name: str) -> None:
-        tables = map(builders[config].table, group)
-        table = next(tables)
-        with _open_writer(output / name, table.schema) as writer:
-            while table is not None:
+        with _open_writer(output / name, builders[config].info.features.arrow_schema) as writer:
+            for table in map(builders[config].table, group):
                 writer.write_table(table, VECTOR_ROW_GROUP if config == WITH_EMBEDDINGS else TEXT_ROW_GROUP)
                 bar.update(len(table))
-                table = next(tables, None)
 
     total = len(FOLDERS) * sum(run.rows(shard) for shard in shards)
     pool = ThreadPoolExecutor(WRITERS)
@@ -218,25 +213,24 @@ def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _counts(builder: UnicornBuilder, output: Path) -> dict[str, dict[str, int]]:
-    """Return the rows of ``default`` by value, for each column in ``COUNTED``; scores are rounded, nulls left out."""
+    """Return the rows of ``default`` by value, for each column in ``COUNTED``; scores are rounded, nulls left out.
+    ``letters`` are the right answers of multiple choice."""
     features, found = builder.info.features, {name: Counter[Any]() for name in COUNTED}
     for path in sorted((output / FOLDERS["default"]).glob("*.parquet")):
-        for name, counter in found.items():
-            if name not in features or (name == "conversations" and not builder.INSTRUCTIONS):
-                continue
-            column = read_table(path, [name])[name].combine_chunks()
-            if name == "conversations":  # the right answers of multiple choice
-                column = column.flatten().field("value")
-                column = column.filter(pc.match_substring_regex(column, "^[A-D]$"))
+        for name in (name for name in COUNTED if name in features or "task" in features):
+            column = read_table(path, [{"letters": "conversations"}.get(name, name)])[0].combine_chunks()
+            if name == "letters":
+                texts = column.flatten().field("value")
+                column = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
             elif name == "duplicate_group":
                 column = column.is_valid().filter(column.is_valid())
             elif pa.types.is_list(column.type):
                 column = pc.list_flatten(column)
             elif pa.types.is_floating(column.type):
                 column = pc.round(column.cast(pa.float64()), 2)
-            names = getattr(features[name], "names", None)  # of class labels
+            names = getattr(features.get(name), "names", None)  # of class labels
             for entry in pc.value_counts(column.drop_null()).to_pylist():
-                counter[names[entry["values"]] if names else entry["values"]] += entry["counts"]
+                found[name][names[entry["values"]] if names else entry["values"]] += entry["counts"]
     return {name: {str(value): counter[value] for value in sorted(counter)} for name, counter in found.items()}
 
 
@@ -255,10 +249,8 @@ def _files(run: FinishedRun, output: Path, known: dict[str, Any]) -> dict[str, d
     """Return size in bytes and sha256 of all files, as far as they are not ``known`` or in the run's records."""
 
     def facts(name: str) -> dict[str, Any]:
-        return known.get(name) or {
-            "bytes": (output / name).stat().st_size,
-            "sha256": run.hashes.get(name) or sha256(output / name),
-        }
+        path = output / name
+        return known.get(name) or {"bytes": path.stat().st_size, "sha256": run.hashes.get(name) or sha256(path)}
 
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     with ThreadPoolExecutor(WRITERS) as pool:

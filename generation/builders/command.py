@@ -16,37 +16,27 @@ from ..logs import Progress, say
 from .build import build
 from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
 
+Push = Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload and tag it v<version>; needs $HF_TOKEN.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")]
+Discard = Annotated[bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")]
+Fill = Annotated[str | None, typer.Option(metavar="[CONFIG]", help="Make load_dataset(NAME) work from any directory.")]
+
 
 def main(builder_class: type[UnicornBuilder]) -> int:
     """Build a data set, then fill the cache or publish it if asked for; return the exit status."""
-    script = Path(sys.argv[0]).name
-    app = typer.Typer(
-        name=f"python {script}", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
+    name = f"python {Path(sys.argv[0]).name}"
+    app = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @app.command(help=f"{builder_class.__doc__} Build {builder_class.NAME} from a finished run.")
     def build_command(
         run_dir: Annotated[Path, typer.Option(help="A finished run.")],
         output: Annotated[Path, typer.Option(help="Directory to write; an earlier build in it is replaced.")],
-        version: Annotated[
-            str,
-            typer.Option(callback=_check_version, help="Version of the data set; raise it to publish again."),
-        ] = FIRST_VERSION,
+        version: Annotated[str, typer.Option(callback=_check_version, help="Of the data set.")] = FIRST_VERSION,
         method: Annotated[str | None, typer.Option(help="Transfer method; default: the recipe's.")] = None,
-        push_to_hub: Annotated[
-            str | None, typer.Option(metavar="USER/NAME", help="Upload it and tag it v<version>; needs $HF_TOKEN.")
-        ] = None,
-        private: Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")] = False,
-        discard_edits: Annotated[
-            bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")
-        ] = False,
-        fill_cache: Annotated[
-            str | None,
-            typer.Option(
-                metavar="[CONFIG]",
-                help=f'Make load_dataset("{builder_class.NAME}") work from any directory; "default" or a config.',
-            ),
-        ] = None,
+        push_to_hub: Push = None,
+        private: Private = False,
+        discard_edits: Discard = False,
+        fill_cache: Fill = None,
     ) -> None:
         target = None
         if push_to_hub:
@@ -65,9 +55,9 @@ def main(builder_class: type[UnicornBuilder]) -> int:
 
     arguments = sys.argv[1:]
     for place, text in reversed([*enumerate(arguments)]):
-        if text == "--fill-cache" and arguments[place + 1 : place + 2] not in ([name] for name in FOLDERS):
+        if text == "--fill-cache" and arguments[place + 1 : place + 2] not in ([config] for config in FOLDERS):
             arguments.insert(place + 1, "default")
-    return run_command(app, arguments, f"python {script} {shlex.join(arguments)}")
+    return run_command(app, arguments, f"{name} {shlex.join(arguments)}")
 
 
 def _check_version(text: str) -> str:
@@ -79,14 +69,11 @@ def _check_version(text: str) -> str:
 def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
     """Prepare a config in the cache of ``datasets`` under the data set's bare name. The directory is part of the
     class's configs here: given as an option, it would become part of their names in the cache."""
-    folder = str(output.resolve())
+    configs = [replace(known, data_dir=str(output.resolve())) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
 
     class Cached(builder_class):  # type: ignore[misc, valid-type]
         __module__ = builder_class.__module__  # datasets replaces ``Path`` in the module of a builder
-        BUILDER_CONFIGS = [
-            replace(known, data_dir=folder)  # type: ignore[call-arg]
-            for known in builder_class.BUILDER_CONFIGS
-        ]
+        BUILDER_CONFIGS = configs
 
         def _tables(self, part: Any) -> Iterator[Any]:
             for table in super()._tables(part):

@@ -65,6 +65,7 @@ class FinishedRun:
             for stage, records in self.records.items()
             for record in records.values()
             for name, facts in record.files.items()
+            if not name.endswith(".rejected.parquet")
         }
         return dict(sorted(files.items()))
 

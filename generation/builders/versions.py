@@ -28,50 +28,32 @@ def changelog(manifest: dict[str, Any], previous: PublishedDataset | None, direc
     if previous is None or previous.manifest["name"] != manifest["name"]:
         return [[version, "first version"]]
     old = previous.manifest
-    if _order(version) < _order(old["version"]):
+    if [int(part) for part in version.split(".")] < [int(part) for part in old["version"].split(".")]:
         raise DatasetError(f"version {version} is lower than {old['version']}, which {previous.url} holds; raise it")
     entries: list[list[str]] = old["changelog"]
-    if old["digest"] == manifest["digest"] and old["version"] == version:
-        return entries
     text = "; ".join(_changes(old, manifest, previous, directory)) or "the same contents"
     if old["version"] != version:
         return [[version, text], *entries]
-    return [[version, entries[0][1] if len(entries) == 1 else f"{entries[0][1]}; then {text}"], *entries[1:]]
-
-
-def _order(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
+    if old["digest"] == manifest["digest"] or len(entries) == 1:
+        return entries
+    return [[version, f"{entries[0][1]}; then {text}"], *entries[1:]]
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], previous: PublishedDataset, directory: Path) -> Iterator[str]:
-    for what in ("source", "task"):
-        before, now = old["counts"].get(what, {}), new["counts"].get(what, {})
+    for column, words in (("source", "from source"), ("task", "of task")):
+        before, now = old["counts"][column], new["counts"][column]
         for name in sorted(before.keys() | now.keys()):
             if moved := now.get(name, 0) - before.get(name, 0):
-                yield f"{moved:+,} rows {'from source' if what == 'source' else 'of task'} {name}"
-    for stage in new["stages"]:
-        if stage == "captions" or stage.startswith("instructions/"):
-            before, now = (_hashes(one["stages"].get(stage, {"shards": {}})["shards"]) for one in (old, new))
-            if changed := sum(before[name] != now[name] for name in before.keys() & now.keys()):
-                yield f"{stage}: text changed in {changed} of {len(before)} shards"
-    if old["method"] != new["method"]:
-        yield f"vectors by {new['method']} in place of {old['method']}"
-        return
-    before, now = old["vectors"], new["vectors"]
-    common = sorted(before.keys() & now.keys())
-    if moved := [name for name in common if before[name] != now[name]]:
-        many = (
-            "all vectors moved"
-            if len(moved) == len(common)
-            else f"vectors moved in {len(moved)} of {len(common)} shards"
-        )
-        chosen = moved[:: -(-len(moved) // COMPARED_SHARDS)]
-        cosines = [_smallest_cosine(previous, name, directory / name) for name in chosen if name in old["files"]]
-        yield many + (f", smallest cosine {min(cosines):.3f}" if cosines else "")
-
-
-def _hashes(shards: dict[str, Any]) -> dict[str, str]:
-    return {name: record["files"][f"{name}.parquet"]["sha256"] for name, record in shards.items()}
+                yield f"{moved:+,} rows {words} {name}"
+    for what in ("text", "vectors"):
+        before, now = old[what], new[what]
+        common = sorted(before.keys() & now.keys())
+        if moved := [name for name in common if before[name] != now[name]]:
+            some = f"{what} changed in {len(moved)} of {len(common)} shards"
+            chosen = moved[:: -(-len(moved) // COMPARED_SHARDS)] if what == "vectors" else []
+            cosines = [_smallest_cosine(previous, name, directory / name) for name in chosen if name in old["files"]]
+            every = "all vectors moved" if len(moved) == len(common) and what == "vectors" else some
+            yield every + (f", smallest cosine {min(cosines):.3f}" if cosines else "")
 
 
 def _smallest_cosine(previous: PublishedDataset, name: str, path: Path) -> float:
