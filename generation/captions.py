@@ -84,14 +84,7 @@ def instruction(id: str) -> str:
 def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the captions that are due, then drop duplicates and contaminated ones if the recipe says so.
 
-    Args:
-        run: the run; its seeds must be there.
-        rank: number of this process among ``world_size`` that share the shards.
-        world_size: how many processes there are.
-
-    Raises:
-        RunError: there are no seeds, or the stage was begun with other settings or another model.
-        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    Arguments and errors as in ``engine.generate``; also RunError if there are no seeds.
     """
     run.require(SEEDS)
     generate(run, [CaptionTask(run)], run.recipe.server, rank, world_size)

@@ -121,14 +121,7 @@ def items_of(turns: Turns) -> list[QA]:
 def make_instructions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the conversations that are due, of all tasks in one pool of requests.
 
-    Args:
-        run: the run; its captions must be complete.
-        rank: number of this process among ``world_size`` that share the shards.
-        world_size: how many processes there are.
-
-    Raises:
-        RunError: the captions are not complete, or a task was begun with other settings or another model.
-        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    Arguments and errors as in ``engine.generate``; also RunError if the captions are not complete.
     """
     run.require(CAPTIONS)
     generate(run, [InstructionTask(run, name) for name in TASKS], run.recipe.server, rank, world_size)

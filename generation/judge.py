@@ -156,16 +156,8 @@ def _decided(verdicts: list[str | None], votes: Sequence[Any]) -> Row | str:
 def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Have all conversations judged and, with ``judge.drop``, drop what is not confirmed; nothing without ``judge``.
 
-    A conversation with too few confirmed items is asked again until the recipe's ``attempts`` are used up.
-
-    Args:
-        run: the run.
-        rank: number of this process among ``world_size`` that share the shards.
-        world_size: how many processes there are.
-
-    Raises:
-        RunError: the conversations are not complete, or another model has judged some of them.
-        ServerError, StageFailed, Interrupted: see ``engine.generate``.
+    A conversation with too few confirmed items is asked again until the recipe's ``attempts`` are used up. Arguments
+    and errors as in ``engine.generate``; also RunError if the conversations are not complete.
     """
     if (judge := run.recipe.judge) is None:
         return
@@ -177,9 +169,10 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
 
 
 def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Have all captions judged and, with ``judge.drop``, drop those that are not confirmed. Give it before stage 2.
+    """Have all captions judged (before stage 2) and, with ``judge.drop``, drop those that are not confirmed.
 
-    Raises: see ``make_judgements``; RunError also if the recipe has no ``judge``.
+    Raises:
+        RunError: the recipe has no ``judge``; others as in ``make_judgements``.
     """
     if (judge := run.recipe.judge) is None:
         raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
