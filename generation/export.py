@@ -42,7 +42,7 @@ _PLACE = {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
 MESSAGES_SCHEMA = pa.schema({"id": _TEXT, "messages": pa.list_(_MESSAGE)} | _PLACE)
 
 
-def export(dataset: str, form: str, output: Path, embeddings: str | None = None) -> int:
+def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str | Path | None = None) -> int:
     """Write a built data set in another format and return the number of rows; the output appears whole or not at all.
 
     Args:
@@ -64,7 +64,8 @@ def export(dataset: str, form: str, output: Path, embeddings: str | None = None)
     if form == "messages" and output.suffix not in (".jsonl", ".parquet"):
         raise DatasetError(f"--output {output}: format messages needs a name that ends in .jsonl or .parquet")
     with Progress(f"export {form}", None) as bar:
-        rows = _rows(PublishedDataset(dataset), form, PublishedDataset(embeddings) if embeddings else None, bar)
+        vectors = PublishedDataset(str(embeddings)) if embeddings else None
+        rows = _rows(PublishedDataset(str(dataset)), form, vectors, bar)
         if form == "webdataset":
             _write_tars(rows, output)
         else:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from generation.builders.build import build
 from generation.errors import DatasetError, RunError, UnicornError
-from generation.export import export, message_content
+from generation.export import export_dataset, message_content
 from generation.stages import TASKS
 from tests.runs import make_run
 from unicorn_1_2m import Unicorn12M
@@ -50,14 +50,14 @@ def conversation(row: Row) -> Row:
 
 @pytest.mark.parametrize("name", SETS)
 def test_llava_is_one_list_of_rows_without_images(name: str, built: Path, tmp_path: Path) -> None:
-    assert export(str(built / name), "llava", tmp_path / "out.json") == len(stored(built, name))
+    assert export_dataset(str(built / name), "llava", tmp_path / "out.json") == len(stored(built, name))
     read = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert read == [conversation(row) for row in stored(built, name)]
 
 
 @pytest.mark.parametrize(("name", "kind"), [(BIG, "jsonl"), (SMALL, "jsonl"), (SMALL, "parquet")])
 def test_messages_turn_back_into_conversations(kind: str, name: str, built: Path, tmp_path: Path) -> None:
-    export(str(built / name), "messages", tmp_path / f"out.{kind}")
+    export_dataset(str(built / name), "messages", tmp_path / f"out.{kind}")
     reader = {"jsonl": "json"}.get(kind, kind)
     read = datasets.load_dataset(
         reader, data_files=str(tmp_path / f"out.{kind}"), split="train", cache_dir=str(tmp_path / "cache")
@@ -88,7 +88,7 @@ def test_the_webdataset_library_reads_its_tars(
     monkeypatch.setattr("generation.export.TAR_ROWS", 10)
     (tmp_path / ".out.tmp").mkdir()  # left by an export that was killed
     (tmp_path / ".out.tmp" / "00099.tar").write_text("torn")
-    export(str(built / name), "webdataset", tmp_path / "out")
+    export_dataset(str(built / name), "webdataset", tmp_path / "out")
     wanted = stored(built, name)
     tars = sorted((tmp_path / "out").iterdir())
     assert [tar.name for tar in tars] == [f"{number:05d}.tar" for number in range((len(wanted) + 9) // 10)]
@@ -101,7 +101,7 @@ def test_the_webdataset_library_reads_its_tars(
         assert sample["npy"].dtype == np.float16
         assert np.array_equal(sample["npy"], np.float16(row["image_embedding"]))
     shutil.copytree(built / name, tmp_path / "set", ignore=shutil.ignore_patterns("with_embeddings"))
-    export(str(tmp_path / "set"), "webdataset", tmp_path / "joined", str(built / BIG))
+    export_dataset(str(tmp_path / "set"), "webdataset", tmp_path / "joined", str(built / BIG))
     assert [tar.read_bytes() for tar in sorted((tmp_path / "joined").iterdir())] == [tar.read_bytes() for tar in tars]
 
 
@@ -109,7 +109,7 @@ def test_the_webdataset_library_reads_its_tars(
 def test_output_that_exists_is_kept_and_a_failed_export_leaves_nothing(form: str, built: Path, tmp_path: Path) -> None:
     (tmp_path / OUTPUT[form]).write_text("years of work")
     with pytest.raises(DatasetError, match="exists; remove it"):
-        export(str(built / BIG), form, tmp_path / OUTPUT[form])
+        export_dataset(str(built / BIG), form, tmp_path / OUTPUT[form])
     assert (tmp_path / OUTPUT[form]).read_text() == "years of work"
     shutil.copytree(built / BIG, tmp_path / "set")
     for path in (tmp_path / "set").rglob("train-*.parquet"):
@@ -118,10 +118,10 @@ def test_output_that_exists_is_kept_and_a_failed_export_leaves_nothing(form: str
         path.write_bytes(content)
     (tmp_path / "made").mkdir()
     with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet was changed"):
-        export(str(tmp_path / "set"), form, tmp_path / "made" / OUTPUT[form])
+        export_dataset(str(tmp_path / "set"), form, tmp_path / "made" / OUTPUT[form])
     assert not list((tmp_path / "made").iterdir())
     with pytest.raises(RunError, match="cannot write .*set.*json"):
-        export(str(built / BIG), form, tmp_path / "set" / "manifest.json" / OUTPUT[form])
+        export_dataset(str(built / BIG), form, tmp_path / "set" / "manifest.json" / OUTPUT[form])
 
 
 def test_refusals_name_the_value(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,5 +137,5 @@ def test_refusals_name_the_value(built: Path, tmp_path: Path, monkeypatch: pytes
         ((set_, "webdataset", out, str(built / SMALL)), r"00000\.safetensors"),
     ):
         with pytest.raises(UnicornError, match=said):
-            export(*arguments)
+            export_dataset(*arguments)
     assert not list(tmp_path.iterdir())
