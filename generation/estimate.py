@@ -77,13 +77,11 @@ def _estimate(
     if not rows:
         say(f"{task.stage.name}: nothing left to request")
         return
-    sample = [
-        task.request(item, 1)
-        for item in [max(items, key=lambda item: len(str(item.values))), *items[: max(SAMPLE, probes)]]
-    ]
+    longest_item = max(items, key=lambda item: len(str(item.values)))
+    sample = [task.request(item, 1) for item in (longest_item, *items[: max(SAMPLE, probes)])]
     answers, rate, prompts, counted_by, context = asyncio.run(_measure(run, sample, probes, count))
     measured = f"{len(answers)} probes at once; more at once are faster"
-    if sessions := [session for session in run.sessions(task.stage) if session["rows"]]:
+    if sessions := [session for session in run.sessions(task.stage) if session["rows"] and session["seconds"]]:
         rate, measured = sessions[-1]["rows"] / sessions[-1]["seconds"], f"this run, {sessions[-1]['time']}"
     limit, longest = task.prompt.sampling.max_tokens, max(prompts)
     lengths = [answer.completion_tokens + answer.thinking_tokens for answer in answers] or [limit]

@@ -257,7 +257,7 @@ class _Session:
         for shard, claim in self.open.items():
             with claim:
                 shard.journal.close()
-        seconds = round(time.monotonic() - self.start, 1)
+        seconds = round(time.monotonic() - self.start, 3)
         servers = [{"kind": i.kind, "version": i.version, "model": i.model_id} for i in self.scheduler.infos]
         for work in self.works:
             facts = {"seconds": seconds, "servers": servers, "rejected": work.rejected, "retries": work.retries}
