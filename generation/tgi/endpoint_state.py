@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: treated as away
 LOOK_S = 5.0  # between looks at an endpoint that is up
 STALL_S = 60.0  # requests in flight and no sign of life: probe; twice as long, and away: ask elsewhere
-PROBE_S = (0.5, 5.0)  # first and longest pause between probes of an endpoint that is away
+PROBE_S = (0.5, 15.0)  # shortest and longest pause between probes of an endpoint that is away
+PROBE_SHARE = 0.25  # of the time that it has been away
 FULL_S = (0.1, 10.0)  # first and longest pause after a refusal, if no answer comes
 BURST_S = 60.0  # refusals that are closer together are logged once
 SLOW_S = 10.0  # a warm-up that takes longer is explained
@@ -54,8 +55,8 @@ class EndpointState:
         self.answered_at = self.sign_at = self.check_at = 0.0  # last answer; last sign of life; next look
         self._clocks: set[asyncio.Timeout] = set()  # of requests in flight, to abandon them
         self.full_until = self.told_until = 0.0  # by refusals; by Retry-After
-        self._full_s, self._probe_s = FULL_S[0], PROBE_S[0]
-        self._left_at, self._refused_at = 0.0, -BURST_S
+        self._full_s, self._refused_at = FULL_S[0], -BURST_S
+        self._left_at, self._missed = 0.0, False  # since it is away, a probe has failed
 
     def _bounds(self) -> tuple[int, int]:
         """Return ceiling and start of the limit."""
@@ -110,7 +111,7 @@ class EndpointState:
         """Send nothing until a probe, the first of which is due now, and with ``unproven`` a request, succeeds."""
         self.last_failure, self.unproven = error, self.unproven or unproven
         if self.reachable:
-            self.reachable, self._left_at, self._probe_s, self.check_at = False, now, PROBE_S[0], now
+            self.reachable, self._missed, self._left_at, self.check_at = False, False, now, now
 
     async def check(self, good: Request | None, timeout_s: float) -> None:
         """Look at the endpoint: does it hang, how long is its queue, is it back?
@@ -183,13 +184,13 @@ class EndpointState:
             self.running -= 1
 
     def _still_away(self, now: float) -> None:
-        if self._probe_s == PROBE_S[0]:
+        if not self._missed:
             logger.warning("%s does not answer; waiting for it: %s", self.endpoint.url, self.last_failure)
-        self.check_at = now + self._probe_s * random.uniform(0.75, 1.25)
-        self._probe_s = min(2 * self._probe_s, PROBE_S[1])
+        pause_s = min(max(PROBE_SHARE * (now - self._left_at), PROBE_S[0]), PROBE_S[1])
+        self._missed, self.check_at = True, now + pause_s * random.uniform(0.75, 1.25)
 
     def _back(self, now: float) -> None:
-        if self._probe_s > PROBE_S[0]:  # not the first probe
+        if self._missed:
             logger.warning("%s answers again, after %.0f s", self.endpoint.url, now - self._left_at)
             self.limit.restart(*self._bounds())
         self.reachable, self.unproven, self.failed_in_a_row, self.sign_at = True, False, 0, now
