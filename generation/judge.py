@@ -27,35 +27,39 @@ from .tgi.protocol import Answer, Request
 
 CONFIRMED = "confirmed"
 AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again
+_STAGES = {CAPTIONS.name: CAPTION_JUDGEMENTS} | {INSTRUCTIONS[task].name: JUDGEMENTS[task] for task in TASKS}
 _MIN_ATTEMPTS = 4  # three votes, and one answer that cannot be read
 _WAIT_S = 60.0  # for another process that holds a shard
 
 
 class JudgeTask:
-    """What the engine asks about each item of one task's conversations: which of its answers are right.
+    """What the engine asks about each item of the conversations, or each caption: which of its answers are right.
 
     One vote confirms. Whatever is not confirmed is asked again, its answers in another order: two votes of three
     decide, so that a judge who errs once in twenty times loses one good item in two hundred.
     """
 
-    def __init__(self, run: Run, name: str, judge: Judge) -> None:
-        self.source, self.stage = INSTRUCTIONS[name], JUDGEMENTS[name]
-        self.prompt, self.attempts = load_prompt(judge.prompt), max(_MIN_ATTEMPTS, run.recipe.attempts)
+    def __init__(self, run: Run, source: Stage, judge: Judge) -> None:
+        self.source, self.stage = source, _STAGES[source.name]
+        self.prompt = load_prompt(judge.prompt + ("_captions" if source is CAPTIONS else ""))
+        self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
         self.extra: Mapping[str, str] = {}
         self._asked: defaultdict[str, list[int]] = defaultdict(list)  # attempts so far, by item
 
     def items(self, run: Run, shard: int) -> list[Item]:
-        """Return the items of a shard's conversations, and those that were dropped from them earlier."""
+        """Return what is to be judged of a shard, and what was dropped from it earlier: those verdicts stay."""
         captions, known = _captions(run, shard), _verdicts(run, self.stage, shard)
         found: list[Item] = []
-        for row in run.table(self.source, shard, ["id", "conversations"]).to_pylist():
-            ids = {hash: id for hash, (id, _) in known[row["id"]].items()}
-            for qa in items_of(row["conversations"]):
+        for row in run.table(self.source, shard).to_pylist():
+            judged = known[row["id"]]
+            ids = {hash: id for hash, (id, _) in judged.items()}
+            for qa in _questions(row):
                 hash = _item_hash(captions[row["id"]], qa)
-                free = (f"{row['id']}/{number}" for number in range(len(ids) + 1))
-                ids.setdefault(hash, next(id for id in free if id not in ids.values()))
+                free = [f"{row['id']}/{number}" for number in range(len(ids) + 1)] if "task" in row else [row["id"]]
+                ids.setdefault(hash, next((id for id in free if id not in ids.values()), free[0]))
                 found.append(Item(ids[hash], hash, qa | {"caption": captions[row["id"]]}))
-        return found + _gone(known, found)
+                judged.pop(hash, None)
+        return found + [Item(id, hash, {}) for judged in known.values() for hash, (id, _) in judged.items()]
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for one vote on an item, its answers shuffled once more."""
@@ -65,7 +69,8 @@ class JudgeTask:
         values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
         schema = json.loads(json.dumps(self.prompt.schema))
         schema["properties"]["Right"] |= {"items": {"enum": list(shown)}, "maxItems": len(shown)}
-        return Request(self.prompt.messages(values), self.prompt.sampling, _seed(item, attempt), schema)
+        seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
+        return Request(self.prompt.messages(values), self.prompt.sampling, seed, schema)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the verdict on an item once the votes decide, and the letters named, as the conversation has them."""
@@ -99,47 +104,6 @@ class JudgeTask:
         return {new: (old, options[old]) for new, old in zip(options, order, strict=True)}
 
 
-class CaptionJudgeTask:
-    """What the engine asks about each caption: whether it keeps its seed's subject, number, colours and relation.
-
-    Votes are counted as in ``JudgeTask``.
-    """
-
-    source, stage = CAPTIONS, CAPTION_JUDGEMENTS
-
-    def __init__(self, run: Run, judge: Judge) -> None:
-        self.prompt = load_prompt(f"{judge.prompt}_captions")
-        self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
-        self.extra: Mapping[str, str] = {}
-
-    def items(self, run: Run, shard: int) -> list[Item]:
-        """Return the captions of a shard, and those that were dropped from it earlier."""
-        rows = run.table(CAPTIONS, shard, ["id", "seed", "caption"]).to_pylist()
-        found = [Item(row["id"], text_hash(row["seed"], row["caption"]), row) for row in rows]
-        return found + _gone(_verdicts(run, self.stage, shard), found)
-
-    def request(self, item: Item, attempt: int) -> Request:
-        """Return the request for one vote on a caption."""
-        messages = self.prompt.messages(item.values)
-        return Request(messages, self.prompt.sampling, _seed(item, attempt), self.prompt.schema)
-
-    def accept(self, item: Item, answers: list[Answer]) -> Row | str:
-        """Return the verdict on a caption once the votes decide: the first thing that it changed, if any."""
-        keys = list((self.prompt.schema or {})["properties"])
-        votes = [read_object(answer.text) or {} for answer in answers]
-        verdicts = [
-            next((f"changed_{key.lower()}" for key in keys if vote[key] == "no"), CONFIRMED)
-            if list(vote) == keys and all(said in ("yes", "no") for said in vote.values())
-            else None
-            for vote in votes
-        ]
-        return _decided(verdicts, votes)
-
-
-def _seed(item: Item, attempt: int) -> int:
-    return stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
-
-
 def _decided(verdicts: list[str | None], votes: Sequence[Any]) -> Row | str:
     """Return the columns of a verdict if the votes decide, else the reason to ask once more."""
     valid = [verdict for verdict in verdicts if verdict]
@@ -161,7 +125,7 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """
     if (judge := run.recipe.judge) is None:
         return
-    tasks = [JudgeTask(run, name, judge) for name in TASKS]
+    tasks = [JudgeTask(run, stage, judge) for stage in INSTRUCTIONS.values()]
     for name in TASKS if world_size == 1 else ():  # other processes may be asking again
         run.require(INSTRUCTIONS[name], selection_inputs(run, name))
     while _judge(run, tasks, judge, rank, world_size):
@@ -177,7 +141,7 @@ def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     if (judge := run.recipe.judge) is None:
         raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
     run.require(CAPTIONS)
-    _judge(run, [CaptionJudgeTask(run, judge)], judge, rank, world_size)
+    _judge(run, [JudgeTask(run, CAPTIONS, judge)], judge, rank, world_size)
 
 
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
@@ -191,7 +155,7 @@ def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     return shares
 
 
-def _judge(run: Run, tasks: Sequence[JudgeTask | CaptionJudgeTask], judge: Judge, rank: int, world_size: int) -> bool:
+def _judge(run: Run, tasks: Sequence[JudgeTask], judge: Judge, rank: int, world_size: int) -> bool:
     """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
     server: Server = run.recipe.server
     if judge.endpoints:
@@ -207,7 +171,7 @@ def _judge(run: Run, tasks: Sequence[JudgeTask | CaptionJudgeTask], judge: Judge
     return changed
 
 
-def _drop(run: Run, task: JudgeTask | CaptionJudgeTask, shard: int) -> bool:
+def _drop(run: Run, task: JudgeTask, shard: int) -> bool:
     """Rewrite a judged shard without what was not confirmed; return whether it is now another, or due."""
     with run.claim(task.source, shard, _WAIT_S) as mine:
         record = run.record(task.source, shard)
@@ -233,14 +197,13 @@ def _drop(run: Run, task: JudgeTask | CaptionJudgeTask, shard: int) -> bool:
 
 def _left(run: Run, row: Row, caption: str, known: Mapping[int, tuple[str, str]]) -> Row:
     """Return what is left of a row: the row, a smaller one, or a rejected one. Items without verdict are kept."""
-    items = items_of(row["conversations"]) if "task" in row else []
-    hashes = [_item_hash(caption, qa) for qa in items] or [text_hash(row["seed"], caption)]
-    verdicts = [known[hash][1] if hash in known else CONFIRMED for hash in hashes]
+    items = _questions(row)
+    verdicts = [known.get(_item_hash(caption, qa), ("", CONFIRMED))[1] for qa in items]
     kept = [place for place, verdict in enumerate(verdicts) if verdict == CONFIRMED]
-    if len(kept) == len(verdicts):
+    if len(kept) == len(items):
         return row
-    if not items:  # a caption
-        return row | {"reason": verdicts[0], "raw": caption, "request": None}
+    if "seed" in row:
+        return row | {"reason": FINAL, "raw": caption, "request": None}
     if len(kept) < run.recipe.task(row["task"]).items[0]:
         reason = AGAIN if row["attempts"] < run.recipe.attempts else FINAL
         return row | {"reason": reason, "raw": json.dumps(row["conversations"], ensure_ascii=False), "request": None}
@@ -248,6 +211,11 @@ def _left(run: Run, row: Row, caption: str, known: Mapping[int, tuple[str, str]]
     columns = {name: [row[name][place] for place in kept] for name in ("question_types", "grounded")}
     turns = conversation([items[place] for place in kept], row["task"], row["id"])
     return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
+
+
+def _questions(row: Row) -> list[QA]:
+    """Return what is judged of a row: the items of a conversation, or whether its seed is true of a caption."""
+    return [{"Question": "", "Answer": row["seed"]}] if "seed" in row else items_of(row["conversations"])
 
 
 def _captions(run: Run, shard: int) -> dict[str, str]:
@@ -265,12 +233,6 @@ def _verdicts(run: Run, stage: Stage, shard: int) -> defaultdict[str, dict[int, 
     for row in _rows(read_table(path, ["id", "verdict", "input_hash"]) if path.is_file() else None):
         found[row["id"].partition("/")[0]][row["input_hash"]] = row["id"], row["verdict"]
     return found
-
-
-def _gone(known: Mapping[str, Mapping[int, tuple[str, str]]], current: list[Item]) -> list[Item]:
-    """Return judged items that were dropped or replaced: their verdicts stay in the table."""
-    here = {item.input_hash for item in current}
-    return [Item(id, hash, {}) for found in known.values() for hash, (id, _) in found.items() if hash not in here]
 
 
 def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
