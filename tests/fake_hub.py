@@ -141,25 +141,16 @@ class FakeHub:
         self._server.shutdown()
         self._server.server_close()
 
-    def run(
-        self, arguments: list[object], home: Path, token: str | None = "hf_write"
-    ) -> "subprocess.CompletedProcess[str]":
+    def run(self, arguments: list[object], home: Path) -> "subprocess.CompletedProcess[str]":
         """Run Python with some arguments in a process that takes this for the Hub and keeps its caches in ``home``."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         kept |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-        kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        kept |= {"HF_TOKEN": token} if token else {}
+        kept |= {"HF_TOKEN": "hf_write", "PYTHONPATH": str(Path(__file__).parents[1])}
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, env=kept, capture_output=True, text=True, timeout=200, check=False)
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        body = b""
-        if handler.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(handler.rfile.readline(), 16):
-                body += handler.rfile.read(size + 2)[:-2]
-            handler.rfile.readline()
-        else:
-            body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         split, sent = urlsplit(handler.path), handler.headers.get("Authorization", "")
         asked = f"{handler.command} {split.path}"
         known = ((route, re.fullmatch(f"{method} {pattern}", asked)) for method, pattern, route in ROUTES)
@@ -237,8 +228,6 @@ class FakeHub:
         _, files = self._repo(request).at(request.parts["revision"])
         folder = request.parts.get("path", "").strip("/")
         below = [one for one in self._entries(files) if not folder or one["path"].startswith(f"{folder}/")]
-        if folder and not below:
-            raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
         if request.query.get("recursive", ["false"])[0].lower() != "true":
             start = len(folder) + 1 if folder else 0
             below = [one for one in below if "/" not in one["path"][start:]]

@@ -67,10 +67,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             DatasetError: none was named, or it is not finished.
         """
         if not self.config.run_dir:
-            raise DatasetError(
-                f"{type(self).__name__} needs run_dir=..., a finished run, or data_dir=..., a built directory or "
-                "hf://datasets/USER/NAME@REVISION"
-            )
+            raise DatasetError(f"{type(self).__name__} needs run_dir=, a finished run, or data_dir=, a built data set")
         return FinishedRun(Path(self.config.run_dir), self.config.method, self.INSTRUCTIONS)
 
     @cached_property
@@ -90,7 +87,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 digest += PublishedDataset(self.config.embeddings).manifest["digest"]
         else:
             run = self.run
-            digest, sources, dimension, original = run.digest, run.sources, run.dimension, run.imported
+            digest, sources, dimension, original = repr(run.hashes), run.sources, run.dimension, run.imported
         self.hash: str | None = hashlib.sha256(f"{digest} {self.hash}".encode()).hexdigest()[:32]
         features = self.columns(list(sources))
         if original:

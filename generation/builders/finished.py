@@ -1,6 +1,5 @@
 """A finished run as the builders read it: completeness checked first, rows joined with captions and vectors by id."""
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,9 @@ class FinishedRun:
         self.imported = "imported" in run.facts(CAPTIONS).get("identity", {})  # from the original's release
         self.records = {stage: run.require(stage) for stage in (SEEDS, CAPTIONS, TEXT_EMBEDDINGS)}
         self.records[self.vectors_stage] = run.require(self.vectors_stage, statistics_input(run, self.method))
-        for stage in self.tasks:
+        for stage, task in zip(self.tasks, TASKS, strict=False):
             imported = "imported" in run.facts(stage).get("identity", {})
-            extra = {} if imported else selection_inputs(run, stage.name.split("/")[1])
-            self.records[stage] = run.require(stage, extra)
+            self.records[stage] = run.require(stage, {} if imported else selection_inputs(run, task))
         for stage in (CAPTION_JUDGEMENTS, *(JUDGEMENTS.values() if instructions else ())):
             needed = run.recipe.judge is not None and stage is not CAPTION_JUDGEMENTS
             if needed or run.shards(stage):
@@ -68,11 +66,6 @@ class FinishedRun:
             if not name.endswith(".rejected.parquet")
         }
         return dict(sorted(files.items()))
-
-    @property
-    def digest(self) -> str:
-        """sha256 over ``hashes``."""
-        return hashlib.sha256(repr(self.hashes).encode()).hexdigest()
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -114,37 +107,31 @@ class FinishedRun:
         table, ids = self.run.table(CAPTIONS, shard), self.vectors(shard).ids
         own = table["id"].to_pylist()
         rows = np.arange(len(ids)) if ids == own else _places(table["id"], pa.array(ids), shard)
-        verdicts: dict[int, str] = {}
+        judge: list[float | None] = [None] * len(own)
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
             found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"]).to_pydict()
-            verdicts = dict(zip(*found.values(), strict=True))
-        pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
-        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(own)
-        new = {
-            "embedding_shard": pa.array(np.full(len(table), shard, np.int32)),
-            "embedding_row": pa.array(rows, pa.int32()),
-            "duplicate_group": pa.array(map(self.duplicates.get, own), pa.string()),
-            "judge": pa.array([verdict and float(verdict == CONFIRMED) for verdict in judged], pa.float32()),
-        }
-        return _with(table, new)
+            share = {hash: float(verdict == CONFIRMED) for hash, verdict in zip(*found.values(), strict=True)}
+            pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
+            judge = [share.get(text_hash(*pair)) for pair in pairs]
+        return (
+            table.append_column("embedding_shard", pa.array(np.full(len(table), shard, np.int32)))
+            .append_column("embedding_row", pa.array(rows, pa.int32()))
+            .append_column("duplicate_group", pa.array(map(self.duplicates.get, own), pa.string()))
+            .append_column("judge", pa.array(judge, pa.float32()))
+        )
 
     def conversations(self, shard: int) -> pa.Table:
         """Return the conversations of a shard, task after task, each with columns of the caption it is about."""
         captions, parts = self.captions(shard), []
-        joined = ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group")
-        for stage in self.tasks:
-            table, task = self.run.table(stage, shard), stage.name.split("/")[1]
+        for stage, task in zip(self.tasks, TASKS, strict=True):
+            table = self.run.table(stage, shard)
             own = captions.take(pa.array(_places(table["id"], captions["id"].combine_chunks(), shard)))
             shares = judged_share(self.run, task, shard) if JUDGEMENTS[task] in self.records else {}
+            for name in ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group"):
+                table = table.append_column(name, own[name])
             judge = pa.array(map(shares.get, table["id"].to_pylist()), pa.float32())
-            parts.append(_with(table, {name: own[name] for name in joined} | {"judge": judge}))
+            parts.append(table.append_column("judge", judge))
         return pa.concat_tables(parts)
-
-
-def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
 
 
 def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> np.ndarray[Any, Any]:

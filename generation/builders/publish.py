@@ -6,6 +6,7 @@ somebody edited are named and refused, unless their edits are to be discarded.
 
 import hashlib
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,7 @@ from typing import Any
 
 from httpx2 import HTTPError  # what huggingface_hub raises
 from huggingface_hub import HfApi, RepoFile, get_token
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import DatasetError
@@ -44,12 +44,8 @@ class Publication:
     """
 
     def __init__(self, repo_id: str, version: str, private: bool, discard_edits: bool) -> None:
-        try:
-            validate_repo_id(repo_id)
-            if repo_id.count("/") != 1:
-                raise HFValidationError("there is no user in it")
-        except HFValidationError as error:
-            raise DatasetError(f"--push-to-hub {repo_id}: give USER/NAME ({error})") from None
+        if not re.fullmatch(r"\w[\w.-]*/(?!.*(--|\.\.))\w[\w.-]{0,94}(?<![.-])", repo_id, re.ASCII):
+            raise DatasetError(f"--push-to-hub {repo_id}: give USER/NAME, of letters, digits, '-', '_' and '.'")
         if not get_token():
             raise DatasetError("--push-to-hub needs a token of the Hub that may write: set $HF_TOKEN to it")
         self.repo_id, self._private, self._tag = repo_id, private, f"v{version}"
@@ -74,12 +70,11 @@ class Publication:
         self._check_edits(discard_edits)
 
     def _check_token(self, who: dict[str, Any]) -> None:
-        role = who.get("auth", {}).get("accessToken", {}).get("role")
+        role = who.get("auth", {}).get("accessToken", {}).get("role")  # a fine-grained token has another
         names = [who["name"], *(group["name"] for group in who.get("orgs", []))]
-        if role == "read":
-            raise DatasetError("--push-to-hub: the token may only read; set $HF_TOKEN to one that may write")
-        if role == "write" and self.repo_id.split("/")[0] not in names:
-            raise DatasetError(f"--push-to-hub {self.repo_id}: the token may write for {', '.join(names)} only")
+        if role == "read" or (role == "write" and self.repo_id.split("/")[0] not in names):
+            may = "only read" if role == "read" else f"write for {', '.join(names)} only"
+            raise DatasetError(f"--push-to-hub {self.repo_id}: the token may {may}; set $HF_TOKEN to another")
 
     def _check_edits(self, discard_edits: bool) -> None:
         known = self.previous.manifest["files"] if self.previous else {}

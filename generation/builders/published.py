@@ -4,7 +4,6 @@ A file that is read whole is compared with the sha256 in the manifest, so that a
 revision, are refused by name.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DatasetError
-from ..files import sha256
+from ..files import read_json, sha256
 from ..vectors import VectorShard
 from .finished import vector_column
 
@@ -45,15 +44,13 @@ class PublishedDataset:
         """The manifest.
 
         Raises:
-            DatasetError: there is none, or it is not one of this project.
+            DatasetError: there is none, or it is not one of this project's.
+        RunError: it is not JSON.
         """
-        try:
-            found: dict[str, Any] = json.loads(self.file("manifest.json", verify=False).read_text(encoding="utf-8"))
-            if found.keys() >= {"name", "version", "digest", "files", "vectors"}:
-                return found
-        except (ValueError, AttributeError):
-            pass
-        raise DatasetError(f"{self.url}/manifest.json is not the manifest of a data set that this project built")
+        found = read_json(self.file("manifest.json", verify=False))
+        if not found.keys() >= {"name", "version", "digest", "files", "vectors"}:
+            raise DatasetError(f"{self.url}/manifest.json is not the manifest of a data set that this project built")
+        return found
 
     def file(self, name: str, verify: bool = True) -> Path:
         """Return a local path of a file; one of the Hub is downloaded into the cache of ``huggingface_hub``.
