@@ -45,6 +45,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, as ``object_pairs_hook``; a ValueError says that a key occurs twice (json keeps one)."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice in one object")
+    return found
+
+
 def read_lines(path: Path, what: str) -> list[str]:
     """Read a .txt file (UTF-8) that holds one entry a line, such as benchmark questions; none may be blank.
 

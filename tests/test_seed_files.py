@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generation.errors import SeedError, UnicornError
-from generation.seeds.tables import BadRow, read_rows
+from generation.seeds.tables import BadRow, located, read_file
 from tests.test_seeds import account, lines, make, source, texts
 
 SIX = [
@@ -29,7 +29,7 @@ EASY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 def read(path: Path, *columns: str) -> list[Any]:
-    return [cells for _, cells in read_rows(path, list(columns or ["text"]))]
+    return [cells for _, cells in located(path, read_file(path, list(columns or ["text"])))]
 
 
 def put(path: Path, content: bytes | str) -> Path:
@@ -248,7 +248,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
     ("name", "content", "words"),
     [
         ("none.txt", None, "does not exist"),
-        ("a.xlsx", "x", "must end with one of .txt, .jsonl, .json, .csv, .tsv, .parquet"),
+        ("a.xlsx", "x", "must end with one of .txt, .jsonl, .csv, .tsv, .json, .parquet"),
         ("a.csv.gz", gzip.compress(b"text\nx\n"), "must end with one of"),
         ("a.txt", "", "is empty"),
         ("a.csv", " \n\r\n", "is empty"),
@@ -345,5 +345,5 @@ def test_one_bad_row_of_many_is_dropped_with_its_reason_where_a_filter_is_set(
 def test_strings_of_parquet_that_are_not_utf8_are_single_bad_rows(tmp_path: Path) -> None:
     broken = pa.array([b"A dog.", b"caf\xe9", b"A cat.", b"A hen."]).view(pa.string())
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    assert "row 2: column 'text' holds b'caf\\xe9', which is not text" in refusal(tmp_path / "a.parquet")
+    assert "row 2: column 'text' holds 'caf\\udce9'; byte 0xe9 is not UTF-8" in refusal(tmp_path / "a.parquet")
     assert len(seeds(tmp_path / "a.parquet", filters={"words": [1, 9]})) == 3

@@ -12,6 +12,7 @@ from ..errors import RecipeError, SeedError
 from ..files import read_lines
 from ..recipe import read_yaml, validate
 from ..rows import stable_hash
+from .sources import Sample
 
 _SLOTS = ("{label}", "{a_label}", "{labels}")
 Label = Annotated[str, Field(pattern=r"\S")]
@@ -29,27 +30,10 @@ class DomainFile(Section):
     labels_file: str | None = None  # relative to the domain file
 
 
-def domain_paths(recipe: Recipe) -> list[Path]:
-    """Return the domain files that a recipe names.
-
-    Raises:
-        SeedError: a pattern matches nothing.
-    """
-    paths: list[Path] = []
-    for pattern in recipe.seeds.domains.files if recipe.seeds.domains else ():
-        found = sorted(recipe.path(name) for name in glob.glob(pattern, root_dir=recipe.directory))
-        if not found:
-            raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
-        paths += found
-    return paths
-
-
 def read_domain(path: Path) -> DomainFile:
     """Read and check a domain file; ``labels`` of the result are filled, wherever they were.
 
-    Raises:
-        RecipeError: keys or values are wrong, or a template does not hold exactly one slot.
-        SeedError: the file of labels cannot be read.
+    A RecipeError says that keys or values are wrong, a SeedError that the file of labels cannot be read.
     """
     what = f"domain file {path}"
     domain = validate(DomainFile, read_yaml(path, "domain file"), what)
@@ -62,11 +46,31 @@ def read_domain(path: Path) -> DomainFile:
     return domain.model_copy(update={"labels": labels})
 
 
-def domain_seeds(domain: DomainFile, wanted: Domains, random_seed: int) -> Iterator[str]:
+def read_domains(recipe: Recipe) -> list[Sample]:
+    """Return what each domain file of a recipe gives; a SeedError says that a pattern matches none."""
+    wanted, samples = recipe.seeds.domains or Domains(files=()), list[Sample]()
+    for pattern in wanted.files:
+        paths = sorted(recipe.path(name) for name in glob.glob(pattern, root_dir=recipe.directory))
+        if not paths:
+            raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
+        for path in paths:
+            domain = read_domain(path)
+            files, name = [str(path)], f"domain_{domain.domain}"
+            if domain.labels_file:
+                files.append(str(path.parent / domain.labels_file))
+            sample = Sample(name, recipe.random_seed, files, license=domain.license, labels=domain.source)
+            for text in _sentences(domain, wanted, (recipe.random_seed, name)):
+                sample.rows, sample.read = sample.rows + 1, sample.read + 1
+                sample.add(text)
+            samples.append(sample)
+    return samples
+
+
+def _sentences(domain: DomainFile, wanted: Domains, key: tuple[int, str]) -> Iterator[str]:
     """Yield labels x templates; the templates of each label are drawn (paper: 10 a label)."""
     import inflect
 
-    english, key = inflect.engine(), (random_seed, f"domain_{domain.domain}")
+    english = inflect.engine()
     labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
     for label in labels[: wanted.labels_per_domain]:
         forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}

@@ -23,9 +23,7 @@ _LATIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ]+")
 _LINK = re.compile(
     r"https?:/|\bwww\.|\b[\w-]+\.(?:com|org|net|edu|gov|info|biz|co\.uk|de|fr|ru|it|es|nl|io|tv|me)\b(?!\.\w)", re.I
 )
-_MARKUP = re.compile(
-    r"</?[a-z!][^<>]*>|&(?:[a-z]{2,8}|#x?[0-9a-f]{2,6});|\[/?[a-z]{1,6}(?:=[^\]]*)?\]|\{\{|\}\}", re.I
-)
+_MARKUP = re.compile(r"</?[a-z!][^<>]*>|&(?:[a-z]{2,8}|#x?[0-9a-f]{2,6});|\[/?[a-z]{1,6}(?:=[^\]]*)?]|\{\{|\}\}", re.I)
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.\w|(?<!\w)@\w{2,}")  # e-mail, and the name of an account
 _NUMBER = re.compile(r"\+?\(?\d(?:[ ().\-/]{0,2}\d){6,}")
 _SHORT_PHONE = re.compile(r"\d{3}[-. ]\d{4}")
@@ -37,13 +35,9 @@ _LISTING = re.compile(r"[,;|/•·]|\s[-–—]\s")
 
 
 def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | None:
-    """Return why a caption cannot be a seed, or None: ``empty``, ``too_short``, ``too_long``, ``personal``, ``link``,
-    ``markup``, ``boilerplate``, ``blocked_word``, ``alphabet``, ``language`` or ``unlike_caption``: the first one.
+    """Return the first reason why a caption (its white space single blanks) cannot be a seed, or None.
 
-    Args:
-        text: the caption, its white space single blanks.
-        settings: the bounds.
-        blocked: words and phrases that it must not hold, as ``plain_words`` makes them.
+    ``blocked`` are words and phrases that it must not hold, as ``plain_words`` makes them.
 
     >>> reject("A brown dog sleeps on a striped rug.", Filters())
     >>> reject("Ein brauner Hund schläft auf dem Teppich.", Filters())
@@ -55,7 +49,10 @@ def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | N
         return "empty"
     if not settings.words[0] <= (count := text.count(" ") + 1) <= settings.words[1]:
         return "too_short" if count < settings.words[0] else "too_long"
-    if _personal(text):
+    numbers = [found[0] for found in _NUMBER.finditer(text)]  # of telephones or cards, if they are long
+    if any(sum(map(str.isdigit, found)) >= _PHONE_DIGITS or _SHORT_PHONE.fullmatch(found) for found in numbers):
+        return "personal"
+    if "@" in text and _ADDRESS.search(text):
         return "personal"
     for reason, pattern in (("link", _LINK), ("markup", _MARKUP), ("boilerplate", _BOILERPLATE)):
         if pattern.search(text):
@@ -74,20 +71,12 @@ def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | N
 
 
 def plain_words(text: str) -> str:
-    """Return the case-folded words of a text between single blanks, one at each end, to be searched for whole words.
-
-    >>> plain_words("The dog's rug!")
-    " the dog's rug "
-    """
+    """Return the case-folded words of a text between single blanks, one at each end: whole words are found in it."""
     return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
 def likeness(text: str) -> float:
     """Return how much a text looks like a caption, 0 to 1: the share of five signs that it shows.
-
-    The signs: a tenth to three quarters of its words are function words; it is not a list (at most one separator for
-    four words); at most half of its words after the first are capitalised; 70 % of its words are distinct; at most a
-    fifth of them hold a digit.
 
     >>> likeness("A brown dog sleeps on a striped rug."), likeness("beach, sea, sand, sun, holiday")
     (1.0, 0.6)
@@ -97,20 +86,10 @@ def likeness(text: str) -> float:
         return 0.0
     count, plain = len(words), [word.casefold() for word in words]
     signs = (
-        0.1 <= sum(word in _ENGLISH for word in plain) / count <= 0.75,
-        len(_LISTING.findall(text)) / count <= 0.25,
+        0.1 <= sum(word in _ENGLISH for word in plain) / count <= 0.75,  # function words
+        len(_LISTING.findall(text)) / count <= 0.25,  # else it is a list
         sum(word[0].isupper() for word in words[1:]) / max(1, count - 1) <= 0.5,
         len(set(plain)) / count >= 0.7,
         sum(any(map(str.isdigit, word)) for word in words) / count <= 0.2,
     )
     return float(sum(signs) / len(signs))
-
-
-def _personal(text: str) -> bool:
-    """Return whether a text holds an e-mail address, an account name, or what may be a telephone or card number."""
-    if "@" in text and _ADDRESS.search(text):
-        return True
-    return any(
-        sum(map(str.isdigit, found[0])) >= _PHONE_DIGITS or _SHORT_PHONE.fullmatch(found[0])
-        for found in _NUMBER.finditer(text)
-    )

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from ..config import CaptionFile, HubCaptions, Recipe
@@ -12,11 +11,10 @@ from ..files import read_lines
 from ..logs import counted
 from ..rows import stable_hash
 from .filters import plain_words, reject
-from .tables import BadRow, Cells, read_rows
+from .tables import BATCH_ROWS, BadRow, Cells, Rows, arrow_rows, located, read_file
 
 logger = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of a caption
-_BATCH_ROWS = 1000
 _LEAST_WAITING = 10_000  # drawn captions beyond the limit, before the highest are dropped
 _BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
@@ -29,35 +27,22 @@ def reasons(dropped: Counter[str]) -> str:
 
 
 class Sample:
-    """The captions that are drawn from one source. Which ones depends on its name and texts alone.
+    """The captions that are drawn from one source: up to ``limit``, chosen by the source's name and their texts alone.
 
-    Args:
-        name: of the source.
-        random_seed: of the draw.
-        limit: how many captions to draw; None: all.
-        facts: what is known of the source, such as its license.
-
-    Attributes:
-        rows: rows that were read.
-        read: captions that were read: the seeds and all that were dropped.
-        dropped: captions that were dropped, by reason.
+    ``facts`` (license, origin) go to ``stage.json``; ``files`` are those that were read, as the recipe names them.
+    ``read`` counts the captions of all ``rows``: the seeds, and those in ``dropped``, by reason.
     """
 
-    def __init__(self, name: str, random_seed: int, limit: int | None = None, **facts: Any) -> None:
-        self.name, self.facts, self.limit, self.random_seed = name, facts, limit, random_seed
+    def __init__(self, name: str, random_seed: int, files: list[str], limit: int | None = None, **facts: Any) -> None:
+        self.name, self.random_seed, self.files, self.limit, self.facts = name, random_seed, files, limit, facts
         self.rows, self.read, self.dropped = 0, 0, Counter[str]()
         self._drawn: dict[int, str] = {}  # by hash: the lowest are drawn
-        self._bound: int | None = None
 
     def add(self, text: str, group: str | None = None) -> None:
         """Take a caption in; of the captions of one group (image) one is drawn."""
         key = ("text", text) if group is None else ("group", group)
         draw = stable_hash(self.random_seed, self.name, *key)
-        if self._bound is not None and draw > self._bound:
-            self.dropped["over_limit"] += 1
-            return
-        other = self._drawn.get(draw)
-        if other is not None:
+        if (other := self._drawn.get(draw)) is not None:
             self.dropped["repeated" if other == text else "same_image"] += 1
             text = min(text, other, key=lambda caption: stable_hash(self.random_seed, self.name, caption))
         self._drawn[draw] = text
@@ -65,10 +50,8 @@ class Sample:
             self._cut(self.limit)
 
     def _cut(self, limit: int) -> None:
-        lowest = sorted(self._drawn)[:limit]
-        self.dropped["over_limit"] += len(self._drawn) - len(lowest)
-        self._bound = lowest[-1]
-        self._drawn = {draw: self._drawn[draw] for draw in lowest}
+        self.dropped["over_limit"] += len(self._drawn) - limit
+        self._drawn = {draw: self._drawn[draw] for draw in sorted(self._drawn)[:limit]}
 
     def texts(self) -> list[str]:
         """Return the captions that are drawn; ``dropped`` is final after it."""
@@ -80,52 +63,51 @@ class Sample:
 
     def account(self, made: Counter[str]) -> dict[str, Any]:
         """Return what ``stage.json`` says of the source; ``made`` counts seeds by source."""
-        figures = {"rows": self.rows, "read": self.read, "seeds": made[self.name]}
-        return self.facts | figures | {"dropped": dict(sorted((+self.dropped).items()))}
+        return self.facts | {"rows": self.rows, "read": self.read, "seeds": made[self.name], "dropped": +self.dropped}
 
 
 def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     """Read, filter and draw the captions of one source.
 
-    Raises:
-        SeedError: it cannot be read, lacks a column, or has a broken row: any without filters, else most.
+    A SeedError says that it cannot be read, lacks a column, or has a broken row: any without filters, else most.
     """
-    facts = source.model_dump(include={"license", "dataset", "config", "split", "revision"})
-    sample, filters, blocked = (
-        Sample(source.name, recipe.random_seed, source.limit, **facts),
-        source.filters,
-        list[str](),
-    )
+    filters, blocked, files = source.filters, list[str](), list[str]()
     if filters and filters.blocked_words:
-        entries = read_lines(recipe.directory / filters.blocked_words, "blocked_words")
-        blocked = [plain_words(entry) for entry in entries if not entry.startswith("#")]
+        path = recipe.directory / filters.blocked_words
+        blocked = [plain_words(line) for line in read_lines(path, "blocked_words") if not line.startswith("#")]
         if not blocked:
-            raise SeedError(f"{recipe.directory / filters.blocked_words} holds no word; leave blocked_words out")
+            raise SeedError(f"{path} holds no word; leave blocked_words out")
+        files.append(filters.blocked_words)
+    columns = [source.column, *([source.group_column] if source.group_column else [])]
     if isinstance(source, HubCaptions):
-        where, rows = source.dataset, _hub_rows(source)
+        where = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
+        rows = located(where, _hub_rows(where, source, columns))
     else:
         path = recipe.directory / source.path
-        where, rows = str(path), read_rows(path, _columns(source))
-    broken, first = 0, ""
+        files.append(source.path)
+        columns[0] = "text" if path.suffix.lower() == ".txt" else columns[0]
+        where, rows = str(path), located(path, read_file(path, columns))
+    facts = source.model_dump(include={"license", "dataset", "config", "split", "revision"})
+    sample, broken, first = Sample(source.name, recipe.random_seed, files, source.limit, **facts), 0, ""
     try:
         for place, cells in counted(rows, f"seeds of {source.name}", "row"):
-            sample.rows += 1
             captions, group = _captions(cells, source.column)
-            sample.read += len(captions)
+            sample.rows, sample.read = sample.rows + 1, sample.read + len(captions)
             for caption in captions:
-                if isinstance(caption, BadRow):
-                    fault = f"{where}, {place}: {caption.detail}"
-                    if filters is None:
-                        raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
-                    if caption.reason != "empty":
-                        broken, first = broken + 1, first or fault
-                        if caption.reason not in sample.dropped:
-                            logger.warning("seed source '%s': dropped as %s: %s", source.name, caption.reason, fault)
-                    sample.dropped[caption.reason] += 1
-                elif filters and (reason := reject(caption, filters, blocked)):
-                    sample.dropped[reason] += 1
-                else:
-                    sample.add(caption, group)
+                if not isinstance(caption, BadRow):
+                    if filters and (reason := reject(caption, filters, blocked)):
+                        sample.dropped[reason] += 1
+                    else:
+                        sample.add(caption, group)
+                    continue
+                fault = f"{where}, {place}: {caption.detail}"
+                if filters is None:
+                    raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
+                if caption.reason != "empty":
+                    broken, first = broken + 1, first or fault
+                    if caption.reason not in sample.dropped:
+                        logger.warning("seed source '%s': dropped as %s: %s", source.name, caption.reason, fault)
+                sample.dropped[caption.reason] += 1
         if broken > sample.read / 2:
             raise SeedError(f"{broken:,} of {sample.read:,} captions are dropped ({reasons(sample.dropped)}): {first}")
     except SeedError as error:
@@ -133,29 +115,12 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     return sample
 
 
-def _columns(source: CaptionFile | HubCaptions) -> list[str]:
-    text = isinstance(source, CaptionFile) and source.path.lower().endswith(".txt")
-    return ["text" if text else source.column, *([source.group_column] if source.group_column else [])]
-
-
-def _hub_rows(source: HubCaptions) -> Iterator[tuple[str, Cells]]:
-    """Yield the rows of a data set of the Hub as ``read_rows`` does."""
+def _hub_rows(what: str, source: HubCaptions, columns: list[str]) -> Rows:
     import datasets
 
-    what = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
-    number, columns = 0, _columns(source)
     place = {"split": source.split, "revision": source.revision}
-    try:
-        stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
-        for table in stream.iter(_BATCH_ROWS):
-            if missing := [column for column in columns if column not in table.column_names]:
-                raise ValueError(f"it has no column '{missing[0]}'; its columns: {', '.join(table.column_names)}")
-            for cells in zip(*(table[column].to_pylist() for column in columns), strict=True):
-                yield f"row {(number := number + 1)}", list(cells)
-    except Exception as error:  # whatever the Hub's client or the loader of the format raises
-        raise SeedError(f"{what} cannot be read: {error}") from error
-    if not number:
-        raise SeedError(f"{what} holds no rows")
+    stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
+    yield from arrow_rows(what, stream.iter(BATCH_ROWS), columns)
 
 
 def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None]:
@@ -171,10 +136,8 @@ def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None
 
 def _caption(value: Any, column: str) -> str | BadRow:
     """Return a caption, its white space single blanks, or why the value is none."""
-    text = " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
-    if text and len(text) <= MAX_CHARACTERS and not _BROKEN.search(value) and not _JSON.fullmatch(text):
-        return text
     shown = f"column '{column}' holds {value!r:.100}"
+    text = " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
     if value is None or value != value or (isinstance(value, str) and not text):
         return BadRow("empty", f"{shown}, no caption")
     if not isinstance(value, str):
@@ -186,4 +149,6 @@ def _caption(value: Any, column: str) -> str | BadRow:
         return BadRow("control_character", f"{shown}, with the character {found[0]!r}")
     if len(text) > MAX_CHARACTERS:
         return BadRow("too_long", f"{shown} and so on, {len(text):,} characters; at most {MAX_CHARACTERS:,}")
-    return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
+    if _JSON.fullmatch(text):
+        return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
+    return text

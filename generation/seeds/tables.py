@@ -16,17 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import SeedError
+from ..files import unique_keys
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_BATCH_ROWS = 1000
+_BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
+_SUFFIXES = (*_BY_LINE, ".json", ".parquet")
+BATCH_ROWS = 1000
 _FOREIGN = {  # first bytes, in lower case, of files that are often given another name
     (b"\x1f\x8b", b"bzh91ay&sy", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"): "compressed data; unpack it first",
-    (
-        b"%pdf-",
-        b"{\\rtf",
-        b"sqlite format",
-        b"arrow1",
-    ): "a document, database or Arrow file; export it as text or Parquet",
+    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1"): "a document, database or Arrow file; export it as text",
     (b"version https://git-lfs",): "a Git LFS pointer in place of the data; fetch them with `git lfs pull`",
     (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml"): "a web page, such as a login page; download the file again",
     (b"404: not found", b"entry not found", b"access denied"): "a server's error message; download the file again",
@@ -43,33 +40,56 @@ class BadRow:
 
 
 Cells = list[Any] | BadRow
+Rows = Iterable[tuple[int, Cells]]
 
 
-def read_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, Cells]]:
-    """Yield the rows of a file: where each is (``line 7``, counted from 1), and its values in ``columns``.
-
-    Args:
-        path: the file; the suffix of this name decides the format, whatever it links to.
-        columns: names of the columns, of which a row of JSON may lack all but the first; .txt has one, ``text``.
-
-    Raises:
-        SeedError: the file cannot be read, is not what its name says, has no rows, or lacks a column.
-    """
-    unit, rows = "row" if path.suffix.lower() in (".json", ".parquet") else "line", 0
+def located(what: object, rows: Rows) -> Iterator[tuple[str, Cells]]:
+    """Yield where each row is, such as ``line 7``, and its cells; a SeedError says that ``what`` cannot be read."""
+    unit, number = "line" if str(what).lower().endswith(_BY_LINE) else "row", 0
     try:
-        for rows, (number, cells) in enumerate(_reader(path, columns, _check(path)), 1):  # noqa: B007
+        for number, cells in rows:
             yield f"{unit} {number}", cells
-    except (OSError, pa.ArrowException, ValueError, OverflowError, RecursionError, csv.Error) as error:
-        raise SeedError(f"{path} cannot be read: {error}") from error
-    if not rows:
-        raise SeedError(f"{path} holds no rows")
+    except SeedError:
+        raise
+    except Exception as error:  # whatever pyarrow, csv, json or the Hub's client raise
+        raise SeedError(f"{what} cannot be read: {error}") from error
+    if not number:
+        raise SeedError(f"{what} holds no rows")
 
 
-def _check(path: Path) -> bytes:
-    """Return the first bytes of a file, or refuse it for what they say."""
+def read_file(path: Path, columns: list[str]) -> Rows:
+    """Yield the rows of a file: the number of each, from 1, and its values in ``columns``.
+
+    The suffix of ``path`` decides the format, whatever it links to. A row of JSON may lack all columns but the first;
+    .txt has one column, ``text``. A SeedError says that the file is not what its name says or lacks a column.
+    """
+    suffix, head = path.suffix.lower(), _head(path)
+    if suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            _positions(path, file.schema_arrow.names, columns)
+            yield from arrow_rows(path, file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False), columns)
+        return
+    # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
+    newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
+        match suffix:
+            case ".txt":
+                _positions(path, ["text"], columns)
+                bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
+                yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
+            case ".jsonl":
+                yield from _objects(path, _json_lines(lines), columns)
+            case ".json":
+                yield from _objects(path, _json(lines.read(), columns), columns)
+            case _:
+                yield from _csv(path, columns, lines)
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a file, or refuse it for its name, its kind or these bytes."""
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise SeedError(f"{path} must end with one of {', '.join(SUFFIXES)}")
+    if suffix not in _SUFFIXES:
+        raise SeedError(f"{path} must end with one of {', '.join(_SUFFIXES)}")
     if path.is_symlink() and not path.exists():
         raise SeedError(f"{path} is a link to {path.readlink()}, which does not exist; download the file again")
     if not path.is_file():
@@ -91,24 +111,7 @@ def _check(path: Path) -> bytes:
     return head
 
 
-def _reader(path: Path, columns: list[str], head: bytes) -> Iterator[tuple[int, Cells]]:
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".json"):
-        yield from _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
-        return
-    # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
-    newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-        if suffix == ".txt":
-            _positions(path, ["text"], columns)
-            bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
-            for number, line in enumerate(lines, 1):
-                yield number, bad if "\r" in line[:-2] and newline == "\n" else [line]
-        else:
-            yield from _jsonl(path, columns, lines) if suffix == ".jsonl" else _csv(path, columns, lines)
-
-
-def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Iterator[tuple[int, Cells]]:
+def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
     """Read CSV as RFC 4180 has it, or TSV, which has no quoting. Blank lines are not rows."""
     csv.field_size_limit(2**31 - 1)
     tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
@@ -128,49 +131,41 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Iterator[tuple
             yield first, [cells[position] for position in positions]
         elif cells:
             extra = f", such as {cells[len(header)]!r}" if len(cells) > len(header) else ""
-            remedy = "put fields with commas into quotes, and remove stray separators"
-            yield (
-                first,
-                BadRow("malformed", f"has {len(cells)} fields{extra}, where the header has {len(header)}; {remedy}"),
-            )
+            fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}"
+            yield first, BadRow("malformed", f"{fault}; put fields with commas into quotes, remove stray separators")
 
 
-def _positions(path: Path, header: list[str], columns: list[str]) -> list[int]:
+def _positions(what: object, header: list[str], columns: list[str]) -> list[int]:
+    """Return where the columns are in a header, which must have each of them once."""
     for column in columns:
         if (count := header.count(column)) != 1:
             known = f"its columns: {', '.join(header)[:1000]}"
-            first = " (the first line must name the columns)" if path.suffix.lower() in (".csv", ".tsv") else ""
-            raise SeedError(f"{path} has {f'{count} columns' if count else 'no column'} '{column}'; {known}{first}")
+            first = " (the first line must name the columns)" if str(what).lower().endswith((".csv", ".tsv")) else ""
+            raise SeedError(f"{what} has {f'{count} columns' if count else 'no column'} '{column}'; {known}{first}")
     return [header.index(column) for column in columns]
 
 
-def _jsonl(path: Path, columns: list[str], lines: Iterable[str]) -> Iterator[tuple[int, Cells]]:
-    """Read one JSON object a line. Blank lines are not rows."""
-
-    def values() -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    yield number, BadRow("malformed", f"is not JSON ({error}): {line[:80]!r}")
-
-    yield from _objects(path, values(), columns)
+def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Read one JSON value a line. Blank lines are not rows."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line, object_pairs_hook=unique_keys)
+            except (ValueError, RecursionError) as error:
+                yield number, BadRow("malformed", f"is not JSON ({error}): {line[:80]!r}")
 
 
-def _json(path: Path, columns: list[str]) -> Iterator[tuple[int, Cells]]:
+def _json(text: str, columns: list[str]) -> Iterable[tuple[int, Any]]:
     """Read a list of objects (at the top, or as in COCO's files under one key), columns, or JSON lines."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     try:
-        data = json.loads(text, object_pairs_hook=_unique)
+        data = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
-        yield from _jsonl(path, columns, text.split("\n"))
-        return
+        return _json_lines(text.split("\n"))
     if isinstance(data, dict):
-        tables = [rows for rows in data.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
-        tables = [rows for rows in tables if columns[0] in rows[0]]
+        lists = [part for part in data.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
+        tables = [part for part in lists if columns[0] in part[0]]
         series = [data[column] for column in columns if isinstance(data.get(column), list | dict)]
         series = [list(part.values()) if isinstance(part, dict) else part for part in series]
         if len(tables) == 1:
@@ -179,12 +174,13 @@ def _json(path: Path, columns: list[str]) -> Iterator[tuple[int, Cells]]:
             if len({len(part) for part in series}) > 1:
                 raise ValueError(f"columns {', '.join(columns)} have {[len(part) for part in series]} values")
             data = [dict(zip(columns, row, strict=True)) for row in zip(*series, strict=True)]
-    yield from _objects(path, enumerate(data if isinstance(data, list) else [data], 1), columns)
+    return enumerate(data if isinstance(data, list) else [data], 1)
 
 
-def _objects(path: Path, rows: Iterable[tuple[int, Any]], columns: list[str]) -> Iterator[tuple[int, Cells]]:
+def _objects(path: Path, values: Iterable[tuple[int, Any]], columns: list[str]) -> Rows:
+    """Yield the cells of JSON objects; each of the columns must be in one of them."""
     seen: dict[str, None] = {}
-    for number, value in rows:
+    for number, value in values:
         if isinstance(value, BadRow):
             yield number, value
         elif not isinstance(value, dict):
@@ -198,32 +194,24 @@ def _objects(path: Path, rows: Iterable[tuple[int, Any]], columns: list[str]) ->
         _positions(path, list(seen), columns)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice in one object")
-    return found
-
-
-def _parquet(path: Path, columns: list[str]) -> Iterator[tuple[int, Cells]]:
+def arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows:
+    """Yield the rows of Arrow tables or batches, numbered from 1."""
     number = 0
-    with pq.ParquetFile(path) as file:
-        _positions(path, file.schema_arrow.names, columns)
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            for cells in zip(*(_values(batch.column(column)) for column in columns), strict=True):
-                yield (number := number + 1), list(cells)
+    for table in tables:
+        _positions(what, table.schema.names, columns)
+        for cells in zip(*(_values(table.column(column)) for column in columns), strict=True):
+            yield (number := number + 1), list(cells)
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Return the values of a column; for strings that are not UTF-8, which Parquet permits, their bytes."""
-    values = []
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        for value in column:
-            try:
-                values.append(value.as_py())
-            except UnicodeDecodeError as error:
-                values.append(error.object)
-    return values
+    except UnicodeDecodeError:  # Parquet permits strings that are not UTF-8
+        return [_value(value) for value in column]
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="surrogateescape")
