@@ -132,12 +132,15 @@ def _facts(
     manifest: dict[str, Any], infos: Mapping[str, DatasetInfo], directory: Path, repo_id: str | None
 ) -> dict[str, Any]:
     """Return what the templates use."""
+    from generation.metrics.caption_diversity.caption_diversity import measure
+
     stages, counts, name = manifest["stages"], manifest["counts"], manifest["name"]
     talks = [stage.name for stage in (*INSTRUCTIONS.values(), *JUDGEMENTS.values()) if stage.name in stages]
     captions = [stage.name for stage in (SEEDS, CAPTIONS, CAPTION_JUDGEMENTS) if stage.name in stages]
     funnel = {stage: _funnel(stages[stage]) for stage in talks or captions}  # the other data set's are left out
     prompts = _prompts({stage: stages[stage] for stage in funnel})
     shards, licenses = stages["text_embeddings"]["shards"].values(), dict[str, dict[str, int]]()
+    candidates = first_rows(directory / FOLDERS["default"], infos["default"].features)
     for source, license in manifest["sources"].items():
         if counts["source"].get(source):
             licenses.setdefault(license, {})[source] = counts["source"][source]
@@ -154,7 +157,8 @@ def _facts(
         "load": repo_id or name,
         "revision": f"v{manifest['version']}" if repo_id else None,
         "sister": f"{repo_id.split('/')[0]}/{SISTERS[name]}" if repo_id else SISTERS[name],
-        "examples": choose_examples(first_rows(directory / FOLDERS["default"], infos["default"].features), prompts),
+        "examples": choose_examples(candidates, prompts),
+        "diversity": measure([row["caption"] for row in candidates]) | {"captions": len(candidates)},
         "models": list(counts["model"]),
         "embedded": any(EMBEDDED_MODEL in model.lower() for model in counts["model"]),
         "licenses": licenses,  # rows by source, by licence

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # Okabe and Ito's, which colour-blind readers tell apart
 _SHOWN = 330  # characters of a text
@@ -19,6 +18,8 @@ def draw_record(directory: Path, row: dict[str, Any]) -> None:
         directory: of the built data set; writes ``figures/record.png`` in it.
         row: one of the first rows of its config ``default``.
     """
+    from matplotlib.figure import Figure
+
     with pq.ParquetFile(min((directory / "with_embeddings").glob("*.parquet"))) as file:
         batches = file.iter_batches(columns=["id", "image_embedding"], use_threads=False)
         own = (batch.filter(pc.equal(batch["id"], row["id"])) for batch in batches)
