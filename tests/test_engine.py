@@ -242,9 +242,8 @@ def test_retry_asks_rejected_rows_again_with_fresh_seeds(run: Run) -> None:
     again = ask(run, lambda text, n: "bad too_short" if n == 1 else f"Late {text}.")
     assert len(again.asked) == 6 and not set(again.asked) & {*first.asked, *second.asked}
     late = [row for row in rows(run) if row not in before]
-    assert [(row["id"], row["attempts"], row["prompt_tokens"]) for row in late] == [
-        (row_id(s, 3), 8, 80) for s in range(3)
-    ]
+    assert [row["id"] for row in late] == [row_id(shard, 3) for shard in range(3)]
+    assert {(row["attempts"], row["prompt_tokens"]) for row in late} == {(8, 80)}
     assert len(rows(run)) == 15 and not rejected(run)
     record = run.record(CAPTIONS, 0)
     assert record is not None and record.counts["requests"] == 5 + 8
@@ -279,9 +278,9 @@ def test_the_first_rows_that_all_fail_alike_stop_the_stage_and_are_asked_again(t
     assert "the first 50 rows all failed (empty: 50)" in str(caught.value)
     assert "'bad empty'" in str(caught.value) and "server.thinking" in str(caught.value)
     assert len({text for text, _ in scheduler.asked}) <= 50 + 4
-    ask(run)
-    assert len(rows(run)) == 180 and not rejected(run)
-    assert {row["attempts"] for row in rows(run)} == {1, 4}
+    ask(run, lambda text, n: "Good." if text[-2:] == " 0" else "bad empty")  # bad rows after a good one do not stop it
+    assert len(rows(run)) == 9 and len(rejected(run)) == 171
+    assert {row["attempts"] for row in rows(run)} == {1, 4} and {row["attempts"] for row in rejected(run)} == {3, 6}
 
 
 @pytest.mark.parametrize(("count", "asked"), [(12, 6), (6, 5), (3, 3)])
@@ -301,12 +300,6 @@ def test_a_stage_without_an_accepted_row_fails_and_goes_on_after_a_fix(run: Run)
             ask(run, reply)
     ask(run)
     assert len(rows(run)) == 15
-
-
-def test_bad_rows_after_a_good_one_do_not_stop_the_stage(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 2, 60)
-    ask(run, lambda text, n: "Good." if text == "seed 0 0" else "bad loop")
-    assert len(rows(run)) == 1 and len(rejected(run)) == 119
 
 
 def test_two_stages_share_one_pool_and_no_shard_waits_for_another(run: Run) -> None:
@@ -383,12 +376,8 @@ def test_any_files_deleted_or_cut_are_made_again_by_the_same_command(finished: R
             assert record and expected and record.files == expected.files
 
 
-def line(number: int, kind: str = "row", **more: Any) -> dict[str, Any]:
-    return {kind: {"id": f"{number:010d}", "input_hash": number, **more}}
-
-
-def numbers(journal: Journal) -> list[int]:
-    return [row["input_hash"] for row in journal.rows()]
+def line(number: int, **more: Any) -> dict[str, Any]:
+    return {"row": {"id": f"{number:010d}", "input_hash": number, **more}}
 
 
 texts = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from(["\n", "\r\n", "\u2028", "\x00🦄"])
@@ -415,18 +404,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(said: list[
         assert [json.loads(one) for one in path.read_bytes().splitlines()] == [*whole, line(99)]
 
 
-def test_the_last_line_of_a_row_counts(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "00000.jsonl")
-    for one in (line(1), line(2), line(1, "again", attempts=3), line(3, "again", attempts=3), line(3), line(2)):
-        journal.append(one)
-    for read in (journal, Journal(journal.path)):
-        assert sorted(numbers(read)) == [2, 3]
-        assert [row["attempts"] for row in read.again.values()] == [3]
-
-
-@pytest.mark.parametrize(
-    "bad", [b"", b'{"row": {"id"', b'{"row": {}}', b"[]", b"null", b"\xff", b'{"again": 7}'], ids=repr
-)
+@pytest.mark.parametrize("bad", [b"", b'{"row": {"id"', b'{"row": {}}', b"[]", b"\xff", b'{"again": 7}'], ids=repr)
 def test_a_damaged_line_is_refused_with_its_number_and_left_as_it_is(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "00000.jsonl"
     content = b"\n".join([json.dumps(line(1)).encode(), bad, json.dumps(line(2)).encode(), b""])
@@ -469,4 +447,4 @@ def test_a_full_disk_leaves_no_half_line_and_loses_none(tmp_path: Path, more: in
     number, *refused = done.stdout.splitlines()
     assert int(number) == 10 + 8, done.stderr
     assert all(text.startswith(f"cannot write {path}: ") and "give the same command again" in text for text in refused)
-    assert numbers(Journal(path)) == [*range(10, 18), 0]
+    assert [row["input_hash"] for row in Journal(path).rows()] == [*range(10, 18), 0]

@@ -141,16 +141,12 @@ def test_a_signal_lets_requests_in_flight_finish_also_in_a_background_job(
     assert [session["rows"] > 0 for session in run.sessions(CAPTIONS)] == [True, True]
 
 
-def hangs(body: dict[str, Any], n: int) -> Reply | None:
-    return Reply(action="hang") if n >= 5 else None
-
-
 @pytest.mark.parametrize(("grace_s", "signals"), [(0.5, 1), (600.0, 2)])
 def test_a_server_that_hangs_is_left_after_the_grace_period_or_at_a_second_signal(
     tmp_path: Path, grace_s: float, signals: int
 ) -> None:
     run = make_run(tmp_path / "run", 1, 12)
-    with FakeServer("tgi", script=hangs, limit=4) as server:
+    with FakeServer("tgi", script=lambda body, n: Reply(action="hang") if n >= 5 else None, limit=4) as server:
         process = start(run, server, grace_s=grace_s)
         wait_until(lambda: server.counts["requests"] >= 6)
         for _ in range(signals):
