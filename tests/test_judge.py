@@ -196,6 +196,7 @@ def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(tmp_p
     run = make_run(tmp_path / "run", "http://127.0.0.1:1", [1, 4])
     fill(run, TASK, [("A dog.", [chosen(0)])])
     assert run.recipe.judge is not None
+    orders: set[Any] = set()
 
     def verdict(*votes: str) -> Any:
         task = JudgeTask(run, INSTRUCTIONS[TASK], run.recipe.judge)  # type: ignore[arg-type]
@@ -203,6 +204,7 @@ def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(tmp_p
         for attempt, vote in enumerate(votes, 4):  # as after three attempts of an earlier session
             shown = _CHOSEN.findall(task.request(item, attempt).messages[-1]["content"].split("Question: ")[1])
             letters = [letter for letter, text in shown if text in vote.split("|")]
+            orders.add(tuple(shown))
             answers.append(Answer(json.dumps({"Right": letters}) if vote != "?" else "?", "stop", 1, 1))
             found = task.accept(item, answers)  # type: ignore[assignment]
         return found["verdict"] if isinstance(found, dict) else found
@@ -216,6 +218,7 @@ def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(tmp_p
     assert verdict("", "") == "unsupported"
     assert verdict("?") == "schema"
     assert verdict("?", "a ball") == CONFIRMED
+    assert len(orders) == 3  # one an attempt
 
 
 def test_captions_that_leave_their_seed_are_dropped(tmp_path: Path) -> None:
