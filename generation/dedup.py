@@ -4,17 +4,14 @@ Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997
 documents) reaches a threshold. MinHash signatures (rensa) in bands propose the pairs (Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, section 3.4), and the true Jaccard similarity of each proposed pair decides. The first row
 in run order is kept. 2-grams for seeds: 1-grams take "a dog chases a man" and "a man chases a dog" for the same, and
-3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words.
-
-Memory: 8 bytes a band and row (16 bands at 0.8), 4 bytes an n-gram, and the bands that a row shares with another.
-rensa's own index takes 1.2 kB a row (measured), datatrove's passes through files.
+3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words. Memory: 8 bytes a band and
+row (16 bands at 0.8) and 4 bytes an n-gram; rensa's own index takes 1.2 kB a row (measured).
 """
 
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
-from hashlib import blake2b
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -38,23 +35,14 @@ _RECALL = 0.9  # of pairs at the threshold; above 0.99 at 0.1 above it
 _BATCH_ROWS = 1000
 _EXAMPLES = 5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying modulo 2**64 loses nothing
+_word_hash = lru_cache(maxsize=65_536)(stable_hash)
 
 
-class _Kept(dict[int, str | None]):
-    """For ``str.translate``: letters, marks, numbers and symbols stay, format characters go, the rest is blank."""
-
-    def __missing__(self, code: int) -> str | None:
-        category = unicodedata.category(chr(code))
-        self[code] = chr(code) if category[0] in "LMNS" else None if category == "Cf" else " "
-        return self[code]
-
-
-_KEPT = _Kept()
-
-
-@lru_cache(maxsize=65_536)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+@cache
+def _plain(character: str) -> str:
+    """Return letters, marks, numbers and symbols as they are, nothing for a format character, else a blank."""
+    category = unicodedata.category(character)
+    return character if category[0] in "LMNS" else "" if category == "Cf" else " "
 
 
 def ngrams(text: str, n: int) -> Hashes:
@@ -65,7 +53,7 @@ def ngrams(text: str, n: int) -> Hashes:
     >>> len(ngrams("A dog, and a DOG!", 2)), len(ngrams("a dog", 8)), len(ngrams("...", 8))
     (3, 1, 0)
     """
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_KEPT)
+    plain = "".join(map(_plain, unicodedata.normalize("NFKC", text).casefold()))
     words = unicodedata.normalize("NFKC", plain).split()
     n = min(n, len(words))
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
@@ -83,21 +71,15 @@ def banding(threshold: float) -> tuple[int, int]:
     >>> banding(0.8)
     (16, 8)
     """
-    for width in range(_SIGNATURE, 1, -1):
-        bands = _SIGNATURE // width
-        if 1 - (1 - threshold**width) ** bands >= _RECALL:
-            return bands, width
-    return _SIGNATURE, 1
+    options = [(_SIGNATURE // width, width) for width in range(_SIGNATURE, 0, -1)]
+    return next((b, r) for b, r in options if r == 1 or 1 - (1 - threshold**r) ** b >= _RECALL)
 
 
 def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 0) -> dict[int, tuple[int, float]]:
     """Return which texts repeat an earlier one that is kept, by position: the earlier one, and their similarity.
 
-    Args:
-        texts: in run order; read once.
-        threshold: the least Jaccard similarity of word n-grams, 0.1 to 1.
-        n: words in an n-gram.
-        kept: so many texts at the start are kept, whatever they repeat.
+    ``threshold`` is the least Jaccard similarity of word ``n``-grams, 0.1 to 1. The first ``kept`` texts are kept,
+    whatever they repeat.
     """
     keys, grams, starts = _index(texts, threshold, n)
     found: dict[int, tuple[int, float]] = {}
@@ -105,11 +87,18 @@ def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 
     for row in counted(np.flatnonzero(keys.any(axis=1)).tolist(), "duplicates, comparison", "row"):
         bands = [key for key in keys[row].tolist() if key]
         others = np.array(sorted({other for key in bands for other in buckets[key]}), np.int64)
-        if row >= kept and len(others) and (match := _match(row, others, grams, starts, threshold)):
-            found[row] = match
-        else:
-            for key in bands:
-                buckets[key].append(row)
+        if row >= kept and len(others):
+            own = np.sort(grams[starts[row] : starts[row + 1]])
+            sizes = starts[others + 1] - starts[others]
+            theirs = np.concatenate([grams[starts[other] : starts[other + 1]] for other in others.tolist()])
+            equal = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)] == theirs
+            common = np.add.reduceat(equal.astype(np.int64), np.cumsum(sizes) - sizes)
+            similarity = common / (len(own) + sizes - common)
+            if len(reached := np.flatnonzero(similarity >= threshold)):
+                found[row] = (int(others[reached[0]]), float(similarity[reached[0]]))
+                continue
+        for key in bands:
+            buckets[key].append(row)
     return found
 
 
@@ -139,27 +128,11 @@ def _index(texts: Iterable[str], threshold: float, n: int) -> tuple[Hashes, NDAr
     return found, np.frombuffer(grams, np.uint32), np.cumsum(sizes)
 
 
-def _match(
-    row: int, others: NDArray[np.int64], grams: NDArray[np.uint32], starts: NDArray[np.int64], threshold: float
-) -> tuple[int, float] | None:
-    """Return the first of ``others`` whose Jaccard similarity to ``row`` reaches the threshold, and it."""
-    own = np.sort(grams[starts[row] : starts[row + 1]])
-    sizes = starts[others + 1] - starts[others]
-    theirs = np.concatenate([grams[starts[other] : starts[other + 1]] for other in others.tolist()])
-    equal = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)] == theirs
-    common = np.add.reduceat(equal.astype(np.int64), np.cumsum(sizes) - sizes)
-    similarity = common / (len(own) + sizes - common)
-    reached = np.flatnonzero(similarity >= threshold)
-    return (int(others[reached[0]]), float(similarity[reached[0]])) if len(reached) else None
-
-
 def find_contaminated(texts: Iterable[str], benchmark: Path) -> dict[int, str]:
     """Return which texts share 8 words in a row with a question of a benchmark, by position: the question.
 
-    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words.
-
-    Raises:
-        SeedError: the file (.txt, one question a line) cannot be read.
+    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words. A
+    SeedError says that the file (.txt, one question a line) cannot be read.
     """
     questions = read_lines(benchmark, "benchmark questions")
     known: dict[int, int] = {}
@@ -183,11 +156,8 @@ def drop_caption_duplicates(run: Run) -> None:
     """Move captions that repeat an earlier one, or hold a benchmark's question, to the rejected rows, if asked for.
 
     Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Called again
-    for the same captions it does nothing.
-
-    Raises:
-        SeedError: the benchmark's questions cannot be read.
-        RunError: a shard is held by another process, was changed, or cannot be written.
+    for the same captions it does nothing. A SeedError says that the questions cannot be read, a RunError that a shard
+    is held by another process, was changed, or cannot be written.
     """
     threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
     if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == _searched(run):
@@ -195,8 +165,7 @@ def drop_caption_duplicates(run: Run) -> None:
     ids = list(_texts(run, CAPTIONS, "id"))
     hits = find_contaminated(_texts(run, CAPTIONS, "caption"), run.recipe.path(benchmark)) if benchmark else {}
     dropped = {ids[row]: ("contaminated", question) for row, question in hits.items()}
-    if threshold:
-        # Nothing repeats a row that is dropped itself.
+    if threshold:  # nothing repeats a row that is dropped itself
         texts = ("" if row in hits else text for row, text in enumerate(_texts(run, CAPTIONS, "caption")))
         found = find_duplicates(texts, threshold, NGRAM[CAPTIONS.name])
         dropped |= {ids[row]: ("duplicate", ids[match]) for row, (match, _) in found.items()}
@@ -232,12 +201,9 @@ def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
 
 
 def duplicate_groups(run: Run) -> dict[str, str]:
-    """Return the near-duplicates among a run's captions: the id of the first row of its group, by id.
-
-    Rows without a near-duplicate have no key.
-    """
-    threshold = run.recipe.captions.drop_duplicates or THRESHOLD
+    """Return the id of the first row of its group by id, of the captions that have a near-duplicate."""
     ids = list(_texts(run, CAPTIONS, "id"))
+    threshold = run.recipe.captions.drop_duplicates or THRESHOLD
     found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
     return {ids[member]: ids[match] for row, (match, _) in found.items() for member in (match, row)}
 
@@ -245,27 +211,21 @@ def duplicate_groups(run: Run) -> dict[str, str]:
 def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, benchmark: Path | None = None) -> str:
     """Return a table of the duplicates in ``seeds`` or ``captions``, with examples; nothing is changed.
 
-    Raises:
-        SeedError: the benchmark's questions cannot be read.
-        RunError: there is no such stage, it has no finished shard, or a shard was changed.
+    A SeedError says that the benchmark's questions cannot be read, a RunError that the stage has no finished shard.
     """
     stage, column = (SEEDS, "seed") if stage_name == "seeds" else (CAPTIONS, "caption")
     if stage_name != stage.name or not run.shards(stage):
         raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")
-    contaminated = find_contaminated(_texts(run, stage, column), benchmark) if benchmark else {}
-    found = find_duplicates(_texts(run, stage, column), threshold, NGRAM[stage_name])
-    near, held = list(islice(found.items(), _EXAMPLES)), list(islice(contaminated.items(), _EXAMPLES))
-    wanted = {row for row, _ in held} | {place for row, (match, _) in near for place in (row, match)}
-    texts = {row: text for row, text in enumerate(_texts(run, stage, column)) if row in wanted}
-    total = sum(record.rows for record in run.records(stage).values())
+    texts = list(_texts(run, stage, column))
+    hits = find_contaminated(texts, benchmark) if benchmark else {}
+    found = find_duplicates(texts, threshold, NGRAM[stage_name])
     exact = sum(similarity == 1 for _, similarity in found.values())
-    counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(contaminated)}
-    return "\n".join(
-        [
-            f"{stage_name}: {total:,} rows; near: similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams",
-            *("| reason | rows | share |", "|---|---|---|"),
-            *(f"| {reason} | {count:,} | {count / max(1, total):.2%} |" for reason, count in counts.items()),
-            *(f"\nsimilarity {part:.2f}:\n  {texts[match]}\n  {texts[row]}" for row, (match, part) in near),
-            *(f"\nholds the benchmark question {question!r}:\n  {texts[row]}" for row, question in held),
-        ]
-    )
+    counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(hits)}
+    lines = [f"{stage_name}: {len(texts):,} rows; near: similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams"]
+    lines += ["| reason | rows | share |", "|---|---|---|"]
+    lines += [f"| {reason} | {count:,} | {count / max(1, len(texts)):.2%} |" for reason, count in counts.items()]
+    for row, (match, part) in islice(found.items(), _EXAMPLES):
+        lines.append(f"\nsimilarity {part:.2f}:\n  {texts[match]}\n  {texts[row]}")
+    for row, question in islice(hits.items(), _EXAMPLES):
+        lines.append(f"\nholds the benchmark question {question!r}:\n  {texts[row]}")
+    return "\n".join(lines)
