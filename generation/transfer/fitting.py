@@ -73,17 +73,13 @@ def fit(
     facts |= {"rows": rows, "images": None, "noise": None}
     spread = 1 - float(mean_text.square().sum())  # of unit rows: mean |u - m|^2 = 1 - |m|^2
     if "sub:mean_text" in method.text and spread < SMALLEST_SPREAD:
-        raise EmbeddingError(
-            f"method {section.method} subtracts the mean of the texts, but all {rows} text embeddings are equal: "
-            "nothing is left. Add seeds, or set transfer.method: none"
-        )
+        fault = f"all {rows} text embeddings are equal, and without their mean nothing is left"
+        raise EmbeddingError(f"method {section.method}: {fault}. Add seeds, or set transfer.method: none")
     if isinstance(section, config.ImageTransfer):
         if images is None or images[0].shape != mean_text.shape:
             found = "none were given" if images is None else f"these have {len(images[0])} dimensions"
-            raise EmbeddingError(
-                f"method {section.method} needs unpaired image embeddings of the same encoder, with {len(mean_text)} "
-                f"dimensions, and {found}; images is a folder of pictures or a .safetensors or .npy file of vectors"
-            )
+            needed = f"method {section.method} needs unpaired image embeddings of the same encoder"
+            raise EmbeddingError(f"{needed}, with {len(mean_text)} dimensions, and {found}; name them as images")
         image_spread = 1 - float(images[0].square().sum())
         facts["images"] = {"rows": images[1], "error_of_mean": math.sqrt(image_spread / images[1])}
         tensors |= {"mean_image": images[0], "shift": section.strength * (images[0] - mean_text)}
