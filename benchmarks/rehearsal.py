@@ -63,8 +63,9 @@ def embed(run_dir: Path) -> None:
     from generation.vectors import write_vectors
 
     run = Run(run_dir)
-    identity = {"model": "random unit vectors of a rehearsal", "dimension": DIMENSION, "kind": "none"}
-    run.begin(TEXT_EMBEDDINGS, identity | {"joint_with_images": False, "pooling": None, "max_tokens": 512})
+    identity: dict[str, Any] = {"model": "random unit vectors of a rehearsal", "dimension": DIMENSION, "kind": "none"}
+    identity |= {"joint_with_images": False, "pooling": None, "max_tokens": 512, "commit": None, "dtype": "float32"}
+    run.begin(TEXT_EMBEDDINGS, identity)
     for shard in run.due(TEXT_EMBEDDINGS):
         rows = run.table(CAPTIONS, shard, ["id", "caption"])
         generator = torch.Generator().manual_seed(shard)
