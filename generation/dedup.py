@@ -53,8 +53,9 @@ def ngrams(text: str, n: int) -> Hashes:
     >>> len(ngrams("A dog, and a DOG!", 2)), len(ngrams("a dog", 8)), len(ngrams("...", 8))
     (3, 1, 0)
     """
-    plain = "".join(map(_plain, unicodedata.normalize("NFKC", text).casefold()))
-    words = unicodedata.normalize("NFKC", plain).split()
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = text.translate({ord(character): _plain(character) for character in set(text)})
+    words = unicodedata.normalize("NFKC", text).split()
     n = min(n, len(words))
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     grams = np.zeros(len(words) - n + 1 if words else 0, np.uint64)
