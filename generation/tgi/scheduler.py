@@ -74,6 +74,7 @@ class Scheduler:
         self._fatal: FatalServerError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's handles do not tell their time
         self._requested = False  # a dispatch is on its way
         self._dispatched = asyncio.Event()  # set for a moment by each dispatch
 
@@ -215,10 +216,11 @@ class Scheduler:
             job = self._queue.popleft()
             if not job.turn.done():  # else the caller is gone
                 self._grant(job, free)
-        if not (self._timer and now < self._timer.when() <= min(due)):
+        if not (self._timer and now < self._timer_at <= min(due)):
             if self._timer:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(min(due), self._changed)
+            self._timer_at = min(due)
+            self._timer = self._loop.call_at(self._timer_at, self._changed)
 
     def _least_loaded(self, now: float) -> EndpointState | None:
         """Return the free endpoint with the smallest share of its limit in use."""
