@@ -19,13 +19,12 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from .checks.dense import caption_fault
-from .checks.items import LETTERS, Scene, item_fault
+from .checks.items import LETTERS
 from .config import Recipe
 from .errors import SeedError
 from .files import parquet, sha256
 from .logs import Progress
-from .rows import REJECTED_SCHEMA, Row, row_id, text_hash
+from .rows import REJECTED_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
 from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
 from .store import Run
 
@@ -39,75 +38,63 @@ _CHUNK, _MAX_ROW = 1 << 20, 1 << 24  # characters
 _SEPARATOR = re.compile(r"\s*,?\s*")
 _ID = re.compile(r"[0-9]{10}")
 _OPTION = re.compile(r"\(?([A-Z])[:.)]\s*(.*)")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, as "\ud83d" in JSON
 _IMAGE = "<image>"
 Known = dict[str, tuple[int, str, int]]  # by original id: shard, id and text hash of the caption
 
 
 class Tally:
-    """How many rows of one kind there are, and how many have which defect, with its first place."""
+    """How many rows of one kind there are, how many are rejected, and where those with a defect are."""
 
-    def __init__(self) -> None:
-        self.rows = self.rejected = 0
-        self.defects: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-        self.checks: Counter[str] = Counter()
+    def __init__(self, keep_defects: bool) -> None:
+        self.keep_defects, self.rows, self.rejected = keep_defects, 0, 0
+        self.places: defaultdict[str, list[str]] = defaultdict(list)
 
-    def add(self, place: str, fatal: str | None, defect: str | None, keep: bool) -> bool:
-        """Count a row at ``place`` (file and row number); return whether it is rejected."""
-        rejected = bool(fatal or (defect and not keep))
-        self.rows += 1
-        self.rejected += rejected
-        if code := fatal or defect:
-            self.defects[code] += 1
-            self.first.setdefault(code, place)
-        return rejected
+    def rejects(self, place: str, fatal: str | None, defect: str | None) -> str | None:
+        """Count a row; return the code for which it is rejected, or None."""
+        if found := fatal or defect:
+            self.places[found].append(place)
+        code = fatal or (None if self.keep_defects else defect)
+        self.rows, self.rejected = self.rows + 1, self.rejected + bool(code)
+        return code
 
     def table(self, kind: str) -> str:
         """Return the counts as Markdown."""
         lines = [f"{kind}: {self.rows:,} rows, {self.rows - self.rejected:,} taken, {self.rejected:,} rejected"]
-        lines += ["", "| defect | rows | first |", "|---|---:|---|"] if self.defects else []
-        lines += [f"| {code} | {count:,} | {self.first[code]} |" for code, count in self.defects.most_common()]
-        if self.checks:
-            refused = ", ".join(f"{code} {count:,}" for code, count in self.checks.most_common(8))
-            lines += ["", f"our checks of generated text would refuse {self.checks.total():,} of these: {refused}"]
+        lines += ["", "| defect | rows | first |", "|---|---:|---|"] if self.places else []
+        for code, places in sorted(self.places.items(), key=lambda defect: -len(defect[1])):
+            lines.append(f"| {code} | {len(places):,} | {places[0]} |")
         return "\n".join(lines) + "\n"
 
 
 def import_release(
     paths: Sequence[Path], run_dir: Path, keep_defects: bool = False, license: str | None = None
 ) -> str:
-    """Make a run of released files; return a table of rows and defects. The same command makes the same run again.
+    """Make a run of the pre-training file and, if wanted, instruction files; return a table of rows and defects.
 
-    Args:
-        paths: the pre-training file and, if wanted, the instruction files, in any order.
-        run_dir: the run directory, new or of the same import.
-        keep_defects: keep rows with a defect as far as a run can hold them, instead of rejecting them.
-        license: under which the text may be used, for the card.
-
-    Raises:
-        SeedError: a file cannot be read, or is not a released file.
-        RunError: the run holds something else.
+    Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. ``license`` is that
+    of the text, for the card. The same call makes the same run again. A SeedError says that a file is not a released
+    one, a RunError that the run holds something else.
     """
-    kinds = [(path, _kind(path)) for path in paths]
-    if not any(kind == "captions" for _, kind in kinds):
+    pretraining = {path: _is_pretraining(path) for path in paths}
+    if not any(pretraining.values()):
         names = ", ".join(map(str, paths))
         raise SeedError(f"none of {names} is the pre-training file, whose answers are its captions; give it too")
+    recipe, license = Recipe(name=SOURCE, directory=run_dir.resolve().parent), license or LICENSE
     files = {path.name: sha256(path) for path in paths}
-    recipe = Recipe(name=SOURCE, directory=run_dir.resolve().parent)
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
-    imported = {"imported": files, "keep_defects": keep_defects, "license": license or LICENSE, "model": MODEL}
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values()):
-        run.begin(stage, imported)
+        run.begin(stage, {"imported": files, "keep_defects": keep_defects, "license": license, "model": MODEL})
     known: Known = {}
-    tally = Tally()
-    rows = (row for path, kind in kinds if kind == "captions" for row in read_rows(path))
+    captions, conversations = Tally(keep_defects), Tally(keep_defects)
+    rows = (row for path in paths if pretraining[path] for row in read_rows(path))
     with Progress("captions", None) as bar:
         for shard, part in enumerate(iter(lambda: list(islice(rows, SHARD_ROWS)), [])):
-            _commit_captions(run, shard, part, known, tally, keep_defects, license or LICENSE)
+            _commit_captions(run, shard, part, known, captions, license)
             bar.update(len(part))
-    report = tally.table("captions")
-    rows = (row for path, kind in kinds if kind == "instructions" for row in read_rows(path))
-    return report + "\n" + _commit_instructions(run, rows, known, keep_defects).table("conversations")
+    rows = (row for path in paths if not pretraining[path] for row in read_rows(path))
+    _commit_instructions(run, rows, known, conversations)
+    return f"{captions.table('captions')}\n{conversations.table('conversations')}"
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -127,7 +114,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _list_items(file: TextIO) -> Iterator[Any]:
-    """Yield the values of one JSON list; a ValueError or RecursionError says what is wrong with it."""
+    """Yield the values of one JSON list; a ValueError or RecursionError says what is wrong with it.
+
+    ijson takes memory quadratic in the depth of a hostile file, and "?" for half a character.
+    """
     decoder, text, place = json.JSONDecoder(), file.read(_CHUNK).lstrip(), 1
     if not text.startswith("["):
         raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")
@@ -152,116 +142,111 @@ def _list_items(file: TextIO) -> Iterator[Any]:
             raise ValueError("the list does not end")
 
 
-def _kind(path: Path) -> str:
-    rows = [value for _, value in islice(read_rows(path), _PEEKED)]
-    captions = sum(len(_turns(row) or ()) == 2 and _turns(row)[1]["value"] == row.get("caption") for row in rows)
-    return "captions" if 2 * captions > len(rows) else "instructions"
+def _is_pretraining(path: Path) -> bool:
+    """Return whether most of a file's rows are one exchange whose answer is the caption."""
+    rows = [row for _, row in islice(read_rows(path), _PEEKED)]
+    single = [row for row in rows if not _fatal_defect(row) and len(row["conversations"]) == 2]
+    return 2 * [row["conversations"][1]["value"] == row["caption"] for row in single].count(True) > len(rows)
 
 
-def _turns(row: Any) -> Any:
-    """Return the conversation of a row if it is a list of ``{"from": text, "value": text}``, else None."""
-    turns = row.get("conversations") if isinstance(row, dict) else None
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return None
-    texts = all(turn.keys() == {"from", "value"} and set(map(type, turn.values())) == {str} for turn in turns)
-    return turns if turns and texts else None
-
-
-def _shape_defect(row: Any, turns: Any) -> str | None:
+def _fatal_defect(row: Any) -> str | None:
     """Return what makes a row one that a run cannot hold."""
-    if not isinstance(row, dict) or turns is None:
-        return "conversations_malformed" if isinstance(row, dict) else "not_an_object"
-    return None if isinstance(row.get("caption"), str) else "caption_not_text"
+    if not isinstance(row, dict):
+        return "not_an_object"
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        return "conversations_malformed"
+    if not all(turn.keys() == {"from", "value"} and set(map(type, turn.values())) == {str} for turn in turns):
+        return "conversations_malformed"
+    if not isinstance(row.get("caption"), str):
+        return "caption_not_text"
+    return "character_broken" if _SURROGATE.search(json.dumps(row, ensure_ascii=False)) else None
+
+
+def _first(faults: dict[str, bool]) -> str | None:
+    return next((code for code, found in faults.items() if found), None)
 
 
 def _turns_defect(turns: list[dict[str, str]]) -> str | None:
     speakers = [turn["from"] for turn in turns]
     images = [turn["value"].count(_IMAGE) for turn in turns]
-    faults = {
-        "speaker_unknown": not {"human", "gpt"}.issuperset(speakers),
-        "turns_out_of_order": speakers != ["human", "gpt"] * (len(turns) // 2),
-        "turn_empty": not all(turn["value"].replace(_IMAGE, "").strip() for turn in turns),
-        "image_missing": not sum(images),
-        "image_several": sum(images) > 1,
-        "image_misplaced": not images[0],
-    }
-    return next((code for code, found in faults.items() if found), None)
-
-
-def _commit_captions(
-    run: Run, shard: int, part: list[tuple[str, Any]], known: Known, tally: Tally, keep: bool, license: str
-) -> None:
-    """Write a shard of seeds without text, and of captions, which are added to ``known``."""
-    ids = [row_id(shard, number) for number in range(len(part))]
-    seeds = pa.table([ids, pa.nulls(len(ids)), [SOURCE] * len(ids), [license] * len(ids)], names=SEEDS.schema.names)  # type: ignore[union-attr]
-    run.commit(SEEDS, shard, len(ids), parquet(seeds.cast(SEEDS.schema)))
-    taken: list[Row] = []
-    rejected: list[Row] = []
-    for id, (place, row) in zip(ids, part, strict=True):
-        turns = _turns(row)
-        fatal = _shape_defect(row, turns)
-        defect = None if fatal else _caption_defect(row, turns, known)
-        if tally.add(place, fatal, defect, keep):
-            rejected.append({"id": id, "reason": fatal or defect, "raw": json.dumps(row, ensure_ascii=False)})
-            continue
-        caption, original = row["caption"], row.get("id")
-        if isinstance(original, str):
-            known.setdefault(original, (shard, id, text_hash(caption)))
-        fault = caption_fault(caption, caption)
-        tally.checks.update([fault] if fault else [])
-        plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
-        own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "source": SOURCE, "license": license}
-        own |= {"words": len(caption.split()), "input_hash": text_hash(""), "conversations": turns}
-        own |= {"original_id": None if original is None else str(original), "model": MODEL}
-        taken.append(own | ({"conversations": None} if turns == plain else {}))
-    _commit(run, CAPTIONS, shard, taken, rejected)
-
-
-def _caption_defect(row: Row, turns: list[dict[str, str]], known: Known) -> str | None:
-    id = row.get("id")
-    faults = {
-        "id_missing": id is None,
-        "id_odd": id is not None and not (isinstance(id, str) and _ID.fullmatch(id)),
-        "id_duplicate": isinstance(id, str) and id in known,
-        "caption_empty": not row["caption"].strip(),
-    }
-    found = next((code for code, is_so in faults.items() if is_so), None) or _turns_defect(turns)
-    if found:
-        return found
-    return (
-        "several_exchanges" if len(turns) > 2 else None if turns[1]["value"] == row["caption"] else "gpt_not_caption"
+    return _first(
+        {
+            "speaker_unknown": not {"human", "gpt"}.issuperset(speakers),
+            "turns_out_of_order": speakers != ["human", "gpt"] * (len(turns) // 2),
+            "turn_empty": not all(turn["value"].replace(_IMAGE, "").strip() for turn in turns),
+            "image_missing": not sum(images),
+            "image_several": sum(images) > 1,
+            "image_misplaced": not images[0],
+        }
     )
 
 
-def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known, keep: bool) -> Tally:
+def _caption_defect(row: Row, known: Known) -> str | None:
+    id, turns = row.get("id"), row["conversations"]
+    wrong = _turns_defect(turns)
+    return _first(
+        {
+            "id_missing": id is None,
+            "id_odd": not (isinstance(id, str) and _ID.fullmatch(id)),
+            "id_duplicate": str(id) in known,
+            "caption_empty": not row["caption"].strip(),
+            str(wrong): wrong is not None,
+            "several_exchanges": len(turns) > 2,
+            "gpt_not_caption": turns[-1]["value"] != row["caption"],
+        }
+    )
+
+
+def _commit_captions(
+    run: Run, shard: int, part: list[tuple[str, Any]], known: Known, tally: Tally, license: str
+) -> None:
+    """Write a shard of seeds without text, and of captions, which are added to ``known``."""
+    ids = [row_id(shard, number) for number in range(len(part))]
+    columns = [ids, pa.nulls(len(ids), pa.string()), [SOURCE] * len(ids), [license] * len(ids)]
+    run.commit(SEEDS, shard, len(ids), parquet(pa.table(columns, SEED_SCHEMA)))
+    taken, rejected = list[Row](), list[Row]()
+    for id, (place, row) in zip(ids, part, strict=True):
+        fatal = _fatal_defect(row)
+        if code := tally.rejects(place, fatal, None if fatal else _caption_defect(row, known)):
+            rejected.append({"id": id, "reason": code, "raw": json.dumps(row)})
+            continue
+        caption, turns, original = row["caption"], row["conversations"], row.get("id")
+        if isinstance(original, str):
+            known.setdefault(original, (shard, id, text_hash(caption)))
+        plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
+        own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "source": SOURCE, "license": license}
+        own |= {"words": len(caption.split()), "input_hash": text_hash(""), "model": MODEL}
+        own |= {"original_id": None if original is None else str(original)}
+        taken.append(own | {"conversations": None if turns == plain else turns})
+    _commit(run, CAPTIONS, shard, taken, rejected)
+
+
+def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known, tally: Tally) -> None:
     """Write the conversations by task, in the shards of their captions and in their order."""
-    tally, rejected = Tally(), defaultdict[tuple[str, int], list[Row]](list)
-    taken: defaultdict[tuple[str, int], dict[str, bytes]] = defaultdict(dict)
+    rejected = defaultdict[tuple[str, int], list[Row]](list)
+    taken = defaultdict[tuple[str, int], dict[str, bytes]](dict)
     with Progress("conversations", None) as bar:
         for place, row in rows:
             bar.update()
-            turns = _turns(row)
-            fatal = _shape_defect(row, turns)
-            items = _items(turns) if not fatal and not _turns_defect(turns) else []
-            task = _task(items)
+            fatal = _fatal_defect(row)
+            items = [] if fatal or _turns_defect(row["conversations"]) else _items(row["conversations"])
+            words = sum(len(item["Answer"].split()) for item in items)
+            task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(items) > 0 else "question_answering"
+            if 2 * sum("Options" in item for item in items) > len(items):
+                task = "multiple_choice"
             shard, id, hashed = known.get(str(row.get("id")) if isinstance(row, dict) else "", (0, "", 0))
-            fatal = (
-                fatal or (None if id else "caption_unknown") or ("id_duplicate" if id in taken[task, shard] else None)
-            )
-            defect = None if fatal else _conversation_defect(row, turns, items, task, hashed)
-            if tally.add(place, fatal, defect, keep):
-                raw = json.dumps(row, ensure_ascii=False)
-                rejected[task, shard].append({"id": id, "reason": fatal or defect, "raw": raw})
+            fatal = fatal or _first({"caption_unknown": not id, "id_duplicate": id in taken[task, shard]})
+            defect = None if fatal else _conversation_defect(row, items, task, hashed)
+            if code := tally.rejects(place, fatal, defect):
+                rejected[task, shard].append({"id": id, "reason": code, "raw": json.dumps(row)})
                 continue
-            scene = Scene(row["caption"])
-            tally.checks.update(fault for item in items if (fault := item_fault(item, task, scene)))
-            own = {"id": id, "task": task, "conversations": turns, "input_hash": hashed, "original_id": row["id"]}
-            taken[task, shard][id] = json.dumps(own | {"model": MODEL}).encode()
+            own = {"id": id, "task": task, "conversations": row["conversations"], "input_hash": hashed}
+            taken[task, shard][id] = json.dumps(own | {"original_id": row["id"], "model": MODEL}).encode()
     for task, stage in INSTRUCTIONS.items() if tally.rows else ():
         for shard in run.shards(CAPTIONS):
             found = taken.get((task, shard), {})
             _commit(run, stage, shard, [json.loads(found[id]) for id in sorted(found)], rejected[task, shard])
-    return tally
 
 
 def _items(turns: list[dict[str, str]]) -> list[Any]:
@@ -276,25 +261,19 @@ def _items(turns: list[dict[str, str]]) -> list[Any]:
     return items
 
 
-def _task(items: list[Any]) -> str:
-    if 2 * sum("Options" in item for item in items) > len(items):
-        return "multiple_choice"
-    words = sum(len(item["Answer"].split()) for item in items) / max(1, len(items))
-    return "complex_reasoning" if words >= LONG_ANSWER_WORDS else "question_answering"
-
-
-def _conversation_defect(row: Row, turns: Any, items: list[Any], task: str, hashed: int) -> str | None:
-    if text_hash(row["caption"]) != hashed:
-        return "caption_differs"
-    if (fault := _turns_defect(turns)) or task != "multiple_choice":
-        return fault
-    if any(tuple(item.get("Options", ())) != tuple(LETTERS) for item in items):
-        return "not_four_options"
-    return "answer_not_an_option" if any(item["Answer"] not in LETTERS for item in items) else None
+def _conversation_defect(row: Row, items: list[Any], task: str, hashed: int) -> str | None:
+    wrong, choices = _turns_defect(row["conversations"]), items if task == "multiple_choice" else []
+    return _first(
+        {
+            "caption_differs": text_hash(row["caption"]) != hashed,
+            str(wrong): wrong is not None,
+            "not_four_options": any(tuple(item.get("Options", ())) != LETTERS for item in choices),
+            "answer_not_an_option": any(item["Answer"] not in LETTERS for item in choices),
+        }
+    )
 
 
 def _commit(run: Run, stage: Stage, shard: int, taken: list[Row], rejected: list[Row]) -> None:
-    reasons = dict(Counter(row["reason"] for row in rejected))
-    table = pa.Table.from_pylist(taken, stage.schema)
-    aside = pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
-    run.commit(stage, shard, len(table), parquet(table), aside, counts={"rejected": reasons})
+    table, aside = pa.Table.from_pylist(taken, stage.schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
+    counts = {"rejected": dict(Counter(row["reason"] for row in rejected))}
+    run.commit(stage, shard, len(table), parquet(table), aside, counts=counts)
