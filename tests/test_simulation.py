@@ -214,13 +214,13 @@ async def watch_for_silence(scheduler: Scheduler, wrong: list[str]) -> None:
     """Note when rows wait, nothing is in flight, and neither a probe nor a timer is due soon."""
     while True:
         await asyncio.sleep(0.5)
-        now, timer = asyncio.get_running_loop().time(), scheduler._timer
+        now = asyncio.get_running_loop().time()
         busy = (
             scheduler.running
             or scheduler._requested
             or any(state.look and not state.look.done() for state in scheduler.states)
         )
-        due = timer is not None and not timer.cancelled() and now <= timer.when() <= now + max(PROBE_S) * 1.25
+        due = now <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
         if scheduler.waiting and not busy and not due:
             wrong.append(f"{scheduler.waiting} rows wait at {now} s and nothing is due")
 

@@ -26,6 +26,7 @@ BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
 FAILS_ALONE = 2  # tests that a row at fault fails alone
 REFUSED_IN_A_ROW = 50  # prompts refused by one endpoint and none answered: the fault is not theirs
+TICK_S = 1e-6  # timers may fire early by the clock's resolution
 ALONE = f" (failed alone {FAILS_ALONE} times, between answers to another request)"
 
 
@@ -73,7 +74,7 @@ class Scheduler:
         self._busy_since = 0.0
         self._fatal: FatalServerError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle = self._loop.call_soon(self._changed)
         self._timer_at = 0.0  # uvloop's handles do not tell their time
         self._requested = False  # a dispatch is on its way
         self._dispatched = asyncio.Event()  # set for a moment by each dispatch
@@ -198,7 +199,7 @@ class Scheduler:
         self._dispatched.clear()
         if self._fatal or not self._jobs:
             return
-        now = self._loop.time()
+        now = self._loop.time() + TICK_S
         due = [max(self._busy_since, *(state.answered_at for state in self.states)) + self._give_up_s]
         if now >= due[0]:
             last = "; ".join(f"{state.endpoint.url}: {state.last_failure or 'no answer'}" for state in self.states)
@@ -216,9 +217,8 @@ class Scheduler:
             job = self._queue.popleft()
             if not job.turn.done():  # else the caller is gone
                 self._grant(job, free)
-        if not (self._timer and now < self._timer_at <= min(due)):
-            if self._timer:
-                self._timer.cancel()
+        if not now < self._timer_at <= min(due):
+            self._timer.cancel()
             self._timer_at = min(due)
             self._timer = self._loop.call_at(self._timer_at, self._changed)
 
@@ -272,14 +272,13 @@ class Scheduler:
             async with asyncio.timeout(self._timeout_s):
                 while True:
                     self._changed()
-                    await self._until(lambda: not state.running and state.status(self._loop.time()) == "up")
+                    await self._until(lambda: not state.running and state.status(self._loop.time() + TICK_S) == "up")
                     if self._good and await state.answers(self._good, self._timeout_s):
                         return True
         return False
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
-        """Wait for a state of affairs, which is looked at after every dispatch."""
-        while not is_true():
+        while not is_true():  # asked after every dispatch
             await self._dispatched.wait()
 
     def stop(self, message: str) -> FatalServerError:
@@ -295,8 +294,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """End the looks at endpoints; nothing may be asked any more."""
-        if self._timer:
-            self._timer.cancel()
+        self._timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
