@@ -17,7 +17,6 @@ from tests.fake_hub import FakeHub
 from tests.runs import make_recipe, make_run
 from unicorn_1_2m import Unicorn12M
 
-ROOT = Path(__file__).parents[1]
 Vectors = list[list[float]]
 
 
@@ -101,21 +100,22 @@ def test_fill_cache_serves_the_build_that_was_filled_last(
 
 def test_revisions_of_the_hub_and_a_local_build_of_their_name(builds: Path, tmp_path: Path) -> None:
     script = """
-import os, sys
+import sys
 from datasets import load_dataset
+from generation.builders.command import main
+from unicorn_1_2m import Unicorn12M
+builds, local = sys.argv[1:]
+for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
+    options = ["--run-dir", f"{builds}/run_{name}", "--output", f"{local}/{name}", "--version", version]
+    sys.argv[1:] = [*options, "--push-to-hub", "user/unicorn-1.2m"]
+    assert main(Unicorn12M) == 0
 places = [("user/unicorn-1.2m", {"revision": f"v{number}.0.0"}) for number in (1, 2, 1)]
-for place, options in [*places, (sys.argv[1], {})]:
-    print(load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
+for place, options in [*places, (f"{local}/unicorn-1.2m", {})]:
+    print("read", load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
 """
+    shutil.copytree(builds / "two", tmp_path / "unicorn-1.2m")
     with FakeHub() as hub:
-        for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
-            options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--version", version]
-            pushed = hub.run(
-                [ROOT / "unicorn_1_2m.py", *options, "--push-to-hub", "user/unicorn-1.2m"], tmp_path / "home"
-            )
-            assert pushed.returncode == 0, pushed.stderr
-        shutil.copytree(builds / "two", tmp_path / "local" / "unicorn-1.2m")
-        done = hub.run(["-c", script, tmp_path / "local" / "unicorn-1.2m"], tmp_path / "home")
+        done = hub.run(["-c", script, builds, tmp_path], tmp_path / "home")
     assert done.returncode == 0, done.stderr
-    wanted = [str(stored(builds / name)) for name in ("one", "two", "one", "two")]
-    assert done.stdout.splitlines() == wanted
+    found = [line.removeprefix("read ") for line in done.stdout.splitlines() if line.startswith("read ")]
+    assert found == [str(stored(builds / name)) for name in ("one", "two", "one", "two")]
