@@ -4,6 +4,7 @@ Every failure becomes a ``ServerError`` that says how to react, with the URL, th
 """
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -19,15 +20,15 @@ from yarl import URL
 from .. import config
 from ..errors import FatalServerError, RequestRejected, ServerError, TransientError
 from .dialects import DIALECTS, SIDE_ROUTES, THINKING_TOKENS, chat_body, describe, native_body, refused_fields
-from .protocol import API_KEY_VARIABLE, Answer, Request, ServerInfo, count, failure, loads, read_answer
+from .protocol import API_KEY_VARIABLE, Answer, Request, ServerInfo, count, failure, read_answer
 
 logger = logging.getLogger(__name__)
 SIDE_S = 10.0  # for a reply of any route but generation
 CONNECT_S = 10.0  # for a new connection
 KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
 MAX_REPLY_BYTES = 32 * 1024 * 1024
-MAX_REDIRECTS = 5
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
+_TOKENIZE = {"tgi": "/chat_tokenize", "tgi_generate": "/chat_tokenize", "vllm": "/tokenize"}
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
     r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:{.*})? +(\S+)",
     re.MULTILINE,
@@ -38,6 +39,188 @@ def open_session() -> aiohttp.ClientSession:
     """Return a session for endpoints: any number of connections; certificates as ``$SSL_CERT_FILE`` says."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl.create_default_context())
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+class Endpoint:
+    """A server at ``url``, asked with the key in ``$TGI_API_KEY``.
+
+    Attributes:
+        url: the base URL without its query string, as messages show it.
+        info: what the server is, once connected.
+
+    Raises:
+        FatalServerError: the URL or the key cannot be used.
+    """
+
+    def __init__(self, url: str, settings: config.Server, session: aiohttp.ClientSession) -> None:
+        self._settings, self._session = settings, session
+        self._native = settings.kind == "tgi_generate"
+        self._base, self._ask_url = _parse(url)
+        self._ask_url = self._route("/generate") if self._native else self._ask_url
+        self.url = str(self._base.with_query(None)).rstrip("/")
+        self.info: ServerInfo | None = None
+        self._headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(API_KEY_VARIABLE):
+            if not re.fullmatch("[!-~]+", key):
+                raise FatalServerError(f"${API_KEY_VARIABLE} holds a line feed, a blank or a non-ASCII character")
+            self._headers["Authorization"] = f"Bearer {key}"
+        host = self._base.host or ""
+        local = host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host)
+        self._proxy = None if local else getproxies().get(self._base.scheme)  # trust_env would look for every request
+        self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
+        self._left_out: set[str] = set()  # fields that this server does not take
+        self._answered = False  # a request
+        self._thinks = False  # although thinking is off
+        self._was_healthy = False  # else a bad /health says nothing
+
+    async def connect(self) -> ServerInfo:
+        """Return, and keep as ``info``, what the server is. Where side channels fail, the generation route decides.
+
+        Raises:
+            ServerError: the server cannot be reached or is not ready, refuses the key, or serves several models.
+        """
+        replies = dict(zip(SIDE_ROUTES, await asyncio.gather(*map(self._side, SIDE_ROUTES)), strict=True))
+        self._was_healthy |= replies["/health"] is not None
+        info = describe(self.url, {route: reply for route, reply in replies.items() if reply}, self._settings)
+        known = info.kind.startswith("tgi") or info.served_model is not None
+        if not known or all(reply is None for reply in replies.values()):
+            await self._try_generation(info.served_model)
+        if self.info is None or known:  # else what it said before
+            self.info, self._dialect = info, DIALECTS[info.kind]
+        return self.info
+
+    async def _try_generation(self, model: str | None) -> None:
+        """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
+        fields: dict[str, Any] = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
+        if not self._native:
+            fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+            fields |= {"model": model} if model else {}
+        try:
+            await self._send(self._ask_url, fields)
+        except (RequestRejected, TransientError) as error:
+            if error.status in (404, 405):
+                raise FatalServerError(f"{error}; give the server's base URL", error.status) from None
+            if isinstance(error, TransientError):
+                raise
+
+    async def probe(self) -> bool:
+        """Return whether a new connection is accepted and the server is healthy enough to be tried."""
+        async with open_session() as session:
+            try:
+                await self._send(self._route("/health"), session=session)
+            except ServerError as error:
+                return error.status is not None and (error.status < 500 or not self._was_healthy)
+        return True
+
+    async def queue_size(self) -> int | None:
+        """Return how many requests wait for a slot, by ``/metrics``; None where it does not say."""
+        try:
+            content, _ = await self._send(self._route("/metrics"))
+        except ServerError:
+            return None
+        sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
+        return sum(map(count, sizes)) if sizes else None
+
+    async def count_tokens(self, request: Request) -> int | None:
+        """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
+        route = _TOKENIZE.get(self.info.kind) if self.info else None
+        reply = await self._side(route, self._fields(request)) if route else None
+        tokens = (reply or {}).get("tokenize_response")
+        return len(tokens) if isinstance(tokens, list) else count((reply or {}).get("count")) or None
+
+    def max_tokens(self, request: Request) -> int:
+        """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
+        budget = THINKING_TOKENS["low" if self._thinks else self._settings.thinking]
+        return request.sampling.max_tokens + (0 if request.prefix else budget)
+
+    def body(self, request: Request) -> bytes:
+        """Return the JSON of a request to the chat route."""
+        return orjson.dumps(self._fields(request))
+
+    def _fields(self, request: Request) -> dict[str, Any]:
+        model = self.info.served_model if self.info else self._settings.model
+        fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
+        return {name: value for name, value in fields.items() if name not in self._left_out}
+
+    async def ask(self, request: Request, timeout_s: float) -> Answer:
+        """Return the answer to a request; neutral fields that the server refuses are left out from then on.
+
+        Raises:
+            ServerError: the subclass says how to react.
+        """
+        while True:
+            fields = await self._native_fields(request) if self._native else self._fields(request)
+            try:
+                content, headers = await self._send(self._ask_url, fields, timeout_s)
+            except RequestRejected as error:
+                refused = refused_fields(str(error), fields, self._dialect) if error.status in (400, 422) else set()
+                if not refused:
+                    raise
+                if new := sorted(refused - self._left_out):
+                    self._left_out.update(new)
+                    logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
+                continue
+            try:
+                answer = read_answer(json.loads(content), headers, request.prefix)  # orjson refuses lone surrogates
+            except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
+                raise TransientError(f"POST {self.url}: unexpected answer {shown}") from None
+            self._answered = True
+            if answer.thinking_tokens < THINKS_FROM or self._settings.thinking != "off" or self._thinks:
+                return answer
+            self._thinks = True  # gpt-oss does in any case
+            logger.warning("%s thinks although it is asked not to: max_tokens are raised", self.url)
+            if answer.finish_reason != "length":
+                return answer
+
+    async def _native_fields(self, request: Request) -> dict[str, Any]:
+        rendered = (await self._side("/chat_tokenize", {"messages": request.messages}) or {}).get("templated_text")
+        if not isinstance(rendered, str):
+            raise TransientError(f"{self.url}/chat_tokenize gives no templated_text")
+        return native_body(request, rendered, self.max_tokens(request))
+
+    def _route(self, path: str) -> URL:
+        return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
+
+    async def _side(self, path: str, fields: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
+        try:
+            content, _ = await self._send(self._route(path), fields)
+            reply = json.loads(content)
+        except ServerError:
+            return None
+        except (ValueError, RecursionError):
+            return {}
+        return reply if isinstance(reply, dict) else {}
+
+    async def _send(
+        self,
+        url: URL,
+        fields: dict[str, Any] | None = None,
+        timeout_s: float = SIDE_S,
+        session: aiohttp.ClientSession | None = None,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
+        method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
+        call, timeout = f"{method} {url.with_query(None)}", aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
+        options: dict[str, Any] = {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
+        try:
+            request = (session or self._session).request(method, url, data=data, timeout=timeout, **options)
+            async with request as response:
+                if (response.content_length or 0) > MAX_REPLY_BYTES:
+                    raise ValueError(f"a reply of {response.content_length:,} bytes")
+                content, status = await response.read(), response.status
+                if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
+                    return content, response.headers
+                status, keyed = 502 if status == 200 else status, "Authorization" in self._headers
+                raise failure(call, status, content, response.headers, keyed, self._answered)
+        except TimeoutError:  # aiohttp's are also ClientErrors
+            raise TransientError(f"{call}: no answer in {timeout_s:g} s") from None
+        except aiohttp.ClientSSLError as error:
+            hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
+            raise FatalServerError(f"{call}: no secure connection ({error}); {hint}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise TransientError(f"{call}: {type(error).__name__}: {error}") from None
 
 
 def _parse(text: str) -> tuple[URL, URL]:
@@ -54,213 +237,3 @@ def _parse(text: str) -> tuple[URL, URL]:
     base = re.sub(r"(/v1)?(/chat/completions|/completions|/generate)?/*$", "", url.path)
     chat = url.path if url.path.endswith("/chat/completions") else f"{base}/v1/chat/completions"
     return url.with_path(base or "/", keep_query=True), url.with_path(chat, keep_query=True)
-
-
-class Endpoint:
-    """A server at ``url``, asked with the key in ``$TGI_API_KEY``.
-
-    Attributes:
-        url: the base URL without its query string, as messages show it.
-        info: what the server is, once connected.
-        answered: it has answered a request.
-
-    Raises:
-        FatalServerError: the URL or the key cannot be used.
-    """
-
-    def __init__(self, url: str, settings: config.Server, session: aiohttp.ClientSession) -> None:
-        self._base, self._ask_url = _parse(url)
-        self.url = str(self._base.with_query(None)).rstrip("/")
-        self.info: ServerInfo | None = None
-        self.answered = False
-        self._settings, self._session = settings, session
-        self._key = os.environ.get(API_KEY_VARIABLE)
-        self._headers = {"Content-Type": "application/json"}
-        if self._key:
-            if not re.fullmatch("[!-~]+", self._key):
-                raise FatalServerError(f"${API_KEY_VARIABLE} holds a line feed, a blank or a non-ASCII character")
-            self._headers["Authorization"] = f"Bearer {self._key}"
-        host = self._base.host or ""
-        local = host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host)
-        self._proxy = None if local else getproxies().get(self._base.scheme)  # trust_env would look for every request
-        self._native = settings.kind == "tgi_generate"
-        if self._native:
-            self._ask_url = self._route("/generate")
-        self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
-        self._left_out: set[str] = set()  # fields that this server does not take
-        self._thinks = False  # although thinking is off
-        self._was_healthy = False  # else a bad /health says nothing
-
-    async def connect(self) -> ServerInfo:
-        """Return, and keep as ``info``, what the server is. Where side channels fail, the generation route decides.
-
-        Raises:
-            ServerError: the server cannot be reached or is not ready, refuses the key, or serves several models.
-        """
-        results = await asyncio.gather(*(self._side(route) for route in SIDE_ROUTES))
-        replies = {route: reply for route, (_, reply) in zip(SIDE_ROUTES, results, strict=True) if reply}
-        info = describe(self.url, replies, self._settings)
-        self._was_healthy |= results[-1][0]
-        known = info.kind.startswith("tgi") or info.served_model is not None
-        if not known or not any(good for good, _ in results):
-            await self._try_generation(info.served_model)
-        if self.info is None or known:  # else what it said before
-            self.info, self._dialect = info, DIALECTS[info.kind]
-        return self.info
-
-    async def _try_generation(self, model: str | None) -> None:
-        """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
-        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1} | ({"model": model} if model else {})
-        if self._native:
-            body = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
-        try:
-            await self._send("POST", self._ask_url, orjson.dumps(body), SIDE_S)
-        except (RequestRejected, TransientError) as error:
-            if error.status in (404, 405):
-                raise FatalServerError(f"{error}; give the server's base URL", error.status) from None
-            if isinstance(error, TransientError):
-                raise
-
-    async def probe(self) -> bool:
-        """Return whether a new connection is accepted and the server is healthy enough to be tried."""
-        async with open_session() as session:
-            try:
-                await self._send("GET", self._route("/health"), None, SIDE_S, session)
-            except ServerError as error:
-                return error.status is not None and (error.status < 500 or not self._was_healthy)
-        return True
-
-    async def queue_size(self) -> int | None:
-        """Return how many requests wait for a slot, by ``/metrics``; None where it does not say."""
-        try:
-            content, _ = await self._send("GET", self._route("/metrics"), None, SIDE_S)
-        except ServerError:
-            return None
-        sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
-        return sum(map(count, sizes)) if sizes else None
-
-    async def count_tokens(self, request: Request) -> int | None:
-        """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
-        kind = self.info.kind if self.info else None
-        route = {"tgi": "/chat_tokenize", "tgi_generate": "/chat_tokenize", "vllm": "/tokenize"}.get(kind or "")
-        _, reply = await self._side(route, self._fields(request)) if route else (False, {})
-        tokens = reply.get("tokenize_response")
-        return len(tokens) if isinstance(tokens, list) else count(reply.get("count")) or None
-
-    def max_tokens(self, request: Request) -> int:
-        """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
-        budget = THINKING_TOKENS["low" if self._thinks else self._settings.thinking]
-        return request.sampling.max_tokens + (0 if request.prefix else budget)
-
-    def body(self, request: Request) -> bytes:
-        """Return the JSON of a request to the chat route."""
-        return orjson.dumps(self._fields(request))
-
-    def _fields(self, request: Request) -> dict[str, Any]:
-        model = self.info.served_model if self.info else self._settings.model
-        fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
-        for name in self._left_out:
-            fields.pop(name, None)
-        return fields
-
-    async def ask(self, request: Request, timeout_s: float) -> Answer:
-        """Return the answer to a request; neutral fields that the server refuses are left out from then on.
-
-        Raises:
-            ServerError: the subclass says how to react.
-        """
-        while True:
-            fields = self._fields(request)
-            if self._native:
-                _, rendered = await self._side("/chat_tokenize", {"messages": request.messages})
-                if not isinstance(rendered.get("templated_text"), str):
-                    raise TransientError(f"{self.url}/chat_tokenize gives no templated_text", endpoint=self.url)
-                fields = native_body(request, rendered["templated_text"], self.max_tokens(request))
-            try:
-                content, headers = await self._send("POST", self._ask_url, orjson.dumps(fields), timeout_s)
-            except RequestRejected as error:
-                if not self._adapt(error, fields):
-                    raise
-                continue
-            try:
-                answer = read_answer(loads(content), headers, request.prefix)
-            except (LookupError, TypeError, AttributeError, ValueError) as error:
-                shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
-                raise TransientError(f"POST {self.url}: unexpected answer {shown}", endpoint=self.url) from None
-            self.answered = True
-            if answer.thinking_tokens < THINKS_FROM or self._settings.thinking != "off" or self._thinks:
-                return answer
-            self._thinks = True  # gpt-oss does in any case
-            logger.warning("%s thinks although it is asked not to: max_tokens are raised", self.url)
-            if answer.finish_reason != "length":
-                return answer
-
-    def _adapt(self, error: RequestRejected, fields: Mapping[str, Any]) -> bool:
-        """Return whether to ask again, without the fields that the server refused."""
-        message = str(error)
-        refused = refused_fields(message, fields, self._dialect) if error.status in (400, 422) else set()
-        if new := sorted(refused - self._left_out):
-            self._left_out.update(new)
-            logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
-        if not refused and "continue_final_message" in message:
-            error.args = (f"{message}; this server cannot continue an answer: use prompts without answer_prefix",)
-        return bool(refused)
-
-    def _route(self, path: str) -> URL:
-        return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
-
-    async def _side(self, path: str, body: object = None) -> tuple[bool, dict[str, Any]]:
-        """Return whether a route other than generation was answered with 200, and the JSON object it gave, if any."""
-        data = None if body is None else orjson.dumps(body)
-        try:
-            content, _ = await self._send("GET" if data is None else "POST", self._route(path), data, SIDE_S)
-            reply = loads(content)
-        except ServerError:
-            return False, {}
-        except ValueError:
-            return True, {}
-        return True, reply if isinstance(reply, dict) else {}
-
-    async def _send(
-        self, method: str, url: URL, body: bytes | None, timeout_s: float, session: aiohttp.ClientSession | None = None
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """Return body and headers of a reply with status 200; a redirected POST stays a POST."""
-        call = f"{method} {url.with_query(None)}"
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
-        options: dict[str, Any] = {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
-        ask = (session or self._session).request
-        try:
-            for _ in range(MAX_REDIRECTS):
-                async with ask(method, url, data=body, timeout=timeout, **options) as response:
-                    if response.status in (301, 302, 307, 308) and "Location" in response.headers:
-                        url = _redirected(url, response)
-                        continue
-                    if (response.content_length or 0) > MAX_REPLY_BYTES:
-                        raise ValueError(f"a reply of {response.content_length:,} bytes")
-                    content, status = await response.read(), response.status
-                    if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
-                        return content, response.headers
-                    status = 502 if status == 200 else status
-                    raise failure(call, status, content, response.headers, bool(self._key), self.answered)
-            raise TransientError(f"{call}: more than {MAX_REDIRECTS} redirects", 302)
-        except ServerError as error:
-            error.endpoint = self.url
-            raise
-        except TimeoutError:  # aiohttp's are also ClientErrors
-            raise TransientError(f"{call}: no answer in {timeout_s:g} s", endpoint=self.url) from None
-        except aiohttp.ClientSSLError as error:
-            hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
-            raise FatalServerError(f"{call}: no secure connection ({error}); {hint}", endpoint=self.url) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TransientError(f"{call}: {type(error).__name__}: {error}", endpoint=self.url) from None
-
-
-def _redirected(url: URL, response: aiohttp.ClientResponse) -> URL:
-    target = url.join(URL(response.headers["Location"]))
-    if target.host != url.host or (url.scheme == "https" and target.scheme != "https"):
-        raise FatalServerError(
-            f"{url.with_query(None)} redirects to {target.with_query(None)}, which is not followed: prompts and key "
-            "go only to the host that the recipe names; give the new address as the endpoint",
-            response.status,
-        )
-    return target

@@ -24,25 +24,15 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of server takes in ``/v1/chat/completions``.
+    """What one kind of server takes in ``/v1/chat/completions``."""
 
-    Attributes:
-        neutral: sampling fields that keep the server from using values of ``generation_config.json``.
-        continues: fields that make it continue a last assistant message.
-        value: ``response_format`` needs TGI's ``value``.
-        named: the body names the model (TGI takes the name for an adapter).
-        thinks: the fields that switch thinking are sent.
-    """
-
-    neutral: Mapping[str, float] = field(default_factory=dict)
-    continues: Mapping[str, bool] = field(default_factory=dict)
-    value: bool = False
-    named: bool = True
-    thinks: bool = True
+    neutral: Mapping[str, float] = field(default_factory=dict)  # else it uses values of generation_config.json
+    continues: Mapping[str, bool] = field(default_factory=dict)  # make it continue a last assistant message
+    tgi: bool = False  # reads "model" as an adapter, cannot switch thinking, and needs the schema in "value" too
 
 
-_TGI = Dialect(value=True, named=False, thinks=False)
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+_TGI = Dialect(tgi=True)
 _VLLM = Dialect(_NEUTRAL, {"add_generation_prompt": False, "continue_final_message": True})
 DIALECTS = {
     "tgi": _TGI,
@@ -56,34 +46,20 @@ DIALECTS = {
 
 def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: str, max_tokens: int) -> dict[str, Any]:
     """Return the body of ``/v1/chat/completions``; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0)."""
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        "messages": request.messages,
-        "max_tokens": max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "frequency_penalty": sampling.frequency_penalty,
-        "seed": request.seed,
-        "stream": False,
-        **dialect.neutral,
-    }
-    if dialect.named and model is not None:
-        body["model"] = model
-    if request.prefix:
-        body.update(dialect.continues)
-    if dialect.thinks:
+    body = request.sampling.model_dump() | {"max_tokens": max_tokens, "seed": request.seed, "stream": False}
+    body |= {"messages": request.messages, **dialect.neutral, **(dialect.continues if request.prefix else {})}
+    if not dialect.tgi:
         allowed = thinking != "off" and not request.prefix
+        body |= {"model": model} if model else {}
         body["chat_template_kwargs"] = {
             "enable_thinking": allowed,
             "thinking": allowed,
         }  # Qwen, GLM; DeepSeek, Granite
-        if thinking != "on" or not allowed:
-            body["reasoning_effort"] = "low"  # gpt-oss: cannot be off
+        body |= {} if thinking == "on" and allowed else {"reasoning_effort": "low"}  # gpt-oss: cannot be off
     if request.schema:
         named = {"name": "answer", "schema": request.schema}
         body["response_format"] = {"type": "json_schema", "json_schema": {**named, "strict": True}}
-        if dialect.value:
-            body["response_format"]["value"] = named
+        body["response_format"] |= {"value": named} if dialect.tgi else {}
     return body
 
 
@@ -98,10 +74,8 @@ def native_body(request: Request, inputs: str, max_tokens: int) -> dict[str, Any
 
 
 def refused_fields(message: str, body: Mapping[str, Any], dialect: Dialect) -> set[str]:
-    """Return the fields of ``body`` that a 400 or 422 names and that can be left out.
-
-    Those are the neutral ones, and those of thinking: a server that does not know them cannot switch it.
-    """
+    """Return the fields of ``body`` that a refusal names and that can be left out: the neutral ones, and those of
+    thinking, since a server that does not know them cannot switch it."""
     if not _REFUSAL.search(message):
         return set()
     optional = {*dialect.neutral, "chat_template_kwargs", "reasoning_effort"} & body.keys()
@@ -119,21 +93,21 @@ def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> S
     listed = replies.get("/v1/models", {}).get("data")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     models = {entry["id"]: entry for entry in reversed(entries) if _text(entry.get("id"))}
-    owners = [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
     kind: str = settings.kind
-    if kind == "auto" and _text(replies.get("/info", {}).get("model_id")):
-        kind = "tgi"
-    elif kind == "auto":
-        guess = "sglang" if "model_path" in replies.get("/server_info", {}) else "openai"
-        kind = owners[0] if owners else "llama.cpp" if "default_generation_settings" in said else guess
+    if kind == "auto":
+        guesses = ["tgi"] if _text(replies.get("/info", {}).get("model_id")) else []
+        guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
+        guesses += ["llama.cpp"] if "default_generation_settings" in said else []
+        guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []
+        kind = [*guesses, "openai"][0]
     served = settings.model or next(reversed(models), None)
-    if len(models) > 1 and not settings.model and DIALECTS[kind].named:
+    if len(models) > 1 and not settings.model and not DIALECTS[kind].tgi:
         names = ", ".join(sorted(models)[:20])
-        raise FatalServerError(f"{url} serves several models ({names}): name one in server.model", endpoint=url)
-    entry, slot = models.get(served or "", {}), said.get("default_generation_settings")
-    contexts = [said.get("max_total_tokens"), entry.get("max_model_len"), said.get("context_length")]
-    contexts += [slot.get("n_ctx")] if isinstance(slot, dict) else []
-    at_once = [said.get(name) for name in ("max_concurrent_requests", "total_slots", "max_running_requests")]
+        raise FatalServerError(f"{url} serves several models ({names}): name one in server.model")
+    slot = said.get("default_generation_settings")
+    said |= models.get(served or "", {}) | ({"n_ctx": slot.get("n_ctx")} if isinstance(slot, dict) else {})
+    contexts = map(said.get, ("max_total_tokens", "max_model_len", "context_length", "n_ctx"))
+    at_once = map(said.get, ("max_concurrent_requests", "total_slots", "max_running_requests"))
     version = _text(said.get("version")) or _text(said.get("build_info"))
     image = _text(said.get("docker_label")) or _text(said.get("sha"))  # TGI 3.3.6 and 3.3.7 name one version
     return ServerInfo(

