@@ -20,10 +20,10 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from .checks.items import LETTERS
-from .config import Recipe
 from .errors import SeedError
 from .files import parquet, sha256
 from .logs import Progress
+from .recipe import parse_recipe
 from .rows import REJECTED_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
 from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
 from .store import Run
@@ -80,7 +80,8 @@ def import_release(
     if not any(pretraining.values()):
         names = ", ".join(map(str, paths))
         raise SeedError(f"none of {names} is the pre-training file, whose answers are its captions; give it too")
-    recipe, license = Recipe(name=SOURCE, directory=run_dir.resolve().parent), license or LICENSE
+    place, license = {"name": SOURCE, "directory": str(run_dir.resolve().parent)}, license or LICENSE
+    recipe = parse_recipe(place, f"run directory {run_dir}")
     files = {path.name: sha256(path) for path in paths}
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values()):

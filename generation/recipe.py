@@ -76,6 +76,10 @@ def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None 
     Raises:
         RecipeError: a key or value is wrong. All faults are named.
     """
+    try:
+        str(data.get("directory")).encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{what}: the directory {data['directory']!r} is not UTF-8; rename it") from error
     if server:
         section = data.get("server") or {}
         if not isinstance(section, dict):

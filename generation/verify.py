@@ -13,24 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .errors import DatasetError, EmbeddingError, RunError
 from .files import read_json, read_table, sha256
 from .logs import counted
 from .records import Record
 from .rows import row_id, text_hash
-from .stages import (
-    CAPTION_JUDGEMENTS,
-    CAPTIONS,
-    INSTRUCTIONS,
-    JUDGEMENTS,
-    SEEDS,
-    STAGES,
-    TEXT_EMBEDDINGS,
-    Stage,
-    image_embeddings,
-)
+from .stages import CAPTIONS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
 from .store import Run
 from .vectors import VectorShard, check_unit
 
@@ -38,39 +27,27 @@ from .vectors import VectorShard, check_unit
 _OTHER_FILES = re.compile(r"run\.json|(cluster|report)/.*|.*/(stage\.json|sessions\.jsonl|\d{5}\.[a-z.]+)")
 _HUB_FILES = re.compile(r"\..*|.*/\..*")  # .gitattributes, and the .cache of a download
 _SHOWN = 50
+Shard = tuple[Stage, int]
+File = tuple[Path, dict[str, Any], Shard | None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong.
-
-    Attributes:
-        path: the file.
-        what: what is wrong with it, with the values found and expected.
-        shard: its stage and number, if removing the shard's record mends it.
-    """
+    """Something that is wrong with a file, and the shard that must be made again to repair it, if one must."""
 
     path: Path
     what: str
-    shard: tuple[Stage, int] | None = None
+    shard: Shard | None = None
 
 
 def verify_path(path: Path, fix: bool = False) -> str:
-    """Check a run directory or a built data set.
+    """Check a run directory or a built data set; return a summary if nothing is wrong or everything was fixed.
 
-    Args:
-        path: either.
-        fix: remove the records and files of a run's bad shards.
-
-    Returns:
-        A summary, if nothing is wrong or everything was fixed.
-
-    Raises:
-        RunError: something in a run is wrong; every fault is listed.
-        DatasetError: something in a built data set is wrong; or it cannot be told what ``path`` is.
+    ``fix`` removes the records and files of a run's bad shards. A RunError (of a run) or DatasetError (of a data set)
+    lists every fault.
     """
     if (path / "run.json").is_file():
-        faults, summary = _check_run(path)
+        faults, summary = _check_run(Run(path))
         error: type[RunError | DatasetError] = RunError
         remedy = f"`python -m generation verify {path} --fix` removes what is bad; then `run` makes it again"
     elif (path / "manifest.json").is_file():
@@ -82,142 +59,107 @@ def verify_path(path: Path, fix: bool = False) -> str:
         return summary
     listed = "\n".join(f"  {fault.path}: {fault.what}" for fault in faults[:_SHOWN])
     listed += f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    fixable = {fault.shard for fault in faults if fault.shard} if fix else set()
-    for stage, shard in sorted(fixable, key=str):
-        _remove(Run(path), stage, shard, faults)
-    if fix and all(fault.shard for fault in faults):
-        done = f"Removed {len(fixable)} shards. Now run `python -m generation run --run-dir {path}`"
-        return f"{len(faults)} faults:\n{listed}\n{done}"
+    shards = {fault.shard for fault in faults if fault.shard}
+    if fix:
+        for fault in faults:
+            if fault.shard:
+                Run(path).reopen(*fault.shard)
+                fault.path.unlink(missing_ok=True)
+        if all(fault.shard for fault in faults):
+            done = f"Removed {len(shards)} shards. Now run `python -m generation run --run-dir {path}`"
+            return f"{len(faults)} faults:\n{listed}\n{done}"
     raise error(f"{path} has {len(faults)} faults:\n{listed}\nTo repair: {remedy}")
 
 
-def _remove(run: Run, stage: Stage, shard: int, faults: list[Fault]) -> None:
-    """Make a shard due: remove its record, and those of its files that are bad."""
-    run.reopen(stage, shard)
-    bad = {fault.path for fault in faults if fault.shard == (stage, shard)}
-    for path in bad | ({run.file(stage, shard)} if stage.schema is None else set()):
-        path.unlink(missing_ok=True)
+def _check_files(files: list[File]) -> list[Fault]:
+    """Compare files with the size and sha256 that are recorded of them."""
 
+    def problem(file: File) -> str | None:
+        path, facts, _ = file
+        if not path.is_file():
+            return "missing"
+        if (size := path.stat().st_size) != facts["bytes"]:
+            return f"{size} bytes, recorded {facts['bytes']}"
+        found = sha256(path)
+        return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
 
-# Runs
-
-
-def _check_run(path: Path) -> tuple[list[Fault], str]:
-    run = Run(path)
-    methods = sorted(file.name for file in (path / "image_embeddings").glob("*") if file.is_dir())
-    stages = [*STAGES, *(image_embeddings(method) for method in methods)]
-    faults: list[Fault] = []
-    records: dict[Stage, dict[int, Record]] = {}
-    for stage in stages:
-        records[stage], broken = _records(run, stage)
-        faults += broken
-    shards = [(stage, shard, record) for stage in stages for shard, record in records[stage].items()]
     with ThreadPoolExecutor() as pool:
-        checked = pool.map(lambda one: _check_files(run, *one), shards)
-        for found in counted(checked, "verify: files", "shard", len(shards)):
-            faults += found
-    bad = {fault.shard for fault in faults}
-    known = {run.directory(stage) / name for stage, _, record in shards for name in record.files}
-    known |= set((path / "transfer").glob("*.safetensors"))
-    faults += [
-        Fault(file, "unknown file; move it out of the run")
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file not in known and not file.name.startswith(".")
-        if not _OTHER_FILES.fullmatch(str(file.relative_to(path)))
-    ]
-    sound = [(stage, shard) for stage, shard, _ in shards if (stage, shard) not in bad]
-    for stage, shard in counted(sound, "verify: rows", "shard"):
+        problems = counted(pool.map(problem, files), "verify: files", "file", len(files))
+        return [Fault(path, what, shard) for (path, _, shard), what in zip(files, problems, strict=True) if what]
+
+
+def _check_run(run: Run) -> tuple[list[Fault], str]:
+    methods = sorted(file.name for file in (run.path / "image_embeddings").glob("*") if file.is_dir())
+    stages = [*STAGES, *map(image_embeddings, methods)]
+    faults: list[Fault] = []
+    records: dict[Shard, Record] = {}
+    for key in [(stage, shard) for stage in stages for shard in run.shards(stage)]:
+        try:
+            if record := run.record(*key):
+                records[key] = record
+        except RunError as fault:
+            faults.append(Fault(run.file(*key, ".json"), str(fault), key))
+    files: list[File] = []
+    for key, record in records.items():
+        files += [(run.directory(key[0]) / name, facts, key) for name, facts in record.files.items()]
+    faults += _check_files(files)
+    known = {file for file, _, _ in files} | set((run.path / "transfer").glob("*.safetensors"))
+    for path in sorted(run.path.rglob("*")):
+        expected = path in known or _OTHER_FILES.fullmatch(str(path.relative_to(run.path)))
+        if path.is_file() and not expected and not path.name.startswith("."):
+            faults.append(Fault(path, "unknown file; move it out of the run"))
+    sound = records.keys() - {fault.shard for fault in faults}
+    for stage, shard in counted([key for key in records if key in sound], "verify: rows", "shard"):
         if stage.source is None or ((stage.source, shard) in sound and not run.is_stale(stage, shard)):
-            faults += _check_rows(run, stage, shard)
-    lines = [f"{path}: no fault found"]
+            try:
+                problems = list(_row_problems(run, stage, shard, records[stage, shard]))
+            except (RunError, EmbeddingError, pa.ArrowException, KeyError) as error:
+                problems = [str(error)]
+            faults += [Fault(run.file(stage, shard), problem, (stage, shard)) for problem in problems]
+    lines = [f"{run.path}: no fault found"]
     for stage in stages:
-        sources = records.get(stage.source, {}) if stage.source else records[stage]
-        due = sum(shard not in records[stage] or run.is_stale(stage, shard) for shard in sources)
-        if records[stage]:
-            rows = sum(record.rows for record in records[stage].values())
-            lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {due} shards due" if due else ""))
+        made = {shard for of, shard in records if of == stage}
+        due = [n for of, n in records if of == stage.source and (n not in made or run.is_stale(stage, n))]
+        if made:
+            rows = sum(records[stage, shard].rows for shard in made)
+            lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {len(due)} shards due" if due else ""))
     return faults, "\n".join(lines)
 
 
-def _records(run: Run, stage: Stage) -> tuple[dict[int, Record], list[Fault]]:
-    found, faults = {}, []
-    for shard in run.shards(stage):
-        try:
-            record = run.record(stage, shard)
-        except RunError as error:
-            faults.append(Fault(run.file(stage, shard, ".json"), str(error), (stage, shard)))
-        else:
-            assert record is not None
-            found[shard] = record
-    return found, faults
-
-
-def _check_files(run: Run, stage: Stage, shard: int, record: Record) -> list[Fault]:
-    faults = []
-    for name, facts in record.files.items():
-        path = run.directory(stage) / name
-        if problem := _file_problem(path, facts):
-            faults.append(Fault(path, problem, (stage, shard)))
-    return faults
-
-
-def _file_problem(path: Path, facts: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return "missing"
-    if (size := path.stat().st_size) != facts["bytes"]:
-        return f"{size} bytes, recorded {facts['bytes']}"
-    found = sha256(path)
-    return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
-
-
-def _check_rows(run: Run, stage: Stage, shard: int) -> list[Fault]:
+def _row_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterator[str]:
     """Check the rows of a shard whose files are sound, against the shard they were made from."""
-    path, record = run.file(stage, shard), run.record(stage, shard)
-    assert record is not None
-    try:
-        if stage.schema is None:
-            problems = list(_vector_problems(run, stage, shard, record))
-        else:
-            table = read_table(path)
-            problems = [] if len(table) == record.rows else [f"{len(table)} rows, recorded {record.rows}"]
-            problems += list(_table_problems(run, stage, shard, table))
-    except (RunError, EmbeddingError, pa.ArrowException, KeyError) as error:
-        problems = [str(error)]
-    return [Fault(path, problem, (stage, shard)) for problem in problems]
-
-
-def _table_problems(run: Run, stage: Stage, shard: int, table: pa.Table) -> Iterator[str]:
-    assert stage.schema is not None
+    if stage.schema is None:
+        yield from _vector_problems(run, stage, shard, record)
+        return
+    table = read_table(run.file(stage, shard))
+    if len(table) != record.rows:
+        yield f"{len(table)} rows, recorded {record.rows}"
     if not table.schema.equals(stage.schema):
         yield f"columns {table.schema.names}, expected {stage.schema.names}"
         return
     ids = table["id"].to_pylist()
     if doubled := len(ids) - len(set(ids)):
         yield f"{doubled} ids occur twice"
-    if stage is SEEDS:
+    if stage.source is None:
         if ids != [row_id(shard, row) for row in range(len(ids))]:
             yield "the ids are not those of its rows"
         return
-    assert stage.source is not None
-    texts = _source_texts(run, stage.source, shard)
-    rejected = run.rejected(stage, shard)
+    texts, rejected = _source_texts(run, stage.source, shard), run.rejected(stage, shard)
     ended = ids + (rejected["id"].to_pylist() if rejected is not None else [])
     if stage is CAPTIONS and sorted(ended) != sorted(texts):
         missing = len(set(texts) - set(ended))
         yield f"{missing} seeds are neither captions nor rejected, {len(ended) + missing - len(texts)} rows too many"
-    if stage in (CAPTION_JUDGEMENTS, *JUDGEMENTS.values()):
+    hashes = table["input_hash"].to_pylist()
+    if stage.command == "judge":  # its rows have the hash of what was judged, which the judge compares
         unknown = [id for id in ids if id.partition("/")[0] not in texts]
     else:
-        hashes = dict(zip(ids, table["input_hash"].to_pylist(), strict=True))
-        unknown = [id for id in ids if id not in texts or hashes[id] != text_hash(texts[id] or "")]
+        rows = zip(ids, hashes, strict=True)
+        unknown = [id for id, hashed in rows if id not in texts or hashed != text_hash(texts[id] or "")]
     if unknown:
         yield f"{len(unknown)} rows were made from other rows than {stage.source.name} holds, such as id {unknown[0]}"
-    if stage in INSTRUCTIONS.values():
-        yield from _conversation_problems(ids, table["conversations"].to_pylist())
-
-
-def _conversation_problems(ids: list[str], conversations: list[list[dict[str, str]]]) -> Iterator[str]:
-    for id, turns in zip(ids, conversations, strict=True):
+    for id, turns in (
+        zip(ids, table["conversations"].to_pylist(), strict=True) if stage.command == "instructions" else ()
+    ):
         speakers = [turn["from"] for turn in turns]
         images = [turn["value"].count("<image>") for turn in turns]
         if not turns or speakers != ["human", "gpt"] * (len(turns) // 2) or images[:1] != [1] or sum(images) != 1:
@@ -226,9 +168,9 @@ def _conversation_problems(ids: list[str], conversations: list[list[dict[str, st
 
 def _source_texts(run: Run, source: Stage, shard: int) -> dict[str, str]:
     """Return the text of each row of a shard by id: what the stage after it was made from."""
-    column = {"seeds": "seed", "captions": "caption"}.get(source.name)
-    table = run.table(source, shard, ["id", column] if column else ["id"])
-    return dict(zip(table["id"].to_pylist(), table[column or "id"].to_pylist(), strict=True))
+    column = {"seeds": "seed", "captions": "caption"}.get(source.name, "id")
+    table = run.table(source, shard, ["id", column])
+    return dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
 def _vector_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterator[str]:
@@ -239,7 +181,7 @@ def _vector_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iter
         texts = _source_texts(run, CAPTIONS, shard)
         expected: Any = (list(texts), [text_hash(text) for text in texts.values()])
         check_unit(opened.vectors, opened.path)
-        if not bool((opened.vectors.double().sum(0) - opened.sum).abs().max() < 1e-6 if len(opened) else True):
+        if not bool(((opened.vectors.double().sum(0) - opened.sum).abs() < 1e-6).all()):
             yield "the stored sum is not that of its rows"
     else:
         source = VectorShard(run.file(TEXT_EMBEDDINGS, shard))
@@ -248,26 +190,23 @@ def _vector_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iter
         yield "its rows are not, in order, those of the shard it was made from"
 
 
-# Built data sets
-
-
 def _check_built(path: Path) -> tuple[list[Fault], str]:
-    files: dict[str, dict[str, Any]] = read_json(path / "manifest.json")["files"]
-    faults = []
-    with ThreadPoolExecutor() as pool:
-        problems = pool.map(lambda name: _file_problem(path / name, files[name]), files)
-        for name, problem in zip(files, counted(problems, "verify: files", "file", len(files)), strict=True):
-            faults += [Fault(path / name, problem)] if problem else []
+    files: Any = read_json(path / "manifest.json").get("files")
+    try:
+        listed: list[File] = [
+            (path / name, {key: facts[key] for key in ("bytes", "sha256")}, None) for name, facts in files.items()
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path / 'manifest.json'} is not a manifest of files; download it again") from error
+    faults = _check_files(listed)
     found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
     extra = sorted(name for name in found - files.keys() if not _HUB_FILES.fullmatch(name))
-    tables = [path / name for name in files if name.endswith(".parquet") and (path / name).is_file()]
-    rows = 0 if faults else sum(_count_rows(table) for table in tables)
+    rows = 0
+    for name in files if not faults else ():
+        if name.endswith(".parquet"):
+            table = read_table(path / name, ["id", "task"])  # a caption has one conversation a task
+            rows += len(table)
+            if len(table.group_by(table.column_names).aggregate([])) != len(table):
+                faults.append(Fault(path / name, "ids occur twice"))
     notes = f", {len(extra)} files of others ({', '.join(extra[:3])})" if extra else ""
     return faults, f"{path}: no fault found in {len(files)} files, {rows:,} rows in all configs{notes}"
-
-
-def _count_rows(path: Path) -> int:
-    table = read_table(path, ["id"])
-    if pc.count_distinct(table["id"]).as_py() != len(table) and "471k" not in str(path):
-        raise DatasetError(f"{path}: ids occur twice; build the data set again")
-    return len(table)
