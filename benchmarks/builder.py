@@ -2,7 +2,7 @@
 
     python -m benchmarks.builder [--rows 60000 --generator-rows 6000 --folder DIR]
 
-A run of synthetic captions with d = 1280 is made (not timed), then each of these is a fresh process, start-up left out:
+A run of synthetic captions with d = 1280 is made (not timed), then each of these is a fresh process, without its start:
 ``search`` finds the near-duplicates (once a run, both data sets use them); ``build`` is all the rest of
 `unicorn_1_2m.py`: both configs, vectors joined and proven by hash, Parquet, links, manifest, card; ``prepare`` puts
 ``with_embeddings`` into the cache of ``datasets`` by our class, and ``generate`` does so with a builder that yields
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def make_run(path: Path, rows: int) -> None:
             run.commit(stage, shard, SHARD_ROWS, parquet(pa.table(arrays, schema)))
         vectors = torch.nn.functional.normalize(torch.randn(SHARD_ROWS, DIMENSION, generator=generator), dim=1).half()
         hashes = [text_hash(text) for text in captions]
-        write = lambda path, *data: write_vectors(path, *data, {})  # noqa: E731
-        run.commit(TEXT_EMBEDDINGS, shard, SHARD_ROWS, lambda path: write(path, vectors, ids, hashes))  # noqa: B023
+        write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata={})
+        run.commit(TEXT_EMBEDDINGS, shard, SHARD_ROWS, write)
     make_image_embeddings(run)
 
 

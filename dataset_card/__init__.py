@@ -186,7 +186,8 @@ def _words(counts: Mapping[str, int]) -> dict[str, Any]:
     for words, count in counts.items():
         low = int(words) // WORD_BIN * WORD_BIN
         bins[f"{low} to {low + WORD_BIN - 1}"] += count
-    return {"mean": _mean(counts), "min": next(iter(counts)), "max": list(counts)[-1], "bins": bins}
+    known = [*counts] or ["0"]
+    return {"mean": _mean(counts), "min": known[0], "max": known[-1], "bins": bins}
 
 
 def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
