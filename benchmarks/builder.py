@@ -2,7 +2,7 @@
 
     python -m benchmarks.builder [--rows 60000 --generator-rows 6000 --folder DIR]
 
-A run of synthetic captions with d = 1280 is made (not timed), then each of these is a fresh process, without its start:
+A run of synthetic captions with d = 1280 is made (not timed), then each of these is a fresh process, start left out:
 ``search`` finds the near-duplicates (once a run, both data sets use them); ``build`` is all the rest of
 `unicorn_1_2m.py`: both configs, vectors joined and proven by hash, Parquet, links, manifest, card; ``prepare`` puts
 ``with_embeddings`` into the cache of ``datasets`` by our class, and ``generate`` does so with a builder that yields
