@@ -18,16 +18,15 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.json as pj
 
 from ..errors import RunError
-from ..files import explained, parquet, read_table, sha256
+from ..files import explained, parquet, read_table
 from ..rows import REJECTED_SCHEMA, Row
 from ..stages import Stage
 from ..store import Run
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 SYNC_S = 1.0
 TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens")
 SUMS = ("attempts", *TOKENS)  # columns that add up when a rejected row is requested again
-ACCEPTED, REJECTED = "", ".rejected.parquet"  # suffixes of a shard's files, as ``Run.file`` takes them
 Key = tuple[str, int]  # id and input_hash: a row is finished only for the input that it was made from
 
 
@@ -58,20 +56,15 @@ class Item:
 class Journal:
     """An append-only JSONL file. Reading it changes nothing; the first ``append`` cuts off a torn last line.
 
-    Attributes:
-        finished: where the line of each finished row begins, in bytes.
-        again: attempts and tokens so far of each row that is due again.
-        retries: requests that were sent again, by cause.
-
-    Raises:
-        RunError: a line other than a torn last one is damaged.
+    A RunError says which line is damaged, other than a torn last one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.finished: dict[Key, int] = {}
-        self.again: dict[Key, Row] = {}
-        self.retries = Counter[str]()
+        self.finished: dict[Key, int] = {}  # where the line of each finished row begins, in bytes
+        self.again: dict[Key, Row] = {}  # attempts and tokens so far of each row that is due again
+        self.retries = Counter[str]()  # requests that were sent again, by cause
+        self.has_accepted = False
         self._size = 0  # bytes of whole lines
         self._file: io.FileIO | None = None
         self._synced = 0.0
@@ -93,6 +86,7 @@ class Journal:
         self.again.pop(key, None)
         if "row" in line:
             self.finished[key] = self._size
+            self.has_accepted |= "reason" not in row
         else:
             self.again[key] = row
         if "retries" in line:
@@ -100,11 +94,7 @@ class Journal:
         self._size += size
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Append one line (see the module).
-
-        Raises:
-            RunError: the disk is full or the file cannot be written; no half line is left behind.
-        """
+        """Append one line; a RunError says that it cannot be written, and no half line is left behind."""
         data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         with explained(self.path):
             if self._file is None:
@@ -123,86 +113,61 @@ class Journal:
 
     def rows(self) -> list[Row]:
         """Return the finished rows."""
-        found = []
-        with self.path.open("rb") if self.finished else io.BytesIO() as file:
-            for start in self.finished.values():
-                file.seek(start)
-                found.append(orjson.loads(file.readline())["row"])
-        return found
+        data = self.path.read_bytes() if self.finished else b""
+        return [orjson.loads(data[start : data.index(b"\n", start)])["row"] for start in self.finished.values()]
 
     def close(self) -> None:
         """Sync and close the file, if it was written to."""
-        file, self._file = self._file, None
-        if file is not None:
-            with file, explained(self.path):
-                os.fsync(file.fileno())
+        if self._file and not self._file.closed:
+            with self._file, explained(self.path):
+                os.fsync(self._file.fileno())
 
 
 class UnfinishedShard:
     """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one.
 
-    Files of a shard whose record is gone count if they can be read; files that differ from the record do not.
-
-    Attributes:
-        items: everything that must end as a row or a rejected row, in order.
-        todo: the items without a row.
-        waiting: how many of them have still none.
-        has_accepted: whether the shard has an accepted row.
-
-    Raises:
-        RunError: the journal or the record is damaged.
+    Files of a shard whose record is gone count if they can be read; files that differ from the record do not. A
+    RunError says that the journal or the record is damaged.
     """
 
     def __init__(self, run: Run, stage: Stage, number: int, items: Sequence[Item] = ()) -> None:
-        self._run, self._stage, self._number, self.items = run, stage, number, items
+        self._run, self._stage, self._number = run, stage, number
+        self.items = items  # everything that must end as a row or a rejected row, in order
         self.journal = Journal(run.file(stage, number, ".jsonl"))
-        schemas = {REJECTED: REJECTED_SCHEMA, ACCEPTED: stage.schema}
-        self._tables = {suffix: self._read(suffix, schema) for suffix, schema in schemas.items()}
-        kept = {key for table in self._tables.values() for key in _keys(table)} - self.journal.again.keys()
-        done = kept | self.journal.finished.keys()
-        self.todo = [item for item in items if item.key not in done]
-        self.waiting = len(self.todo)
-        journaled = any("reason" not in row for row in self.journal.rows())
-        self.has_accepted = journaled or len(self._tables[ACCEPTED]) > 0
+        self._rejected, self._accepted = self._read(".rejected.parquet", REJECTED_SCHEMA), self._read("", stage.schema)
+        kept = {*_keys(self._rejected), *_keys(self._accepted)} - self.journal.again.keys()
+        self.todo = [item for item in items if item.key not in kept and item.key not in self.journal.finished]
+        self.waiting = len(self.todo)  # how many of them still have no row
+        self.has_accepted = self.journal.has_accepted or len(self._accepted) > 0
 
     def _read(self, suffix: str, schema: pa.Schema) -> pa.Table:
         """Return the rows of one of the shard's files; none if it is missing or damaged."""
         path, record = self._run.file(self._stage, self._number, suffix), self._run.record(self._stage, self._number)
         try:
-            if not path.is_file() or (record and path.name not in record.files):
-                return schema.empty_table()
-            if record and sha256(path) != record.files[path.name]["sha256"]:
-                raise RunError("its sha256 is not that of the record")
-            return read_table(path, schema.names).cast(schema)
+            if path.is_file() and (not record or path.name in record.files):
+                path = self._run.verified(self._stage, self._number, suffix) if record else path
+                return read_table(path, schema.names).cast(schema)
         except (RunError, ValueError, pa.ArrowException) as error:
             logger.warning("%s is damaged: its rows are made again (%s)", path, error)
-            return schema.empty_table()
+        return schema.empty_table()
 
     def append(self, row: Row, retries: Mapping[str, int]) -> None:
         """Add the row of an item to the journal, and the retries that it took."""
-        self.journal.append({"row": row, **({"retries": retries} if retries else {})})
+        self.journal.append({"row": row, "retries": retries} if retries else {"row": row})
         self.waiting -= 1
 
     def commit(self, extra: Mapping[str, str]) -> None:
         """Write the rows of all items, in their order, then the record (``extra``: ``Run.inputs``); drop the journal.
 
-        Raises:
-            RunError: the files cannot be written.
+        A RunError says that the files cannot be written.
         """
         self.journal.close()
-        fresh = {ACCEPTED: list[Row](), REJECTED: list[Row]()}
-        side = {key: suffix for suffix, table in self._tables.items() for key in _keys(table)}
-        for row in self.journal.rows():
-            suffix = side[_key(row)] = REJECTED if "reason" in row else ACCEPTED
-            fresh[suffix].append(row)
-        tables = {}
-        for suffix, kept in self._tables.items():
-            table = pa.concat_tables([kept, _arrow(fresh[suffix], kept.schema)])
-            places = {key: place for place, key in enumerate(_keys(table))}  # of rows with the same key, the last
-            order = [places[item.key] for item in self.items if side[item.key] == suffix]
-            tables[suffix] = table.take(pa.array(order, pa.int64()))
-        sums = {name: sum(pc.sum(table[name]).as_py() or 0 for table in tables.values()) for name in SUMS}
-        accepted, rejected = tables[ACCEPTED], tables[REJECTED]
+        found = chain(self._rejected.to_pylist(), self._accepted.to_pylist(), self.journal.rows())
+        by_key = {_key(row): row for row in found}  # the last of each key
+        rows = [by_key[item.key] for item in self.items]
+        accepted = pa.Table.from_pylist([row for row in rows if "reason" not in row], self._stage.schema)
+        rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
+        sums = {name: sum(row[name] or 0 for row in rows) for name in SUMS}
         counts = {
             "accepted": len(accepted),
             "rejected": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
@@ -218,8 +183,8 @@ class UnfinishedShard:
 
         The journal says so before the record is removed, so a kill in between loses nothing.
         """
-        done = self.journal.finished.keys() | set(_keys(self._tables[ACCEPTED]))
-        kept = (row for row in self._tables[REJECTED].to_pylist() if _key(row) not in done)
+        done = {*self.journal.finished, *_keys(self._accepted)}
+        kept = (row for row in self._rejected.to_pylist() if _key(row) not in done)
         rows = [row | self.journal.again.get(_key(row), {}) for row in kept] + self.journal.rows()
         rows = [row for row in rows if "reason" in row and (reasons is None or row["reason"] in reasons)]
         for row in rows:
@@ -237,14 +202,3 @@ def _key(row: Row) -> Key:
 
 def _keys(table: pa.Table) -> Iterable[Key]:
     return zip(table["id"].to_pylist(), table["input_hash"].to_pylist(), strict=True)
-
-
-def _arrow(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Turn rows into a table by way of JSON: faster than Arrow's conversion of Python objects."""
-    tables = [schema.empty_table()]
-    for start in range(0, len(rows), 1_000):
-        text = b"\n".join(map(orjson.dumps, rows[start : start + 1_000]))
-        reading = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
-        parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        tables.append(pj.read_json(io.BytesIO(text), read_options=reading, parse_options=parsing).select(schema.names))
-    return pa.concat_tables(tables)

@@ -1,7 +1,8 @@
 """What a task asks, what of it is to be done in a session, and when a stage fails as a whole."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from ..errors import StageFailed
@@ -25,19 +26,12 @@ OTHER_ADVICE = "Relax the stage's bounds in the recipe if such answers are good,
 
 
 class GenerationTask(Protocol):
-    """What one stage asks about each item.
-
-    Attributes:
-        stage: whose rows it makes.
-        prompt: for provenance.
-        attempts: answers to request before an item is rejected.
-        extra: further values that rows depend on and that may change (``Run.inputs``).
-    """
+    """What one stage asks about each item."""
 
     stage: Stage
-    prompt: Prompt
-    attempts: int
-    extra: Mapping[str, str]
+    prompt: Prompt  # for provenance
+    attempts: int  # answers to request before an item is rejected
+    extra: Mapping[str, str]  # further values that rows depend on and that may change (``Run.inputs``)
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return every item of the shard, in order; each ends as a row or a rejected row."""
@@ -50,58 +44,50 @@ class GenerationTask(Protocol):
 
 
 class Work:
-    """What is to be done for one task in this session, and what was done. Shards with nothing to ask are committed.
-
-    Attributes:
-        shards: those with items to ask about.
-        items: how many items these have; ``waiting`` of them had no row.
-        extremes: the longest and the shortest of the items without a row, for the warm-up.
-        proven: whether the stage has an accepted row.
-    """
+    """What is to be done for one task in this session, and what was done. Shards with nothing to ask are committed."""
 
     def __init__(self, run: Run, task: GenerationTask, rank: int, world_size: int) -> None:
         assert task.stage.source is not None
-        self.task, self.shards, self.items, self.waiting = task, list[int](), 0, 0
-        self.extremes: list[Item] = []
-        self.proven = any(record.rows for record in run.records(task.stage).values())
+        self.run, self.task, self.shards = run, task, list[int]()  # shards: those with items to ask about
+        self.items, self.waiting = 0, 0  # how many items these have, and how many of them had no row
+        self.extremes: list[Item] = []  # the longest and the shortest item without a row, for the warm-up
+        self.proven = any(record.rows for record in run.records(task.stage).values())  # has an accepted row
         self.sums, self.rejected, self.retries = Counter[str](), Counter[str](), Counter[str]()
         # By number, not by place among the due shards: a rank that starts later sees fewer of them.
         own = [shard for shard in run.shards(task.stage.source) if shard % world_size == rank]
-        for shard in counted(own, f"{task.stage.name}, planning", "shard"):
-            journal = run.file(task.stage, shard, ".jsonl")
-            if run.is_due(task.stage, shard, task.extra) or journal.exists():
-                with run.claim(task.stage, shard) as mine:
-                    if not mine:
-                        self.shards.append(shard)  # another process holds it: look again when it is reached
-                    elif run.is_due(task.stage, shard, task.extra):
-                        self._plan(run, shard)
-                    else:
-                        journal.unlink(missing_ok=True)  # a kill came between the record and this
+        for number in counted(own, f"{task.stage.name}, planning", "shard"):
+            if run.is_due(task.stage, number, task.extra) or run.file(task.stage, number, ".jsonl").exists():
+                with self.claimed(number) as shard:
+                    if shard:
+                        self.items, self.waiting = self.items + len(shard.items), self.waiting + len(shard.todo)
+                        ordered = sorted([*shard.todo, *self.extremes], key=lambda item: len(str(item.values)))
+                        self.extremes = [ordered[-1], ordered[0]]
+                    if run.is_due(task.stage, number, task.extra):  # else ``claimed`` has finished it
+                        self.shards.append(number)  # also if another process holds it: look again when it is reached
 
-    def _plan(self, run: Run, number: int) -> None:
-        shard = UnfinishedShard(run, self.task.stage, number, self.task.items(run, number))
-        self.proven |= shard.has_accepted
-        if not shard.todo:
-            shard.commit(self.task.extra)
-            return
-        self.shards.append(number)
-        self.items += len(shard.items)
-        self.waiting += len(shard.todo)
-        ordered = sorted([*shard.todo, *self.extremes], key=lambda item: len(str(item.values)))
-        self.extremes = [ordered[-1], ordered[0]]
+    @contextmanager
+    def claimed(self, number: int) -> Iterator[UnfinishedShard | None]:
+        """Hold a shard with items to ask about, and yield it; commit one without, and yield None.
+
+        Also yield None if another process holds the shard or has finished it.
+        """
+        run, stage, extra = self.run, self.task.stage, self.task.extra
+        with run.claim(stage, number) as mine:
+            if mine and run.is_due(stage, number, extra):
+                shard = UnfinishedShard(run, stage, number, self.task.items(run, number))
+                self.proven |= shard.has_accepted
+                if shard.todo:
+                    yield shard
+                    return
+                shard.commit(extra)
+            elif mine:
+                run.file(stage, number, ".jsonl").unlink(missing_ok=True)  # a kill came between the record and this
+            yield None
 
     def add(self, row: Row, stats: RequestStats) -> None:
-        """Count a finished row.
-
-        Raises:
-            StageFailed: all rows of the stage so far failed for the same reason.
-        """
-        self.sums["rows"] += 1
-        self.sums["requests"] += stats.requests
-        for name in TOKENS:
-            self.sums[name] += row[name]
-        if stats.retries:
-            self.retries.update(stats.retries)
+        """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
+        self.sums.update({"rows": 1, "requests": stats.requests}, **{name: row[name] for name in TOKENS})
+        self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
@@ -110,16 +96,15 @@ class Work:
         if not self.proven and len(self.rejected) == 1 and self.rejected.total() >= rows:
             raise _failure(self.task.stage, f"the first {rows} rows all failed", self.rejected, row)
 
-
-def require_accepted(run: Run, task: GenerationTask) -> None:
-    """Raise ``StageFailed`` if the stage is complete and has only rejected rows."""
-    records = run.records(task.stage)
-    if any(record.rows for record in records.values()) or run.due(task.stage, task.extra):
-        return
-    tables = [table for shard in records if (table := run.rejected(task.stage, shard)) is not None]
-    if tables:
-        reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist())
-        raise _failure(task.stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
+    def require_accepted(self) -> None:
+        """Raise ``StageFailed`` if the stage is complete and has only rejected rows."""
+        records = self.run.records(self.task.stage)
+        if any(record.rows for record in records.values()) or self.run.due(self.task.stage, self.task.extra):
+            return
+        tables = [table for shard in records if (table := self.run.rejected(self.task.stage, shard)) is not None]
+        if tables:
+            reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist())
+            raise _failure(self.task.stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
 
 
 def _failure(stage: Stage, what: str, reasons: Mapping[str, int], row: Row) -> StageFailed:
