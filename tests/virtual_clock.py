@@ -1,6 +1,7 @@
 """An event loop on a virtual clock: waiting costs no time, and waiting for nothing is an error."""
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -39,6 +40,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        early = max(self.now, math.floor(when * 1000) / 1000)  # uvloop's timers count whole milliseconds
+        return super().call_at(early, callback, *args, context=context)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
