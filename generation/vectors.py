@@ -3,7 +3,7 @@
     vectors       float16 [n, d]
     ids           uint8 [n, 10], ASCII
     input_hashes  int64 [n], ``text_hash`` of the text behind each row
-    sum           float64 [d], of the rows as they are stored, added in their order
+    sum           float64 [d], of the rows as they are stored, added in their order; of text embeddings only
 
 The stored sums make the mean of a run a sum of one vector a shard. Equal arguments give equal files, on any machine.
 """
@@ -69,25 +69,33 @@ class VectorShard:
         self.path = path
         try:
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("vectors", "ids", "input_hashes", "sum")}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                self.vectors, self._ids, self._hashes = (tensors[name] for name in ("vectors", "ids", "input_hashes"))
                 self.metadata: dict[str, Any] = json.loads((file.metadata() or {})["unicorn"])
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise EmbeddingError(f"{path} is not a complete embedding shard: {error}; make it again") from error
-        self.vectors, self._ids, self._hashes, self.sum = tensors.values()
+        self._sum = tensors.get("sum")
         rows, self.dimension = (*map(int, self.vectors.shape), 0, 0)[:2]
         found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
         if found != {
             "vectors": (torch.float16, rows, self.dimension),
             "ids": (torch.uint8, rows, ID_BYTES),
             "input_hashes": (torch.int64, rows),
-            "sum": (torch.float64, self.dimension),
+            **({} if self._sum is None else {"sum": (torch.float64, self.dimension)}),
         }:
             raise EmbeddingError(f"{path} is not an embedding shard of this project: it holds {found}")
-        if not bool(self.sum.isfinite().all()):  # as it is if a row is not
+        if self._sum is not None and not bool(self._sum.isfinite().all()):  # as it is if a row is not
             raise EmbeddingError(f"{path} holds NaN or Inf; make it again")
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @property
+    def sum(self) -> torch.Tensor:
+        """The sum of the rows; an ``EmbeddingError`` says if it is not stored."""
+        if self._sum is None:
+            raise EmbeddingError(f"{self.path} holds no sum of its rows, as text embeddings do; make it again")
+        return self._sum
 
     @cached_property
     def ids(self) -> list[str]:
