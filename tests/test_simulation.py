@@ -220,7 +220,7 @@ async def watch_for_silence(scheduler: Scheduler, wrong: list[str]) -> None:
             or scheduler._requested
             or any(state.look and not state.look.done() for state in scheduler.states)
         )
-        due = now <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
+        due = now - 0.01 <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
         if scheduler.waiting and not busy and not due:
             wrong.append(f"{scheduler.waiting} rows wait at {now} s and nothing is due")
 
