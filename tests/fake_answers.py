@@ -10,23 +10,20 @@ from random import Random
 from typing import Any
 
 _TOKEN = re.compile(r"[a-z]+|[.,;:?!]")
-# Words that are not things: a run of other words ends with one.
-_STOP = frozenset(
-    """
-    about above across after again against ahead all along also among and another any are around away back
-    because been before behind being below beneath beside between beyond black blue both bright brings brown
-    but calm can caption casts catches clearly close closer come comes cover covered covers dark description
-    down draw draws each eats edge edges even every extra falls few five flat for four from front full gives
-    goes green grey grows half has have held her here his holding holds image into its itself just keep kept
-    kinds lead leads leaning leans left lends less level lies like little long look looks lost lower made
-    makes mark mirrors more most mostly much near nearby nearest next not nothing one only open other over
-    pale paragraph part photo photograph picture place plain rest rests right rise rises runs same scene seems
-    seen sentence several shade shallow shows side sides sits sitting slightly small smaller soft some space
-    stand standing stands still such takes tall tell text than that the their them then there these thin this
-    those three through throws touches toward towards two under uneven upper very view visible walks warm was
-    wear were what when where which while white who wide with within without worn yellow your
-    """.split()  # noqa: SIM905
-)
+_NOT_THINGS = """
+about above across after again against ahead all along also among and another any are around away back because been
+before behind being below beneath beside between beyond black blue both bright brings brown but calm can caption casts
+catches clearly close closer come comes cover covered covers dark description down draw draws each eats edge edges even
+every extra falls few five flat for four from front full gives goes green grey grows half has have held her here his
+holding holds image into its itself just keep kept kinds lead leads leaning leans left lends less level lies like
+little long look looks lost lower made makes mark mirrors more most mostly much near nearby nearest next not nothing
+one only open other over pale paragraph part photo photograph picture place plain rest rests right rise rises runs same
+scene seems seen sentence several shade shallow shows side sides sits sitting slightly small smaller soft some space
+stand standing stands still such takes tall tell text than that the their them then there these thin this those three
+through throws touches toward towards two under uneven upper very view visible walks warm was wear were what when where
+which while white who wide with within without worn yellow your
+"""
+_STOP = frozenset(_NOT_THINGS.split())  # a run of other words ends with the name of a thing
 _SENTENCES = (
     "The {w} stands out clearly against a pale and plain background.",
     "Close to the front, the {w} catches soft light from the left and throws a long shadow across the ground.",
@@ -46,89 +43,56 @@ _SENTENCES = (
 _ASKED = (
     ("Where is the {w}?", "The {w} is close to the {v}, and the {u} is not far away from it."),
     ("What can be seen next to the {w}?", "Next to it there is the {v}, with the {u} a little further on."),
-    (
-        "Which two things are on the same side as the {w}?",
-        "The {v} and the {u} are both on that side, close to each other.",
-    ),
+    ("Which two things are on the same side as the {w}?", "The {v} and the {u} are both there, close to each other."),
     ("Why does the {w} draw the eye before the {v}?", "The {w} is in front of the {u}, so it is seen before the {v}."),
     ("How is the {w} placed in relation to the {v}?", "It stands before the {v}, with the {u} between them."),
     ("Does the {w} touch the {v}?", "No, because the {u} is between the {w} and the {v} and keeps them apart."),
-    (
-        "Who would see the {w} first, someone at the {v} or at the {u}?",
-        "Someone at the {v} would see the {w} first, since the {u} is further away.",
-    ),
+    ("Who would see the {w} first, at the {v} or at the {u}?", "Someone at the {v}, since the {u} is further away."),
     ("Is the {w} nearer than the {v}?", "Yes, since the {u} is behind it, and the {v} is further away still."),
 )
 _CHOICES = ("What is next to the {w}?", "Which of these is close to the {w}?", "What lies beside the {w}?")
-_WRONG = (
-    "An iron anchor and rope",
-    "A yellow tractor",
-    "A glass bottle",
-    "A paper kite",
-    "A copper kettle",
-    "A zebra and its foal",
-)
+_WRONG = ("An iron anchor and rope", "A yellow tractor", "A glass bottle", "A paper kite", "A copper kettle")
 
 
 def answer(messages: list[dict[str, str]], seed: int, schema: dict[str, Any] | None, max_tokens: int) -> str:
     """Return the whole answer to a chat, without a beginning that the last message may give."""
-    contents = [_text(message.get("content")).strip() for message in messages]
-    prefix = contents.pop() if messages[-1].get("role") == "assistant" else ""
-    subject = _subject(contents[-1] if contents else "")
-    rng = Random(f"{seed} {subject} {prefix}")
-    if schema is not None and "Right" in schema.get("properties", {}):
-        return json.dumps({"Right": _right(contents[-1], subject)})
-    if schema is not None:
-        return json.dumps(_Instance(rng, subject).value(schema), ensure_ascii=False)
-    return _caption(rng, subject, prefix, max_tokens)
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else json.dumps(content)
-
-
-def _subject(text: str) -> str:
-    """Return the seed or caption of a prompt: between lines of dashes, or after ``scene:``."""
-    parts = text.split("-----")
+    contents = [message["content"].strip() for message in messages]
+    prefix = contents.pop() if messages[-1]["role"] == "assistant" else ""
+    parts, named = contents[-1].split("-----"), re.search(r"[Ss]cene: (.*)", contents[-1])
+    subject = named[1] if named else contents[-1]  # the seed or caption: after "scene:", or between lines of dashes
     if len(parts) > 2:
-        return parts[1].strip().removeprefix("What the picture shows:").strip()
-    found = re.search(r"[Ss]cene: (.*)", text)
-    return found[1] if found else text
+        subject = parts[1].strip().removeprefix("What the picture shows:").strip()
+    rng = Random(f"{seed} {subject} {prefix}")
+    if schema is None:
+        return _caption(rng, subject, prefix, max_tokens)
+    if "Right" in schema.get("properties", {}):  # of a judge: the answers that it is shown and the caption implies
+        shown, things = re.findall(r"^([A-D]): (.*)", contents[-1], re.M), set(_things(subject))
+        return json.dumps({"Right": [letter for letter, said in shown if things.issuperset(_things(said))]})
+    return json.dumps(_Instance(rng, subject).value(schema), ensure_ascii=False)
 
 
 def _things(text: str) -> list[str]:
     """Return the last words of runs of content words: "A brown dog on a sandy beach." gives dog and beach."""
-    things: dict[str, None] = {}
-    last = ""
-    for word in _TOKEN.findall(text.lower()):
+    things, last = dict[str, None](), ""
+    for word in [*_TOKEN.findall(text.lower()), "."]:
         plain = len(word) < 3 or word in _STOP
         if plain and last:
             things[last] = None
         last = "" if plain else word
-    return list(things) + ([last] if last else [])
-
-
-def _right(prompt: str, caption: str) -> list[str]:
-    """Return the letters of the answers that a judge is shown and whose things the caption holds."""
-    return [
-        letter
-        for letter, said in re.findall(r"^([A-D]): (.*)", prompt, re.M)
-        if set(_things(said)) <= set(_things(caption))
-    ]
+    return list(things)
 
 
 def _caption(rng: Random, subject: str, prefix: str, max_tokens: int) -> str:
-    words = _things(subject) or ["wall", "bench"]
-    said = ["the {w} can be seen in full, and the ground before it is level and bare."] if prefix else []
-    if not prefix:
-        said.append(subject.rstrip(" .!?").capitalize() + "." if subject.islower() else subject.rstrip(" .!?") + ".")
+    words, bare = _things(subject) or ["wall", "bench"], subject.rstrip(" .!?")
+    said = [f"{bare.capitalize() if subject.islower() else bare}."]
+    if prefix:
+        said = [f"the {words[0]} can be seen in full, and the ground before it is level and bare."]
     size = len(said[0]) + len(prefix)
     for sentence in rng.sample(_SENTENCES, len(_SENTENCES)):
         size += len(sentence) + 6
         if size > min(600, max_tokens * 4 - 8):
             break
-        said.append(sentence.replace("{w}", words[rng.randrange(len(words))]))
-    said[0] = said[0].replace("{w}", words[0])
+        said.append(sentence.replace("{w}", rng.choice(words)))
     return (" " if prefix else "") + " ".join(said)
 
 
@@ -139,21 +103,19 @@ class _Instance:
         self.rng, self.words = rng, _things(caption)
         self.words += ["wall", "bench", "stone", "tree"][: max(0, 4 - len(self.words))]
         self.asked = rng.sample(_ASKED, len(_ASKED))
-        self.first = rng.randrange(len(self.words))
-        self.done = 0
+        self.first, self.done = rng.randrange(len(self.words)), 0
 
     def value(self, schema: dict[str, Any]) -> Any:
-        if "properties" in schema:
-            keys = schema["properties"]
+        if keys := schema.get("properties"):
             return self.item(keys) if {"Question", "Answer"} <= keys.keys() else {k: self.value(keys[k]) for k in keys}
         if "enum" in schema:
-            return "yes" if "yes" in schema["enum"] else self.rng.choice(schema["enum"])
+            return self.rng.choice(schema["enum"])
         if schema.get("type") == "array":
-            least, most = schema.get("minItems", 1), schema.get("maxItems", schema.get("minItems", 1) + 1)
-            return [self.value(schema["items"]) for _ in range(self.rng.randint(least, most))]
-        if schema.get("type") == "string":
-            return f"The {self.rng.choice(self.words)} is there."
-        return {"boolean": True, "integer": 3, "number": 0.5}.get(schema.get("type", ""))
+            least = schema.get("minItems", 1)
+            return [
+                self.value(schema["items"]) for _ in range(self.rng.randint(least, schema.get("maxItems", least + 1)))
+            ]
+        return {"string": f"The {self.rng.choice(self.words)} is there.", "boolean": True}.get(schema["type"], 3)
 
     def item(self, keys: dict[str, Any]) -> dict[str, Any]:
         """Return one question with its answer; no two of an answer are about the same word, while words last."""
@@ -163,9 +125,8 @@ class _Instance:
         if "Options" not in keys:
             question, said = self.asked[n % len(_ASKED)]
             return {"Question": question.format(w=w, v=v, u=u), "Answer": said.format(w=w, v=v, u=u)}
-        options = [f"The {v} and {u}", *self.rng.sample(_WRONG, 3)]
-        self.rng.shuffle(options)
+        right = f"The {v} and {u}"
+        options = self.rng.sample([right, *self.rng.sample(_WRONG, 3)], 4)
         letters = dict(zip("ABCD", options, strict=True))
-        right = next(letter for letter, option in letters.items() if option.startswith("The "))
-        question = f"{_CHOICES[n % 3]}".format(w=w)
-        return {"Question": question, "Options": letters, "Answer": right}
+        question = _CHOICES[n % 3].format(w=w)
+        return {"Question": question, "Options": letters, "Answer": "ABCD"[options.index(right)]}

@@ -6,14 +6,12 @@
 
 It answers as TGI (chat and /generate), vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or
 SGLang's gateway does (servers.md, tgi-facts.md), and fails in their words. Default answers depend on messages and seed
-only (``fake_answers``). It imports nothing of ``generation``.
+only (``fake_answers``). ``GET /fake/counts`` gives its counters. It imports nothing of ``generation``.
 """
 
 import argparse
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import itertools
 import json
 import re
@@ -25,6 +23,7 @@ from random import Random
 from typing import Any, Self
 
 import orjson
+import uvloop
 from aiohttp import web
 
 from tests.fake_answers import answer
@@ -32,117 +31,91 @@ from tests.fake_answers import answer
 KINDS = ("tgi", "vllm", "sglang", "llama.cpp", "openai", "gateway")
 THOUGHT = "Let me think about what belongs in this scene before I write it down. " * 10
 # What transformers serve takes; it refuses all other fields.
-OPENAI_FIELDS = {
-    "messages",
-    "model",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "frequency_penalty",
-    "seed",
-    "stream",
-    "stop",
+OPENAI_FIELDS = {"messages", "model", "max_tokens", "temperature", "top_p", "frequency_penalty", "seed", "stream"}
+_FULL = {
+    "vllm": (503, "The engine is currently busy and cannot accept new requests.", "Service Unavailable"),
+    "sglang": (503, "The request queue is full.", "ServiceUnavailableError"),
 }
-VLLM_BUSY = "The engine is currently busy and cannot accept new requests. Please try again later."
 _GAUGES = {
     "tgi": "tgi_queue_size",
     "vllm": 'vllm:num_requests_waiting{model_name="m"}',
     "sglang": 'sglang:num_queue_reqs{model_name="m"}',
     "llama.cpp": "llamacpp:requests_deferred",
 }
-_OWNERS = {"vllm": "vllm", "sglang": "sglang", "llama.cpp": "llamacpp"}
 _TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n|$)", re.DOTALL)
 Body = dict[str, Any]
 
 
 @dataclass
 class Reply:
-    """A scripted reply: ``text`` is sent in the dialect's form; without it, ``status`` and ``body`` as they are.
-
-    ``body`` is a JSON value, or bytes of type text/html. ``action``: ``hang`` never answers, ``cut`` drops the
-    connection, ``half`` drops it within the body.
-    """
+    """A scripted reply: ``text`` is sent in the dialect's form; without it, ``status`` and ``body`` as they are."""
 
     text: str | None = None
     finish_reason: str = "stop"
     thinking: str = ""
     status: int = 200
-    body: Any = b""
+    body: Any = b""  # a JSON value, or bytes of type text/html
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
-    action: str = ""
+    action: str = ""  # "hang" never answers, "cut" drops the connection, "half" drops it within the body
 
 
-FAULTS = {
+FAULTS = {  # a 424 takes everything in flight with it
     "424": Reply(status=424, body={"error": "Request failed during generation: x", "error_type": "generation"}),
     "500": Reply(status=500, body={"error": "Incomplete generation", "error_type": "incomplete_generation"}),
     "404": Reply(status=404),
     "html": Reply(status=502, body=b"<html><h1>502 Bad Gateway</h1></html>"),
-    "cut": Reply(action="cut"),
-    "half": Reply(action="half"),
-    "hang": Reply(action="hang"),
-    "slow": Reply(delay_s=2.0),
+    **{action: Reply(action=action) for action in ("cut", "half", "hang")},
 }
 Script = Callable[[Body, int], str | Reply | None]
 
 
 @dataclass
 class FakeServer:
-    """A server of one kind.
-
-    Args:
-        script: called with each generation body and its number (from 0); None gives the default answer.
-        latency_s: of every answer; ``tokens_per_s`` adds the time to write it.
-        slots: requests that run at once; the others queue.
-        limit: requests that are taken at once; others are refused in the kind's words for a full queue.
-        faults: share of the generation requests by fault: ``full``, or a key of ``FAULTS`` (a 424 takes everything in
-            flight with it).
-        thinking: where the model's thinking is, unless a request switches it off: ``reasoning``,
-            ``reasoning_content``, or ``think`` (tags in the text).
-        poison: a request that holds this text kills the server, as cases/servers/poison_server.py does.
-        side: replies of other routes, such as ``{"/info": Reply(status=403)}``.
-    """
+    """A server of one kind."""
 
     kind: str = "tgi"
     model: str = "fake/Model-Instruct"
-    models: tuple[str, ...] = ()
-    script: Script | None = None
-    latency_s: float = 0.0
-    tokens_per_s: float | None = None
-    slots: int | None = None
-    limit: int | None = None
-    faults: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
+    models: tuple[str, ...] = ()  # if it lists others, or several
+    script: Script | None = None  # called with each generation body and its number (from 0); None: the default answer
+    latency_s: float = 0.0  # of every answer
+    tokens_per_s: float | None = None  # adds the time to write it
+    slots: int | None = None  # requests that run at once; the others queue
+    limit: int | None = None  # requests that are taken at once; others are refused in the kind's words
+    faults: dict[str, float] = field(default_factory=dict)  # share of the requests by fault: "full", or one of FAULTS
+    seed: int = 0  # of the faults
     api_key: str | None = None
     max_total_tokens: int = 4096
-    thinking: str | None = None
-    poison: str | None = None
+    thinking: str | None = None  # where it is unless a request switches it off: reasoning, reasoning_content, or think
+    poison: str | None = None  # a request that holds this text kills the server, as cases/servers/poison_server.py
     dying_s: float = 1.0
     away_s: float = 3.0
-    side: dict[str, Reply] = field(default_factory=dict)
+    side: dict[str, Reply] = field(default_factory=dict)  # replies of other routes
     port: int = 0
 
     def __post_init__(self) -> None:
         self.bodies: deque[Body] = deque(maxlen=5000)  # of generation requests, newest last
         self.requests: deque[str] = deque(maxlen=5000)  # method and path with query of every request
-        self.headers: dict[str, str] = {}  # of the last generation request
-        self.counts: Counter[str] = Counter()  # requests, answers, and statuses of failures
-        self.in_flight = self.peak = self.waiting = 0
+        self.counts: Counter[str] = Counter(requests=0, answers=0)  # of generation; and failures by status
+        self.in_flight = self.peak = 0
         self.loading = self.dead = self.draining = False
         self._busy: set[Any] = set()  # transports with a request
         self._rng, self._numbers = Random(self.seed), itertools.count()
-        self._running: set[asyncio.Future[str]] = set()
+        self._running: set[asyncio.Future[str]] = set()  # have a slot; set to why the batch failed
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def waiting(self) -> int:
+        return self.in_flight - len(self._running)
+
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        self._places = asyncio.Semaphore(self.slots) if self.slots else None
+        self._loop, self._tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        self._places = asyncio.Semaphore(self.slots) if self.slots else contextlib.nullcontext()
         self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
-        self._tasks: set[asyncio.Task[None]] = set()
-        await self._listen()
+        await self._listen(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -168,138 +141,36 @@ class FakeServer:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
 
-    def do(self, call: Coroutine[Any, Any, None]) -> None:
-        """Run ``drain`` or ``die`` of a server that is in a thread of its own."""
-        asyncio.run_coroutine_threadsafe(call, self._loop).result(60)
-
     async def drain(self, away_s: float | None = None) -> None:
         """Close the port, answer what is in flight (each connection ends with it), and listen again later."""
-        self._listener.close()
         self.draining = True
-        for connection in self._http.connections:
-            if connection.transport is not None and connection.transport not in self._busy:
-                connection.transport.close()
-        self._spawn(self._return(away_s))
+        self._close(idle_only=True)
+        self._spawn(self._listen(away_s))
 
     async def die(self, away_s: float | None = None) -> None:
         """Close the port, cut every connection, and listen again later."""
         self._close()
-        self._spawn(self._return(away_s))
+        self._spawn(self._listen(away_s))
 
-    async def _return(self, away_s: float | None) -> None:
+    async def _listen(self, away_s: float | None = None) -> None:
         await asyncio.sleep(self.away_s if away_s is None else away_s)
-        await self._listen()
-
-    async def _listen(self) -> None:
         self._listener = await self._loop.create_server(self._http, "127.0.0.1", self.port, backlog=2048)
         self.port = self._listener.sockets[0].getsockname()[1]
         self.dead = self.draining = False
 
-    def _close(self) -> None:
+    def _close(self, idle_only: bool = False) -> None:
         self._listener.close()
-        for connection in self._http.connections:
-            if connection.transport is not None:
-                connection.transport.abort()
+        for transport in [connection.transport for connection in self._http.connections]:
+            if transport is not None and not (idle_only and transport in self._busy):
+                (transport.close if idle_only else transport.abort)()
 
     def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(call)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.append(self._loop.create_task(call))
 
     def _fail_batch(self) -> None:
         for running in self._running:
             if not running.done():
                 running.set_result("transport error")
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        transport = request.transport
-        self._busy.add(transport)
-        try:
-            self.requests.append(f"{request.method} {request.path_qs}")
-            body = orjson.loads(await request.read() or b"{}")
-            generates = request.method == "POST" and request.path in ("/v1/chat/completions", "/generate")
-            response = await (self._counted if generates else self._side)(request, body)
-        finally:
-            self._busy.discard(transport)
-        if self.draining:
-            response.force_close()
-        return response
-
-    async def _counted(self, request: web.BaseRequest, body: Body) -> web.StreamResponse:
-        self.headers = dict(request.headers)
-        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            return web.Response(status=401) if self.kind == "tgi" else self._refused(401, "Unauthorized")
-        self.bodies.append(body)
-        self.counts["requests"] += 1
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-        try:
-            response = await self._generate(request, body, request.path == "/generate")
-        finally:
-            self.in_flight -= 1
-        self.counts["answers" if response.status == 200 else str(response.status)] += 1
-        return response
-
-    async def _generate(self, request: web.BaseRequest, body: Body, native: bool) -> web.StreamResponse:
-        if self.loading:
-            return self._refused(503, "Loading model", "unavailable_error")
-        if self.dead:
-            return self._failed("error trying to connect: Connection refused (os error 111)")
-        number = next(self._numbers)
-        said = self.script(body, number) if self.script else None
-        fault = self._fault() if said is None else None
-        if fault == "full" or (self.limit is not None and self.in_flight > self.limit):
-            return self._full()
-        if fault == "424":
-            self._fail_batch()
-        reply = Reply(said) if isinstance(said, str) else said or FAULTS.get(fault or "")
-        if reply and reply.action:
-            return await _misbehave(request, reply.action)
-        if reply and reply.text is None and fault != "slow":
-            await asyncio.sleep(reply.delay_s)
-            return _response(reply.body, reply.status, reply.headers)
-        if refusal := self._check(body, native):
-            return refusal
-        messages, schema, max_tokens, seed = _question(body, native)
-        delay_s = reply.delay_s if reply else 0.0
-        if reply is None or reply.text is None:
-            switched = body.get("chat_template_kwargs", {}).get("enable_thinking", True)
-            thinks = self.thinking and switched and messages[-1]["role"] != "assistant"
-            reply = Reply(answer(messages, seed, schema, max_tokens), thinking=THOUGHT if thinks else "")
-        if self.poison and self.poison in json.dumps(messages):
-            self._spawn(self._die_of_poison())
-            delay_s += 2 * self.dying_s
-        if why := await self._work(delay_s + self.latency_s, reply):
-            return self._failed(why)
-        return self._answer(body, messages, reply, max_tokens, native)
-
-    def _fault(self) -> str | None:
-        drawn = self._rng.random() if self.faults else 1.0
-        for fault, share in self.faults.items():
-            drawn -= share
-            if drawn < 0:
-                return fault
-        return None
-
-    async def _work(self, seconds: float, reply: Reply) -> str | None:
-        """Wait for a slot and until the answer is written; return why the batch failed, if it did."""
-        seconds += len(reply.text or "") / 4 / self.tokens_per_s if self.tokens_per_s else 0
-        if self._places is None and not seconds:
-            return None
-        self.waiting += 1
-        try:
-            async with self._places or contextlib.nullcontext():
-                self.waiting -= 1
-                failed: asyncio.Future[str] = self._loop.create_future()
-                self._running.add(failed)
-                try:
-                    await asyncio.wait([failed], timeout=seconds)
-                finally:
-                    self._running.discard(failed)
-                    self.waiting += 1
-                return failed.result() if failed.done() else None
-        finally:
-            self.waiting -= 1
 
     async def _die_of_poison(self) -> None:
         await asyncio.sleep(self.dying_s / 10)
@@ -308,33 +179,99 @@ class FakeServer:
         await asyncio.sleep(self.dying_s)
         await self.die()
 
-    def _check(self, body: Body, native: bool) -> web.Response | None:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        generates = request.method == "POST" and request.path in ("/v1/chat/completions", "/generate")
+        self._busy.add(transport)
+        self.in_flight += generates
+        try:
+            self.requests.append(f"{request.method} {request.path_qs}")
+            body = orjson.loads(await request.read() or b"{}")
+            if generates:
+                self.bodies.append(body)
+                self.counts["requests"] += 1
+                self.peak = max(self.peak, self.in_flight)
+            response = await self._respond(request, body, generates)
+        finally:
+            self._busy.discard(transport)
+            self.in_flight -= generates
+        if generates:
+            self.counts["answers" if response.status == 200 else str(response.status)] += 1
+        if self.draining:
+            response.force_close()
+        return response
+
+    async def _respond(self, request: web.BaseRequest, body: Body, generates: bool) -> web.StreamResponse:
+        path, authorized = request.path, request.headers.get("Authorization") == f"Bearer {self.api_key}"
+        if reply := self.side.get(path):
+            return await _as_scripted(request, reply)
+        if path == "/fake/counts":
+            return _response(self.counts)
+        if self.loading:
+            return self._refused(503, "Loading model", "unavailable_error")
+        closed = generates or (path.startswith("/v1") and self.kind not in ("tgi", "llama.cpp"))
+        if self.api_key and closed and not authorized:
+            return web.Response(status=401) if self.kind == "tgi" else self._refused(401, "Unauthorized")
+        return await self._generate(request, body) if generates else self._side(request, body)
+
+    async def _generate(self, request: web.BaseRequest, body: Body) -> web.StreamResponse:
+        if self.dead:
+            return self._failed("error trying to connect: Connection refused (os error 111)")
+        said = self.script(body, next(self._numbers)) if self.script else None
+        shares = self.faults if said is None else {}
+        fault = self._rng.choices(["", *shares], [1 - sum(shares.values()), *shares.values()])[0]
+        if fault == "full" or (self.limit is not None and self.in_flight > self.limit):
+            full = _FULL.get(self.kind, (429, "Model is overloaded", "overloaded"))
+            return web.Response(status=408) if self.kind == "gateway" else self._refused(*full)
+        if fault == "424":
+            self._fail_batch()
+        reply = Reply(said) if isinstance(said, str) else said or FAULTS.get(fault)
+        if reply and reply.text is None:
+            return await _as_scripted(request, reply)
+        body = _as_chat(body) if request.path == "/generate" else body
+        if refusal := self._check(body):
+            return refusal
+        messages, max_tokens = body["messages"], body.setdefault("max_tokens", 256)
+        if reply is None:
+            switched = body.get("chat_template_kwargs", {}).get("enable_thinking", True)
+            thinks = self.thinking and switched and messages[-1]["role"] != "assistant"
+            schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+            said = answer(messages, body.get("seed", 0), schema, max_tokens)
+            reply = Reply(said, thinking=THOUGHT if thinks else "")
+        seconds = self.latency_s + reply.delay_s
+        seconds += len(reply.text or "") / 4 / self.tokens_per_s if self.tokens_per_s else 0
+        if self.poison and self.poison in json.dumps(messages):
+            self._spawn(self._die_of_poison())
+            seconds += 2 * self.dying_s
+        async with self._places:
+            failed: asyncio.Future[str] = self._loop.create_future()
+            self._running.add(failed)
+            try:
+                if seconds:
+                    await asyncio.wait([failed], timeout=seconds)
+                if failed.done():
+                    return self._failed(failed.result())
+                return self._answer(body, reply, request.path == "/generate")
+            finally:
+                self._running.discard(failed)
+
+    def _check(self, body: Body) -> web.Response | None:
         """Return the refusal of a body that the real server would refuse, or None."""
-        asked, form = body.get("parameters", {}) if native else body, body.get("response_format", {"value": 0})
-        used, wanted = len(json.dumps(body)) // 4, asked.get("max_new_tokens" if native else "max_tokens", 16)
-        most = self.max_total_tokens
+        used, wanted, most = len(json.dumps(body)) // 4, body.get("max_tokens", 16), self.max_total_tokens
         if self.kind == "openai" and (extra := body.keys() - OPENAI_FIELDS - {"response_format"}):
             return _response({"detail": f"Unexpected fields in the request: {extra}"}, 422)
-        if self.kind == "tgi" and "value" not in form:
+        if self.kind == "tgi" and "value" not in body.get("response_format", {"value": 0}):
             return web.Response(status=422, text="Failed to deserialize the JSON body: missing field `value`")
-        if self.kind == "tgi" and not 0 < asked.get("top_p", 0.5) < 1:
+        if self.kind == "tgi" and not 0 < body.get("top_p", 0.5) < 1:
             return self._refused(422, "Input validation error: `top_p` must be > 0.0 and < 1.0")
         if self.kind == "vllm" and body.get("model", self.model) not in (*self.models, self.model):
             return self._refused(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
-        if used + wanted > most and self.kind == "tgi":
+        if used + wanted <= most:
+            return None
+        if self.kind == "tgi":
             said = f"`inputs` tokens + `max_new_tokens` must be <= {most}. Given: {used} `inputs` tokens and {wanted}"
             return self._refused(422, f"Input validation error: {said} `max_new_tokens`")
-        if used + wanted > most:
-            return self._refused(400, f"This model's maximum context length is {most} tokens", "BadRequestError")
-        return None
-
-    def _full(self) -> web.Response:
-        """Refuse for a full queue, in the words of the kind."""
-        if self.kind == "vllm":
-            return self._refused(503, VLLM_BUSY, "Service Unavailable")
-        if self.kind == "sglang":
-            return self._refused(503, "The request queue is full.", "ServiceUnavailableError")
-        return web.Response(status=408) if self.kind == "gateway" else self._refused(429, "Model is overloaded")
+        return self._refused(400, f"This model's maximum context length is {most} tokens", "BadRequestError")
 
     def _failed(self, why: str) -> web.Response:
         if self.kind == "tgi":
@@ -347,18 +284,16 @@ class FakeServer:
         error = {"message": message, "type": error_type, "param": None, "code": status}
         return _response({"object": "error", **error} if self.kind == "sglang" else {"error": error}, status)
 
-    def _answer(
-        self, body: Body, messages: list[dict[str, str]], reply: Reply, max_tokens: int, native: bool
-    ) -> web.Response:
-        text, thinking, reason = reply.text or "", reply.thinking[: 4 * max_tokens], reply.finish_reason
-        if len(text) + len(thinking) > 4 * max_tokens:
-            text, reason = text[: 4 * max_tokens - len(thinking)], "length"
+    def _answer(self, body: Body, reply: Reply, native: bool) -> web.Response:
+        messages, most = body["messages"], 4 * body["max_tokens"]  # characters
+        text, thinking, reason = reply.text or "", reply.thinking[:most], reply.finish_reason
+        if len(text) + len(thinking) > most:
+            text, reason = text[: most - len(thinking)], "length"
         prompt, thought = sum(len(message["content"]) for message in messages) // 4 + 8, len(thinking) // 4
-        tokens, headers = len(text) // 4 + 1 + thought, reply.headers
+        tokens, headers = len(text) // 4 + 1 + thought, dict(reply.headers)
         if self.kind == "tgi":
-            queued = "5" if self.waiting else "0"
-            headers = {"x-prompt-tokens": str(prompt), "x-generated-tokens": str(tokens), **headers}
-            headers |= {"x-total-time": "100", "x-queue-time": queued}
+            headers |= {"x-prompt-tokens": str(prompt), "x-generated-tokens": str(tokens)}
+            headers |= {"x-total-time": "100", "x-queue-time": "5" if self.waiting else "0"}
         if native:
             details = {"finish_reason": "eos_token" if reason == "stop" else reason, "generated_tokens": tokens}
             return _response({"generated_text": text, "details": {**details, "seed": 1, "tokens": []}}, 200, headers)
@@ -375,17 +310,8 @@ class FakeServer:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return _response({**head, "choices": [choice], "usage": usage}, 200, headers)
 
-    async def _side(self, request: web.BaseRequest, body: Body) -> web.StreamResponse:
+    def _side(self, request: web.BaseRequest, body: Body) -> web.Response:
         path = request.path
-        if reply := self.side.get(path):
-            if reply.action:
-                return await _misbehave(request, reply.action)
-            return _response(reply.body, reply.status, reply.headers)
-        if self.loading:
-            return self._refused(503, "Loading model", "unavailable_error")
-        closed = path.startswith("/v1") and self.kind not in ("tgi", "llama.cpp")
-        if self.api_key and closed and request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            return self._refused(401, "Unauthorized")
         if path == "/health":
             return self._refused(503, "unhealthy", "healthcheck") if self.dead else web.Response(text="OK")
         if path == "/metrics" and (name := _GAUGES.get(self.kind)):
@@ -395,13 +321,12 @@ class FakeServer:
         return _response(facts or ("" if self.kind == "tgi" else missing), 200 if facts else 404)
 
     def _facts(self) -> Body:
-        """Return the side channels of the kind."""
-        context, entries = self.max_total_tokens, []
-        for name in self.models or (self.model,):
-            entry = {"id": name, "object": "model", "created": 0, "owned_by": _OWNERS.get(self.kind, name)}
-            entries.append({**entry, "max_model_len": context} if self.kind in ("vllm", "sglang") else entry)
-        if self.kind == "gateway":
-            entries[0]["id"] = "unknown"
+        """Return the side channels of the kind, by route."""
+        context = self.max_total_tokens
+        owner = {"vllm": "vllm", "sglang": "sglang", "llama.cpp": "llamacpp"}.get(self.kind, "me")
+        entry = {"object": "model", "owned_by": owner, "max_model_len": context if self.kind in _FULL else None}
+        names = ["unknown"] if self.kind == "gateway" else self.models or [self.model]
+        listed = {"/v1/models": {"object": "list", "data": [{"id": name, **entry} for name in names]}}
         most = {"max_concurrent_requests": self.limit or 128, "max_input_tokens": context - 1}
         info = {"model_id": self.model, "model_sha": "0" * 40, "version": "3.3.5", "max_total_tokens": context, **most}
         state = {
@@ -415,10 +340,13 @@ class FakeServer:
             "total_slots": self.slots or 4,
             "build_info": "b60",
         }
-        own = {"tgi": ("/info", info), "vllm": ("/version", {"version": "0.33.0"}), "llama.cpp": ("/props", props)}
-        route, facts = own.get(self.kind, ("/server_info", state))
-        listed = {"/v1/models": {"object": "list", "data": entries}}
-        return listed | ({route: facts} if self.kind not in ("openai", "gateway") else {})
+        own: dict[str, Body] = {
+            "tgi": {"/info": info},
+            "vllm": {"/version": {"version": "0.33.0"}},
+            "sglang": {"/server_info": state},
+            "llama.cpp": {"/props": props},
+        }
+        return listed | own.get(self.kind, {})
 
     def _tokens(self, path: str, body: Body) -> Body | None:
         """Return the reply of TGI's ``/chat_tokenize`` (ChatML) or vLLM's ``/tokenize``, a token a word."""
@@ -430,11 +358,14 @@ class FakeServer:
         return {"count": len(text.split())} if path == "/tokenize" and self.kind == "vllm" else None
 
 
-async def _misbehave(request: web.BaseRequest, action: str) -> web.StreamResponse:
-    if action == "hang":
+async def _as_scripted(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    await asyncio.sleep(reply.delay_s)
+    if not reply.action:
+        return _response(reply.body, reply.status, reply.headers)
+    if reply.action == "hang":
         await asyncio.Event().wait()
     response = web.StreamResponse(headers={"Content-Length": "5000", "Content-Type": "application/json"})
-    if action == "half":
+    if reply.action == "half":
         await response.prepare(request)
         await response.write(b'{"choices": [{"message": {"content": "A do')
     if request.transport is not None:
@@ -442,26 +373,23 @@ async def _misbehave(request: web.BaseRequest, action: str) -> web.StreamRespons
     return response
 
 
-def _question(body: Body, native: bool) -> tuple[list[dict[str, str]], Body | None, int, int]:
-    """Return messages, schema, max_tokens and seed of a generation body."""
-    if native:
-        asked = body.get("parameters", {})
-        messages = [{"role": role, "content": content} for role, content in _TURN.findall(body["inputs"])]
-        messages = messages[:-1] if len(messages) > 1 and not messages[-1]["content"] else messages
-        grammar = asked.get("grammar") or {}
-        messages = messages or [{"role": "user", "content": body["inputs"]}]
-        return messages, grammar.get("value"), asked.get("max_new_tokens", 100), asked.get("seed", 0)
-    named = (body.get("response_format") or {}).get("json_schema") or {}
-    return body["messages"], named.get("schema"), body.get("max_tokens", 256), body.get("seed", 0)
+def _as_chat(body: Body) -> Body:
+    """Return a body of TGI's ``/generate`` as one of the chat route."""
+    turns = _TURN.findall(body["inputs"]) or [("user", body["inputs"])]
+    messages = [{"role": role, "content": content} for role, content in turns if content]  # the last may be empty
+    parameters = body.get("parameters", {})
+    chat = {**parameters, "messages": messages, "max_tokens": parameters.get("max_new_tokens", 100)}
+    if grammar := parameters.get("grammar"):
+        chat["response_format"] = {"value": {}, "json_schema": {"schema": grammar["value"]}}
+    return chat
 
 
 def _response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    html = isinstance(value, bytes)
+    kind = "text/html" if isinstance(value, bytes) else "application/json"
     try:
-        data = value if html else orjson.dumps(value)
+        data = value if isinstance(value, bytes) else orjson.dumps(value)
     except TypeError:  # lone surrogates
         data = json.dumps(value).encode()
-    kind = "text/html" if html else "application/json"
     return web.Response(body=data, status=status, headers=headers, content_type=kind)
 
 
@@ -470,13 +398,11 @@ async def _main() -> None:
     parser.add_argument("--drain-at", type=float, help="seconds after which it drains, once")
     for option in fields(FakeServer):
         if option.name not in ("models", "script", "side"):
-            read = {"faults": json.loads}.get(option.name) or next(
-                kind for kind in (int, float, str) if kind.__name__ in str(option.type)
-            )
-            default = {} if option.name == "faults" else option.default
-            parser.add_argument(f"--{option.name.replace('_', '-')}", type=read, default=default)
-    options = vars(parser.parse_args())
-    drain_at = options.pop("drain_at")
+            named = next(kind for kind in (int, float, str) if kind.__name__ in str(option.type))
+            read = json.loads if option.name == "faults" else named
+            parser.add_argument(f"--{option.name.replace('_', '-')}", type=read)
+    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    drain_at = options.pop("drain_at", None)
     async with FakeServer(**options) as server:
         print(server.url, flush=True)
         if drain_at is not None:
@@ -486,6 +412,5 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None).run(_main())
+        uvloop.run(_main())

@@ -19,7 +19,7 @@ from generation.errors import BatchFailed, FatalServerError, RateLimited, Reques
 from generation.prompts import Sampling
 from generation.tgi.client import Endpoint, open_session
 from generation.tgi.dialects import SIDE_ROUTES, THINKING_TOKENS, describe
-from generation.tgi.protocol import Answer, Request, failure, loads, read_answer
+from generation.tgi.protocol import Answer, Request, failure, read_answer
 from tests.fake_server import KINDS, FakeServer, Reply
 
 T = TypeVar("T")
@@ -116,11 +116,8 @@ def test_unknown_fields_are_left_out_from_then_on_and_named_once(caplog: pytest.
     assert len([r for r in caplog.records if "does not take chat_template_kwargs, min_p" in r.message]) == 1
     with pytest.raises(RequestRejected, match="continue_final_message.*answer_prefix"):
         asked(FakeServer("openai"), STARTED)
-
-
-def test_a_mistral_tokenizer_in_vllm_is_not_asked_to_switch_thinking() -> None:
-    said = {"error": {"message": "chat_template is not supported for Mistral tokenizers.", "code": 400}}
-    refusal = Reply(status=400, body=said)
+    mistral = {"error": {"message": "chat_template is not supported for Mistral tokenizers.", "code": 400}}
+    refusal = Reply(status=400, body=mistral)
     server = FakeServer("vllm", script=lambda body, n: refusal if "chat_template_kwargs" in body else None)
     assert asked(server).text and server.counts["requests"] == 2
 
@@ -144,16 +141,12 @@ def test_thinking_is_switched_off_or_cut_off_and_counted_apart(where: str, reque
 
 def test_a_model_that_thinks_though_it_is_asked_not_to_gets_tokens_for_it() -> None:
     server = FakeServer("vllm", thinking="reasoning", script=lambda _, n: Reply("A dog.", thinking="Hm. " * 400))
-    answer = asked(server)
-    assert (answer.text, [body["max_tokens"] for body in server.bodies]) == (
-        "A dog.",
-        [256, 256 + THINKING_TOKENS["low"]],
-    )
+    assert asked(server).text == "A dog."
+    assert [body["max_tokens"] for body in server.bodies] == [256, 256 + THINKING_TOKENS["low"]]
 
 
 SHAPES: list[tuple[dict[str, Any], str, str, str, bool]] = [
     ({"content": "x"}, "stop", "x", "stop", False),
-    ({"content": "x"}, "stop_sequence", "x", "stop", False),
     ({"content": "x"}, "max_tokens", "x", "length", False),
     ({"content": None}, "stop", "", "stop", False),
     ({"content": None, "reasoning": "A dog."}, "stop", "A dog.", "stop", False),  # a parser, and no thinking
@@ -179,24 +172,15 @@ def test_answers_of_every_shape(message: dict[str, Any], finish: str, text: str,
     assert answer.completion_tokens + answer.thinking_tokens == 40
 
 
-@pytest.mark.parametrize(
-    "usage", [None, [], {"completion_tokens": None}, {"completion_tokens": [3]}, {"prompt_tokens": "x"}]
-)
+@pytest.mark.parametrize("usage", [None, [], {"completion_tokens": [3]}, {"prompt_tokens": "x"}])
 def test_usage_may_be_missing_or_nonsense(usage: Any) -> None:
-    answer = read_answer({"choices": [{"message": {"content": "x"}}], "usage": usage}, {"x-total-time": "nan"}, "")
-    assert (answer.text, answer.finish_reason, answer.completion_tokens, answer.queue_share) == (
-        "x",
-        "unknown",
-        0,
-        0.0,
-    )
+    reply = {"choices": [{"message": {"content": "x"}}], "usage": usage}
+    assert read_answer(reply, {"x-total-time": "nan"}, "") == Answer("x", "unknown", 0, 0)
 
 
 # ---- failures
 
-BUSY = (
-    "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
-)
+BUSY = "The engine is currently busy and cannot accept new requests. Please try again later."
 BACKLOG = "The engine has reached its prefill token backlog limit. Please try again later."
 QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": 429}}
 RATE = {"error": {"message": "Rate limit reached; add a payment method at https://x.y/account/billing", "code": 429}}
@@ -205,16 +189,12 @@ ERRORS: list[tuple[int, Any, type[ServerError], str]] = [
     (413, b"length limit exceeded", RequestRejected, "length limit"),
     (422, {"error": "Template error: y", "error_type": "template_error"}, RequestRejected, "template_error"),
     (422, {"detail": [{"msg": "Field required"}]}, RequestRejected, "Field required"),
-    (418, b"short and stout", RequestRejected, "short and stout"),
     (201, {}, TransientError, "HTTP 201"),
     (404, b"", TransientError, "an empty body"),
     (404, {"error": {"message": "The model `x` does not exist."}}, FatalServerError, "server.model"),
-    (408, b"", RateLimited, "408"),
     (408, b"Request Timeout", TransientError, "Timeout"),
-    (409, b"", TransientError, "409"),
     (499, b"", TransientError, "499"),
     (424, {"error": "Request failed during generation", "error_type": "generation"}, BatchFailed, "Request failed"),
-    (429, {"error": "Model is overloaded", "error_type": "overloaded"}, RateLimited, "overloaded"),
     (429, b"", RateLimited, "429"),
     (429, RATE, RateLimited, "Rate limit"),
     (429, QUOTA, FatalServerError, "exceeded your current quota"),
@@ -223,9 +203,7 @@ ERRORS: list[tuple[int, Any, type[ServerError], str]] = [
     (500, {"error": {"message": f"litellm.ServiceUnavailableError: {BUSY}"}}, RateLimited, "busy"),
     (502, b"<html>Bad Gateway</html>", TransientError, "Bad Gateway"),
     (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, TransientError, "Loading"),
-    (503, {"error": {"message": BUSY, "type": "Service Unavailable"}}, RateLimited, "busy"),
     (503, {"error": {"message": BACKLOG, "type": "Service Unavailable"}}, RateLimited, "backlog"),
-    (503, {"object": "error", "message": "The request queue is full."}, RateLimited, "full"),
     (503, {"error": {"message": "No available workers (all circuits open or unhealthy)"}}, TransientError, "workers"),
     (200, {"error": {"message": "upstream failed", "code": 503}}, TransientError, "HTTP 502.*upstream failed"),
     (200, {"error": {"message": BUSY, "code": 503}}, RateLimited, "busy"),
@@ -241,7 +219,7 @@ def test_every_refusal_says_how_to_react(status: int, body: Any, kind: type[Serv
     server = FakeServer("vllm", script=lambda _, n: Reply(status=status, body=body))
     with pytest.raises(ServerError, match=words) as raised:
         asked(server)
-    assert type(raised.value) is kind and raised.value.endpoint == server.url
+    assert type(raised.value) is kind
     assert f"POST {server.url}" in str(raised.value)
     str(raised.value).encode()
 
@@ -264,10 +242,9 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(value: str, seconds: float 
     assert type(limited) is (FatalServerError if seconds is None else RateLimited)
 
 
-BROKEN = [("cut", "disconnected|reset"), ("half", "ayload"), ("hang", "no answer in 0.3 s")]
-
-
-@pytest.mark.parametrize(("action", "words"), BROKEN)
+@pytest.mark.parametrize(
+    ("action", "words"), [("cut", "disconnected|reset"), ("half", "ayload"), ("hang", "in 0.3 s")]
+)
 def test_broken_connections_are_transient(action: str, words: str) -> None:
     server = FakeServer(script=lambda _, n: Reply(action=action))
     with pytest.raises(TransientError, match=words) as raised:
@@ -293,9 +270,7 @@ def test_a_server_that_is_not_there_or_still_loading_is_transient_and_then_found
             server.dead = True
             assert not await endpoint.probe()
             server.dead, server.side = False, dict.fromkeys(SIDE_ROUTES, Reply(status=403))
-            assert (await endpoint.connect()).kind == "llama.cpp" and "repeat_penalty" in json.loads(
-                endpoint.body(PLAIN)
-            )
+            assert (await endpoint.connect()).kind == "llama.cpp" and b"repeat_penalty" in endpoint.body(PLAIN)
 
     asyncio.run(run())
 
@@ -319,21 +294,9 @@ def test_side_channels_never_matter_once_the_generation_route_answers(kind: str,
     assert with_endpoint(FakeServer(kind, side=dict.fromkeys(routes, reply)), use)
 
 
-KEYS = st.sampled_from(
-    ["model_id", "version", "data", "max_total_tokens", "total_slots", "default_generation_settings", "n_ctx", "id"]
-    + [
-        "choices",
-        "message",
-        "content",
-        "reasoning",
-        "usage",
-        "finish_reason",
-        "error",
-        "code",
-        "generated_text",
-        "details",
-    ]
-)
+WORDS = """model_id version data max_total_tokens total_slots default_generation_settings n_ctx id choices message
+content reasoning usage finish_reason error code generated_text details"""
+KEYS = st.sampled_from(WORDS.split())
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=4), max_leaves=12)
 OBJECTS = st.dictionaries(KEYS, VALUES, max_size=6)
@@ -349,8 +312,8 @@ def test_no_reply_raises_anything_but_a_server_error(side: Any, reply: Any, stat
     data = json.dumps(reply).encode()
     for raw in (data, content):
         str(failure("POST /", status, raw, {"Retry-After": content.decode("latin-1")}, True, False)).encode()
-    with suppress(LookupError, TypeError, AttributeError, ValueError):  # each of these becomes a TransientError
-        read_answer(loads(data), {"x-queue-time": "x", "x-total-time": str(status)}, "A").text.encode()
+    with suppress(LookupError, TypeError, AttributeError, ValueError):  # each becomes a TransientError
+        read_answer(json.loads(data), {"x-queue-time": "x", "x-total-time": str(status)}, "A").text.encode()
 
 
 GAUGES = [
@@ -362,13 +325,10 @@ GAUGES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "size"), GAUGES)
-def test_queue_gauges(text: str, size: int | None) -> None:
-    server = FakeServer(side={"/metrics": Reply(body=text.encode())})
-    assert with_endpoint(server, lambda endpoint: endpoint.queue_size()) == size
-
-
-def test_tokens_are_counted_where_the_server_can() -> None:
+def test_queues_are_measured_and_tokens_counted_where_the_server_can() -> None:
+    for text, size in GAUGES:
+        server = FakeServer(side={"/metrics": Reply(body=text.encode())})
+        assert with_endpoint(server, lambda endpoint: endpoint.queue_size()) == size
     counts = [with_endpoint(FakeServer(kind), lambda endpoint: endpoint.count_tokens(PLAIN)) for kind in KINDS]
     assert counts[0] == counts[1] and counts[0] and counts[2:] == [None] * 4
 
@@ -393,6 +353,11 @@ def test_missing_and_wrong_keys_are_distinguished_and_not_shown(kind: str, monke
         with pytest.raises(FatalServerError, match=words) as raised:
             asked(FakeServer(kind, api_key="right"))
         assert "hunter2" not in str(raised.value) and raised.value.status == 401
+    for key in ("hunter2\n", "hunt er2", "hünter2", "hunter2\r\nX: y"):  # no header can hold it
+        monkeypatch.setenv("TGI_API_KEY", key)
+        with pytest.raises(FatalServerError, match=r"\$TGI_API_KEY holds") as raised:
+            asked(FakeServer(kind))
+        assert "unt" not in str(raised.value)
     monkeypatch.setenv("TGI_API_KEY", "right")
     assert asked(FakeServer(kind, api_key="right")).text
 
@@ -410,21 +375,11 @@ def test_after_an_answer_a_403_is_about_the_prompt_and_a_404_may_pass() -> None:
     with_endpoint(FakeServer(script=lambda _, n: later[n]), ask_all)
 
 
-@pytest.mark.parametrize("key", ["hunter2\n", "hunt er2", "hünter2", "hunter2\r\nX: y"])
-def test_a_key_that_no_header_can_hold_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TGI_API_KEY", key)
-    with pytest.raises(FatalServerError, match=r"\$TGI_API_KEY holds") as raised:
-        asked(FakeServer())
-    assert "unt" not in str(raised.value)
-
-
 BAD_URLS = ("localhost:8080", "ftp://h", "http://", "not a url", "http://h:99999", "http://[::1", "http://h:x", "")
+SECRET_URLS = [f"http://me:hunter2{rest}" for rest in ("@h:1", "@h:99999", "/x@h")] + ["http://hunter2@h"]
 
 
-@pytest.mark.parametrize(
-    "url",
-    [*BAD_URLS, "http://me:hunter2@h:1", "http://me:hunter2@h:99999", "http://hunter2@h", "http://me:hunter2/x@h"],
-)
+@pytest.mark.parametrize("url", [*BAD_URLS, *SECRET_URLS])
 def test_a_bad_url_is_named_without_its_password(url: str) -> None:
     with pytest.raises(FatalServerError, match="endpoint '") as raised:
         asked(FakeServer(), url=url)
@@ -440,13 +395,9 @@ def test_the_url_may_end_as_others_write_it(ending: str, query: str) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_stays_a_post_on_the_same_host_and_is_refused_to_another(status: int) -> None:
-    with FakeServer() as target:
-        moved = Reply(status=status, headers={"Location": f"{target.url}/v1/chat/completions"})
-        assert asked(FakeServer(script=lambda _, n: moved)).text
-        assert target.bodies[-1]["messages"] == CHAT
-    moved.headers["Location"] = "https://elsewhere.example/v1?key=hunter2"
-    with pytest.raises(FatalServerError, match=r"redirects to https://elsewhere\.example/v1,") as raised:
+def test_a_redirect_is_refused_with_the_new_address(status: int) -> None:
+    moved = Reply(status=status, headers={"Location": "https://elsewhere.example/v1?key=hunter2"})
+    with pytest.raises(FatalServerError, match=r"redirects to https://elsewhere\.example/v1, .*new address") as raised:
         asked(FakeServer(script=lambda _, n: moved))
     assert "hunter2" not in str(raised.value)
 
@@ -474,8 +425,7 @@ def test_a_certificate_of_ones_own_needs_ssl_cert_file(tmp_path: Path, monkeypat
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
 
     async def run() -> None:
-        fake = FakeServer("vllm")
-        async with fake:
+        async with FakeServer("vllm") as fake:
             listener = await asyncio.get_running_loop().create_server(fake._http, "localhost", 0, ssl=context)
             url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
             async with open_session() as session:

