@@ -1,7 +1,8 @@
 """Facts that a text may get wrong and a rule can see: numbers, colours, measurements, lettering and names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 from .words import ENGLISH, FUNCTION_WORDS, stem, stems, tokens
 
@@ -21,14 +22,14 @@ _NOT_COUNTED, _PLURALS = (frozenset(ENGLISH[name].split()) for name in ("not_cou
 _NEAR = 6  # words between a value and its noun, at most
 
 _UNITS = {name: unit for unit, names in ENGLISH["units"].items() for name in (unit, *names.split())}
-_UNIT = (
-    rf"({'|'.join(sorted(map(re.escape, _UNITS), key=len, reverse=True))})(?!\w)(?![\s-]*(?:angle|turn|view|arc|bend))"
+_UNIT, _SPELT = (
+    "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)),
+    "|".join(ENGLISH["spelt_numbers"].split()),
 )
 _MEASURE = re.compile(
-    rf"(?:(\d[\d.,/]*)(?:\s*(?:-|–|to)\s*\d[\d.,/]*)?[\s-]*|\b({'|'.join(ENGLISH['spelt_numbers'].split())})[\s-]+){_UNIT}"
-    r"(?=([^.?!\n]{0,30}))|\b(\d+)\s?['′’]\s?\d+\s?[\"″”]"
+    rf"(?:(\d[\d.,/]*)(?:\s*(?:-|–|to)\s*\d[\d.,/]*)?[\s-]*|\b({_SPELT})[\s-]+)({_UNIT})(?!\w)"
+    r"(?![\s-]*(?:angle|turn|view|arc|bend))(?=([^.?!\n]{0,30}))|\b(\d+)\s?['′’]\s?\d+\s?[\"″”]"
 )
-_DIGIT = re.compile("[0-9]")
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
 _MEASURES_ON = re.compile(
@@ -48,39 +49,31 @@ def values(words: Iterable[str], kinds: Kinds) -> frozenset[str]:
     return frozenset().union(*(kinds[word] for word in words if word in kinds))
 
 
-def disagrees(said: frozenset[str], nouns: set[str], words: list[str], kinds: Kinds) -> bool:
-    """Return whether a text gives some noun another value and never the one that is ``said``.
-
-    Args:
-        said: values of one kind, such as {"red"}.
-        nouns: stems of the words that they belong to.
-        words: of the text that is compared.
-        kinds: ``COLOURS`` or ``NUMBERS``.
-    """
-    other = False
-    for place in [number for number, word in enumerate(words) if stem(word) in nouns]:
-        if said & values(words[max(0, place - _NEAR) : place + _NEAR + 1], kinds):
-            return False
-        for word in words[max(0, place - 3) : place][::-1]:
-            if word in FUNCTION_WORDS:  # "two of the men" does not count all men
-                break
-            other |= word in kinds
-    return other
-
-
-def demands(seed: list[str], kinds: Kinds) -> list[tuple[str, set[str]]]:
-    """Return the plain colours or counts of a seed, each with the stems of the words that it belongs to."""
-    found = []
+def changes(seed: Sequence[str], said: Sequence[str], kinds: Kinds) -> bool:
+    """Return whether a text lacks a plain colour or count of its seed, or gives the seed's nouns another one."""
     for place, word in enumerate(seed):
         if word in kinds and word in _PLAIN:
-            end = next((n for n in range(place + 1, len(seed)) if seed[n] in FUNCTION_WORDS), len(seed))
-            after = seed[place + 1 : end]
-            if kinds is COLOURS or (any(map(_is_plural, after[:3])) and _NOT_COUNTED.isdisjoint(after)):
-                found.append((word, stems(after)))
+            after = list(takewhile(lambda other: other not in FUNCTION_WORDS, seed[place + 1 :]))
+            counts = any(map(_is_plural, after[:3])) and _NOT_COUNTED.isdisjoint(after)
+            missing = not kinds[word] & values(said, kinds)
+            if (counts or kinds is COLOURS) and (missing or disagrees(kinds[word], stems(after), said, kinds)):
+                return True
+    return False
+
+
+def disagrees(value: frozenset[str], nouns: set[str], words: Sequence[str], kinds: Kinds) -> bool:
+    """Return whether a text's ``words`` give some noun (stems) another value of one kind, and never this one."""
+    found = False
+    for place in [number for number, word in enumerate(words) if stem(word) in nouns]:
+        if value & values(words[max(0, place - _NEAR) : place + _NEAR + 1], kinds):
+            return False
+        # "two of the men" does not count all men
+        before = takewhile(lambda other: other not in FUNCTION_WORDS, words[max(0, place - 3) : place][::-1])
+        found |= not kinds.keys().isdisjoint(before)
     return found
 
 
-def subject(phrase: list[str]) -> set[str]:
+def subject(phrase: Iterable[str]) -> set[str]:
     """Return the words of a phrase that may name what it is about: after a number, only plurals."""
     named = set(phrase) - NUMBERS.keys() - COLOURS.keys()
     return set(filter(_is_plural, named)) or named if not NUMBERS.keys().isdisjoint(phrase) else named
@@ -93,7 +86,7 @@ def _is_plural(word: str) -> bool:
 def measures(text: str) -> set[tuple[str, str]]:
     """Return the measurements in a text, each a number and a unit: ``10-inch`` and ``ten inches`` are the same."""
     found: set[tuple[str, str]] = set()
-    if _UNITS.keys().isdisjoint(tokens(text)) and not _DIGIT.search(text):  # most texts
+    if _UNITS.keys().isdisjoint(tokens(text)) and not re.search("[0-9]", text):  # most texts
         return found
     for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()):
         unsure = len(unit) == 1 or (_UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))

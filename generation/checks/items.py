@@ -2,23 +2,16 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from .facts import COLOURS, NUMBERS, disagrees, measures, values
-from .text import has_bad_characters, has_markup, is_finished, is_foreign, loops
+from .text import first, has_bad_characters, has_markup, is_finished, is_foreign, loops
 from .words import ENGLISH, FUNCTION_WORDS, content, pattern, sentences, stem, stems, tokens
 
 QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multiple choice
 
 LETTERS = ("A", "B", "C", "D")
-ITEM_CODES = (
-    *("schema", "not_four_options", "answer_not_an_option", "too_long", "empty", "bad_characters", "markup"),
-    *("not_english", "leak", "not_a_question", "repeats_prompt", "options_not_distinct", "refers_to_options"),
-    *("no_answer", "first_person", "loop", "too_short", "unfinished", "copied", "given_away"),
-    *("invented_measurement", "contradiction", "ungrounded"),
-)
-ANSWER_CODES = ("cut_off", "not_json", *ITEM_CODES, "duplicate_question", "too_few_items")
 
 # An item with so many content words, of which the caption holds hardly any, is about another scene.
 _MIN_GROUNDED, _MIN_CONTENT = 0.05, 6
@@ -33,10 +26,8 @@ _LEAK, _WRITTEN = pattern("leak", SOURCE=_SOURCE), pattern("written")
 _WRITING = stems(ENGLISH["writing"].split())
 _REFERS, _BY_LETTER = pattern("refers_to_options"), re.compile(r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b")
 _NO_ANSWER, _FIRST_PERSON = pattern("no_answer"), pattern("first_person")
-_QUOTE, _SCRAPS = (
-    re.compile(r"[\"“].*?[\"”]"),
-    re.compile(r"[{}\[\]]"),
-)  # small models write JSON's brackets into texts
+_QUOTE = re.compile(r"[\"“].*?[\"”]")
+_SCRAPS = re.compile(r"[{}\[\]]")  # small models write JSON's brackets into texts
 _WH_WORDS, _SAYS_NOTHING, _DANGLING = (frozenset(ENGLISH[name].split()) for name in ("wh", "says_nothing", "dangling"))
 _TYPES = {name: re.compile(found) for name, found in ENGLISH["question_types"].items()}
 QUESTION_TYPES = (*_TYPES, "other")
@@ -47,7 +38,7 @@ class Scene:
 
     def __init__(self, caption: str) -> None:
         self.caption, self.words = caption, tokens(caption)
-        self.stems, self.sentences = stems(self.words), set(map(tuple, sentences(caption)))
+        self.stems, self.sentences = stems(self.words), set(sentences(caption))
 
 
 class Shown:
@@ -71,15 +62,9 @@ _NOTHING = Shown()
 def sound_items(
     text: str, finish_reason: str, caption: str, task: str, shown: Shown = _NOTHING, kept: Collection[QA] = ()
 ) -> tuple[list[QA], list[str]]:
-    """Return the sound items of an answer, and the reason codes of the others (``ANSWER_CODES``).
+    """Return the sound items of an answer ``text`` about a caption, and the reason codes of the others.
 
-    Args:
-        text: what the model wrote.
-        finish_reason: ``length`` means that the answer is cut off.
-        caption: what the answer must follow from.
-        task: ``multiple_choice`` items have options.
-        shown: what the prompt shows.
-        kept: items of earlier answers about the same caption; their questions may not be asked again.
+    ``kept`` are items of earlier answers about the same caption, whose questions may not be asked again.
     """
     if finish_reason == "length":
         return [], ["cut_off"]
@@ -88,8 +73,7 @@ def sound_items(
     if list(answer) != ["QA Pairs"] or not isinstance(answer["QA Pairs"], list):
         return [], ["schema"]
     scene, dropped = Scene(caption), []
-    asked = {_key(item["Question"]): item for item in kept}
-    new: dict[tuple[str, ...], QA] = {}
+    asked, new = {_key(item["Question"]) for item in kept}, dict[tuple[str, ...], QA]()
     for item in answer["QA Pairs"]:
         if fault := item_fault(item, task, scene, shown):
             dropped.append(fault)
@@ -97,9 +81,8 @@ def sound_items(
             new[key] = item
         else:
             dropped.append("duplicate_question")
-            # Of two answers to one question, the one whose words the caption holds is more likely right.
-            if key in new and _support(item, scene) > _support(new[key], scene):
-                new[key] = item
+            if key in new:  # of two answers, the one whose words the caption holds is more likely right
+                new[key] = max(new[key], item, key=lambda one: groundedness("", right_answer(one), scene))
     return list(new.values()), dropped
 
 
@@ -126,31 +109,64 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:
-    """Return the first of ``ITEM_CODES`` for which one item is not sound by itself, or None.
+    """Return the first reason code for which one item is not sound by itself, or None."""
+    return _shape_fault(item, task) or first(_faults(item, task, scene, shown))
 
-    Codes that need a word: ``leak`` (talks of the caption); ``no_answer`` (says that it cannot be known);
-    ``first_person`` (I, you, or chat); ``copied`` (whole sentences of the caption); ``given_away`` (by its length, or
-    by the question); ``contradiction`` (a colour or count other than the caption's); ``ungrounded`` (another scene).
-    """
-    if fault := _shape_fault(item, task):
-        return fault
-    options, question, right = item.get("Options", {}), item["Question"], right_answer(item)
-    texts = [question, *(options.values() or [right])]
-    together = "\n".join(texts)
-    if max(map(len, texts)) > _MAX_TEXT:  # before any pattern sees it
-        return "too_long"
-    faults = {
-        "empty": not all(map(tokens, texts)),
-        "bad_characters": has_bad_characters(together),
-        "markup": has_markup(together) or bool(_SCRAPS.search(together)),
-        "not_english": any(is_foreign(text, scene.caption) for text in texts),
-        "leak": leaks(together, scene),
-        "not_a_question": len(tokens(question)) < 3 or not question.rstrip(" \t\n\"'”’)").endswith("?"),
-        "repeats_prompt": shown.repeated_by(item),
-    }
-    fault = next((code for code, found in faults.items() if found), None)
-    fault = fault or (_options_fault(options, right) if options else _open_fault(right, task))
-    return fault or _scene_fault(question, right, options, scene)
+
+def _shape_fault(item: Any, task: str) -> str | None:
+    keys = {"Question", "Answer"} | ({"Options"} if task == "multiple_choice" else set())
+    if not isinstance(item, dict) or item.keys() != keys or not isinstance(item["Question"], str):
+        return "schema"
+    if task != "multiple_choice":
+        return None if isinstance(item["Answer"], str) else "schema"
+    options = item["Options"]
+    if not isinstance(options, dict) or not all(isinstance(option, str) for option in options.values()):
+        return "schema"
+    if options.keys() != set(LETTERS):
+        return "not_four_options"
+    return None if item["Answer"] in LETTERS else "answer_not_an_option"
+
+
+def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[str, object]]:
+    question, right, options = item["Question"], right_answer(item), list(item.get("Options", {}).values())
+    texts = [question, *(options or [right])]
+    together, asked, said = "\n".join(texts), tokens(question), tokens(right)
+    yield "too_long", max(map(len, texts)) > _MAX_TEXT  # before any pattern sees it
+    yield "empty", not all(map(tokens, texts))
+    yield "bad_characters", has_bad_characters(together)
+    yield "markup", has_markup(together) or _SCRAPS.search(together)
+    yield "not_english", any(is_foreign(text, scene.caption) for text in texts)
+    yield "leak", leaks(together, scene)
+    yield "not_a_question", len(asked) < 3 or not question.rstrip(" \t\n\"'”’)").endswith("?")
+    yield "repeats_prompt", shown.repeated_by(item)
+    yield from _choice_faults(options, right) if options else _open_faults(right, task == "complex_reasoning")
+    # What follows is what is wrong with an item as seen from its caption.
+    yield "copied", _is_copy(question, scene) or (not options and _is_copy(right, scene))
+    yield "given_away", _is_given(question, right, options)
+    yield "invented_measurement", not measures(together) <= measures(scene.caption)
+    yield "contradiction", _contradicts(question, right, scene)
+    rich = len(content(asked + said)) >= _MIN_CONTENT
+    yield "ungrounded", rich and groundedness(question, right, scene) < _MIN_GROUNDED
+
+
+def _choice_faults(options: list[str], right: str) -> Iterator[tuple[str, object]]:
+    distinct = {tuple(stem(word) for word in tokens(option) if word not in _SAYS_NOTHING) for option in options}
+    yield "options_not_distinct", len(distinct) < len(options)
+    refers = (_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options)
+    yield "refers_to_options", any(refers)
+    yield "no_answer", _NO_ANSWER.search(right.lower())
+    yield "loop", any(map(loops, options))
+    wrong = max(len(option) for option in options if option != right)
+    yield "given_away", len(right) > _LENGTH_RATIO * wrong and len(right) >= wrong + _LONGER_BY
+
+
+def _open_faults(answer: str, reasoned: bool) -> Iterator[tuple[str, object]]:
+    words = tokens(answer)
+    yield "no_answer", len(words) < 12 and _NO_ANSWER.search(answer.lower())
+    yield "first_person", _FIRST_PERSON.search(_QUOTE.sub("", answer.lower()))
+    yield "loop", loops(answer)
+    yield "too_short", (reasoned and len(words) < _MIN_REASONING) or {"yes", "no"} >= set(words)
+    yield "unfinished", not is_finished(answer) and (reasoned or words[-1] in _DANGLING)
 
 
 def leaks(text: str, scene: Scene) -> bool:
@@ -161,10 +177,9 @@ def leaks(text: str, scene: Scene) -> bool:
 
 
 def groundedness(question: str, answer: str, scene: Scene) -> float:
-    """Return the share of the content words of question and answer that the caption holds, by their stems.
+    """Return the share of the content words of question and answer that the caption holds; 1.0 if they have none.
 
-    1.0 if there is no content word, as in *Is it? Yes.* It sees invented things, not wrong answers: an option out of
-    the same scene is as grounded as the right one.
+    It sees invented things, not wrong answers: an option out of the same scene is as grounded as the right one.
     """
     wanted = content(tokens(question) + tokens(answer))
     return len(wanted & scene.stems) / len(wanted) if wanted else 1.0
@@ -190,68 +205,9 @@ def _key(question: str) -> tuple[str, ...]:
     return tuple(word for word in tokens(question) if word not in _SAYS_NOTHING)
 
 
-def _support(item: QA, scene: Scene) -> float:
-    return groundedness("", right_answer(item), scene)
-
-
-def _shape_fault(item: Any, task: str) -> str | None:
-    keys = {"Question", "Answer"} | ({"Options"} if task == "multiple_choice" else set())
-    if not isinstance(item, dict) or item.keys() != keys or not isinstance(item["Question"], str):
-        return "schema"
-    if task != "multiple_choice":
-        return None if isinstance(item["Answer"], str) else "schema"
-    options = item["Options"]
-    if not isinstance(options, dict) or not all(isinstance(option, str) for option in options.values()):
-        return "schema"
-    if options.keys() != set(LETTERS):
-        return "not_four_options"
-    return None if item["Answer"] in LETTERS else "answer_not_an_option"
-
-
-def _options_fault(options: dict[str, str], right: str) -> str | None:
-    said = {tuple(stem(word) for word in tokens(option) if word not in _SAYS_NOTHING) for option in options.values()}
-    if len(said) < len(options):
-        return "options_not_distinct"
-    if any(_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options.values()):
-        return "refers_to_options"
-    if _NO_ANSWER.search(right.lower()):
-        return "no_answer"
-    if any(map(loops, options.values())):
-        return "loop"
-    wrong = max(len(option) for option in options.values() if option != right)
-    return "given_away" if len(right) > _LENGTH_RATIO * wrong and len(right) >= wrong + _LONGER_BY else None
-
-
-def _open_fault(answer: str, task: str) -> str | None:
-    words, reasoned = tokens(answer), task == "complex_reasoning"
-    if len(words) < 12 and _NO_ANSWER.search(answer.lower()):
-        return "no_answer"
-    if _FIRST_PERSON.search(_QUOTE.sub("", answer.lower())):
-        return "first_person"
-    if loops(answer):
-        return "loop"
-    if (reasoned and len(words) < _MIN_REASONING) or {"yes", "no"} >= set(words):
-        return "too_short"
-    return "unfinished" if not is_finished(answer) and (reasoned or words[-1] in _DANGLING) else None
-
-
-def _scene_fault(question: str, right: str, options: dict[str, str], scene: Scene) -> str | None:
-    """Return what is wrong with an item as seen from its caption."""
-    together = "\n".join([question, right, *options.values()])
-    rich = len(content(tokens(question) + tokens(right))) >= _MIN_CONTENT
-    faults = {
-        "copied": _is_copy(question, scene) or (not options and _is_copy(right, scene)),
-        "given_away": _is_given(question, right, list(options.values())),
-        "invented_measurement": not measures(together) <= measures(scene.caption),
-        "contradiction": _contradicts(question, right, scene),
-        "ungrounded": rich and groundedness(question, right, scene) < _MIN_GROUNDED,
-    }
-    return next((code for code, found in faults.items() if found), None)
-
-
 def _is_copy(text: str, scene: Scene) -> bool:
     """Return whether a text consists of whole sentences of the caption."""
-    parts = set(map(tuple, sentences(text)))
+    parts = set(sentences(text))
     return parts <= scene.sentences and any(len(part) >= _COPIED_WORDS for part in parts)
 
 
@@ -268,7 +224,7 @@ def _is_given(question: str, right: str, options: list[str]) -> bool:
 
 
 def _contradicts(question: str, right: str, scene: Scene) -> bool:
-    """Return whether a short answer names a colour or count that the caption lacks where it gives another one."""
+    """Return whether an answer names a colour or count that the caption lacks where it gives another one."""
     lowered = question.lower()
     if match := re.search(r"\bhow many ([^?]*)", lowered):
         kinds, nouns = NUMBERS, stems(tokens(match[1])[:2])

@@ -2,10 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import eq
 
 from .words import ENGLISH, FUNCTION_WORDS, pattern, sentences, tokens
+
+Shingle = tuple[str, ...]  # words in a row
 
 # Control characters, what a decoder could not read, marks that turn or hide the letters next to them, and mojibake:
 # UTF-8 that was read as Windows-1252, é as Ã©, ’ as â€™.
@@ -47,7 +49,7 @@ def is_foreign(text: str, source: str) -> bool:
     if not text.isascii() and any(found not in source for found in _NOT_LATIN.findall(text)):
         return True
     for words in sentences(text):
-        foreign, known = (sum(word in listed for word in words) for listed in (_FOREIGN, FUNCTION_WORDS))
+        foreign, known = (sum(map(listed.__contains__, words)) for listed in (_FOREIGN, FUNCTION_WORDS))
         if len(words) >= _SENTENCE_MIN and (known < _SHARE * len(words) or foreign >= max(3, _SHARE * len(words))):
             return True
     return False
@@ -67,21 +69,27 @@ def loops(text: str) -> bool:
         return True
     if any(max(Counter(_runs(words, size)).values(), default=0) >= times for size, times in _REPEATS):
         return True
-    long = [tuple(sentence) for sentence in sentences(text) if len(sentence) >= _REPEATED_WORDS]
+    long = [sentence for sentence in sentences(text) if len(sentence) >= _REPEATED_WORDS]
     return len(set(long)) < len(long)
 
 
 def talk_fault(text: str) -> str | None:
     """Return ``refusal``, ``meta_talk`` (of the task, not the scene), ``mood`` (feelings, summary) or None."""
     lowered, words = text.lower(), set(tokens(text))
-    talks = (code for code, found in _TALK.items() if not words.isdisjoint(_TRIGGERS[code]) and found.search(lowered))
-    return next(talks, None)
+    return first(
+        (code, not words.isdisjoint(_TRIGGERS[code]) and found.search(lowered)) for code, found in _TALK.items()
+    )
 
 
-def shingles(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:
+def shingles(texts: Iterable[str]) -> frozenset[Shingle]:
     """Return all runs of eight words in the texts: what a prompt shows and no answer may repeat."""
-    return frozenset(run for text in texts for run in _runs(tokens(text), _SHINGLE))
+    return frozenset().union(*(_runs(tokens(text), _SHINGLE) for text in texts))
 
 
-def _runs(words: list[str], size: int) -> list[tuple[str, ...]]:
+def first(faults: Iterable[tuple[str, object]]) -> str | None:
+    """Return the code of the first fault found, or None. Those after it are not looked for and may rely on it."""
+    return next((code for code, found in faults if found), None)
+
+
+def _runs(words: Sequence[str], size: int) -> list[Shingle]:
     return list(zip(*(words[start:] for start in range(size)), strict=False))

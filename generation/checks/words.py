@@ -22,18 +22,19 @@ def pattern(name: str, **parts: str) -> re.Pattern[str]:
     return re.compile(joined, re.MULTILINE)
 
 
-def tokens(text: str) -> list[str]:
+@lru_cache(maxsize=64)  # each check of a text asks for them
+def tokens(text: str) -> tuple[str, ...]:
     """Return the lower-cased words of a text, without the marks between them; ``snow-covered`` is two.
 
     >>> tokens("The potter's 'snow-covered' yard isn't empty.")
-    ['the', "potter's", 'snow', 'covered', 'yard', "isn't", 'empty']
+    ('the', "potter's", 'snow', 'covered', 'yard', "isn't", 'empty')
     """
-    return _TOKEN.findall(text.lower())
+    return tuple(_TOKEN.findall(text.lower()))
 
 
-def sentences(text: str) -> list[list[str]]:
+def sentences(text: str) -> list[tuple[str, ...]]:
     """Return the words of each sentence, without sentences that have none."""
-    return [words for sentence in _SENTENCE_GAP.split(text) if (words := tokens(sentence))]
+    return [tuple(words) for sentence in _SENTENCE_GAP.split(text.lower()) if (words := _TOKEN.findall(sentence))]
 
 
 def stems(words: Iterable[str]) -> set[str]:
@@ -58,11 +59,10 @@ def stem(word: str) -> str:
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         word = re.sub("(?<=ss|ch|sh|zz)es$|(?<=x)es$|s$", "", re.sub("ies$", "ys", word))
         word = _SAME.get(word, word)
-    for ending in ("ing", "ed", "ly"):
-        left = word.removesuffix(ending)
-        if left != word and len(left) >= 3 and re.search("[aeiouy]", left):  # "string" keeps its ending
+    if ending := re.search("(?:ing|ed|ly)$", word):
+        left = word[: ending.start()]
+        if len(left) >= 3 and re.search("[aeiouy]", left):  # "string" keeps its ending
             word = left
-            break
     word = re.sub("[eyi]$", "", word) if len(word) > 3 else word  # carrie, sand-y, happi
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
