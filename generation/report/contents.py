@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..logs import counted
 from ..rows import stable_hash
@@ -132,15 +131,18 @@ class _Texts:
         for shard in counted(run.shards(CAPTIONS), "report: texts", "shard"):
             table = run.table(CAPTIONS, shard, ["id", "seed", "source", "caption", "words"])
             self.words += table["words"].to_pylist()
-            conversations = self._conversations(run, shard, dict(zip(*_columns(table, "id", "source"), strict=True)))
-            sample = sorted((stable_hash("report", row["id"]), row) for row in _head(table, rows))
-            for order, row in sample[:rows]:
-                kept.append((order, row | {"conversations": conversations.get(row["id"], [])}))
+            ids = table["id"].to_pylist()
+            conversations = self._conversations(run, shard, dict(zip(ids, table["source"].to_pylist(), strict=True)))
+            order = sorted(range(len(ids)), key=lambda row: stable_hash("report", ids[row]))[:rows]
+            for row in table.take(order).to_pylist() if order else ():
+                kept.append((stable_hash("report", row["id"]), row | {"conversations": conversations[row["id"]]}))
             kept = sorted(kept, key=lambda one: (not one[1]["conversations"], one[0]))[:rows]
         self.rows = [row for _, row in kept]
 
     def _conversations(self, run: Run, shard: int, sources: dict[str, str]) -> dict[str, list[Facts]]:
-        self.by_source_update(sources.values(), "captions")
+        """Count the conversations of a shard; return them by id."""
+        for source in sources.values():
+            self.by_source[source]["captions"] += 1
         found: defaultdict[str, list[Facts]] = defaultdict(list)
         for task in TASKS:
             if run.record(INSTRUCTIONS[task], shard) is None:
@@ -157,31 +159,12 @@ class _Texts:
                 found[row["id"]].append({"task": task, "turns": turns})
         return found
 
-    def by_source_update(self, sources: Any, what: str) -> None:
-        """Count rows of ``what`` by source."""
-        for source, count in Counter(sources).items():
-            self.by_source[source][what] += count
-
-
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
-
-
-def _head(table: pa.Table, rows: int) -> list[Facts]:
-    """Return the rows of a shard with the lowest hashes, as many as are wanted."""
-    ids = table["id"].to_pylist()
-    chosen = sorted(range(len(ids)), key=lambda row: stable_hash("report", ids[row]))[:rows]
-    found: list[Facts] = table.take(chosen).to_pylist()
-    return found
-
 
 def _sources(sources: Facts, counts: dict[str, Counter[str]]) -> list[Facts]:
-    known = dict.fromkeys([*sources, *sorted(counts)])
     return [
-        {"source": name, "license": sources.get(name, {}).get("license"), "read": sources.get(name, {}).get("read")}
-        | {"seeds": sources.get(name, {}).get("seeds")}
+        {"source": name, **{key: sources.get(name, {}).get(key) for key in ("license", "read", "seeds")}}
         | {what: counts.get(name, Counter())[what] for what in ("captions", "conversations")}
-        for name in known
+        for name in dict.fromkeys([*sources, *sorted(counts)])
     ]
 
 
@@ -190,13 +173,8 @@ def _histogram(values: list[int]) -> Facts:
         return {}
     array = np.array(values)
     counts, edges = np.histogram(array, bins=min(24, max(1, len(set(values)))))
-    return {
-        "counts": counts.tolist(),
-        "edges": [round(float(edge), 1) for edge in edges],
-        "mean": round(float(array.mean()), 1),
-        "min": int(array.min()),
-        "max": int(array.max()),
-    }
+    facts = {"counts": counts.tolist(), "edges": edges.round(1).tolist(), "mean": round(float(array.mean()), 1)}
+    return facts | {"min": int(array.min()), "max": int(array.max())}
 
 
 def _verdicts(run: Run) -> Facts:

@@ -4,6 +4,7 @@ Figures follow the papers (``docs/transfer.md``): distance of the means, paired 
 rank and norms. They are computed on a sample of at most ``ROWS`` rows, the same for the same run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,59 +99,44 @@ def _read(path: Path) -> Array:
 
 
 def _of_texts(sample: GapSample) -> list[dict[str, Any]]:
-    after = sample.moved if len(sample.moved) else None
-    return [
-        _row("norm of the mean", _norm(sample.text.mean(0)), None if after is None else _norm(after.mean(0))),
-        _row("mean norm of a row", _norms(sample.text), None if after is None else _norms(after)),
-        _row("effective rank", effective_rank(sample.text), None if after is None else effective_rank(after)),
-        _row("neighbours kept", 1.0, None if after is None else neighbours_kept(sample.text, after)),
-    ]
+    text, moved = sample.text, sample.moved
+    measures: dict[str, Callable[[Array], float]] = {
+        "norm of the mean": lambda rows: _norm(rows.mean(0)),
+        "mean norm of a row": lambda rows: float(np.linalg.norm(rows, axis=1).mean()),
+        "effective rank": effective_rank,
+        "neighbours kept": lambda rows: neighbours_kept(text, rows),
+    }
+    return [_row(name, act(text), act(moved) if len(moved) else None) for name, act in measures.items()]
 
 
 def _of_images(sample: GapSample, image: Array) -> list[dict[str, Any]]:
-    mean, after = image.mean(0), sample.moved
-    centred = (image - mean) / np.linalg.norm(image - mean, axis=1, keepdims=True)
-    return [
-        _row(
-            "distance of the means (images raw)",
-            _norm(sample.text.mean(0) - mean),
-            _norm(after.mean(0) - mean) if len(after) else None,
-        ),
-        _row(
-            "distance of the means (images centred)",
-            _norm(sample.text.mean(0) - centred.mean(0)),
-            _norm(after.mean(0) - centred.mean(0)) if len(after) else None,
-        ),
-        _row("effective rank of the images", effective_rank(image), None),
-    ]
+    found = []
+    for name, rows in {"raw": image, "centred": _unit(image - image.mean(0))}.items():
+        before, *after = (_norm(part.mean(0) - rows.mean(0)) for part in (sample.text, sample.moved) if len(part))
+        found.append(_row(f"distance of the means (images {name})", before, after[0] if after else None))
+    return [*found, _row("effective rank of the images", effective_rank(image), None)]
 
 
 def _of_pairs(run: Run, text: Array, image: Array) -> list[dict[str, Any]]:
-    path = run.path / "transfer" / f"{run.recipe.transfer.method}.safetensors"
+    path, cosine = run.path / "transfer" / f"{run.recipe.transfer.method}.safetensors", paired_cosine(text, image)
     if not path.is_file():
-        return [_row("paired cosine", paired_cosine(text, image), None), _row("R@1", recall(text, image), None)]
-    statistics = Statistics.load(path)
-    rows = torch.from_numpy(image)
+        return [_row("paired cosine", cosine, None), _row("R@1 of an image's text", recall(text, image), None)]
+    statistics, rows = Statistics.load(path), torch.from_numpy(image)
     moved = statistics.move(torch.from_numpy(text.copy())).numpy()
     treated = apply_to_images(rows, statistics, image_mean=rows.double().mean(0)).numpy()
     return [
-        _row("paired cosine", paired_cosine(text, image), paired_cosine(moved, treated)),
-        _row("paired cosine, images not treated", paired_cosine(text, image), paired_cosine(moved, image)),
+        _row("paired cosine", cosine, paired_cosine(moved, treated)),
+        _row("paired cosine, images not treated", cosine, paired_cosine(moved, image)),
         _row("R@1 of an image's text", recall(text, image), recall(moved, treated)),
     ]
 
 
-def _row(figure: str, before: float | None, after: float | None) -> dict[str, Any]:
-    values = {"before": before, "after": after}
-    return {"figure": figure} | {key: None if value is None else round(value, 4) for key, value in values.items()}
+def _row(figure: str, before: float, after: float | None) -> dict[str, Any]:
+    return {"figure": figure, "before": round(before, 4), "after": None if after is None else round(after, 4)}
 
 
 def _norm(vector: Array) -> float:
     return float(np.linalg.norm(vector))
-
-
-def _norms(rows: Array) -> float:
-    return float(np.linalg.norm(rows, axis=1).mean())
 
 
 def _unit(rows: Array) -> Array:
@@ -166,16 +152,12 @@ def effective_rank(rows: Array) -> float:
 
 def neighbours_kept(before: Array, after: Array) -> float:
     """Return the share of each row's nearest neighbours by cosine that are the same in both spaces, rows [n, d]."""
-    count = min(NEIGHBOURS, len(before) - 1)
-    nearest = [np.argpartition(-_similarity(rows), count - 1, axis=1)[:, :count] for rows in (before, after)]
-    shared = [len(set(a) & set(b)) / count for a, b in zip(*nearest, strict=True)]
-    return float(np.mean(shared))
-
-
-def _similarity(rows: Array) -> Array:
-    similarity: Array = _unit(rows) @ _unit(rows).T
-    np.fill_diagonal(similarity, -2)
-    return similarity
+    count, nearest = min(NEIGHBOURS, len(before) - 1), []
+    for rows in (before, after):
+        similarity = _unit(rows) @ _unit(rows).T
+        np.fill_diagonal(similarity, -2)
+        nearest.append(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
+    return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*nearest, strict=True)]))
 
 
 def paired_cosine(text: Array, image: Array) -> float:
@@ -205,13 +187,5 @@ def cloud(sample: GapSample, browsable: dict[str, int]) -> list[dict[str, Any]]:
     plane = (rows - rows.mean(0)) @ directions[:2].T
     plane = (plane - plane.min(0)) / np.maximum(np.ptp(plane, axis=0), 1e-9)
     order = sorted(range(len(rows)), key=lambda row: (sample.ids[row] not in browsable, sample.ids[row]))[:POINTS]
-    return [
-        {
-            "x": round(float(plane[row, 0]), 3),
-            "y": round(float(plane[row, 1]), 3),
-            "source": sample.sources[row],
-            "id": sample.ids[row],
-            "row": browsable.get(sample.ids[row]),
-        }
-        for row in order
-    ]
+    points = ((sample.ids[row], sample.sources[row], *plane[row].round(3).tolist()) for row in order)
+    return [{"id": id, "source": source, "x": x, "y": y, "row": browsable.get(id)} for id, source, x, y in points]
