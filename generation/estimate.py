@@ -20,6 +20,7 @@ from .stages import CAPTIONS, SEEDS, TASKS
 from .store import Run
 from .tgi.connect import connect
 from .tgi.protocol import Answer, Request
+from .tgi.scheduler import Scheduler
 
 SAMPLE = 32  # rows whose prompts are counted
 TokenCount = Callable[[Sequence[Message]], int]
@@ -33,20 +34,12 @@ def estimate_run(
     usd_per_million: tuple[float, float] | None = None,
     usd_per_hour: float = 0.0,
 ) -> None:
-    """Print what captions and instructions would request. Nothing is written: seeds are made in a temporary place.
+    """Print what captions and instructions of a run, begun or not, would request. Nothing is written in it.
 
-    Args:
-        run_dir: the run directory, begun or not.
-        recipe: of the run.
-        probes: rows to request for real, at once, to measure rate and length; their answers are dropped.
-        tokenizer: directory of a transformers tokenizer that counts prompt tokens; None: the server or the probes do.
-        usd_per_million: price of a million prompt and answer tokens.
-        usd_per_hour: price of all servers.
-
-    Raises:
-        SeedError: a source of seeds cannot be read.
-        RunError: the run cannot be read, or there is no tokenizer in the directory.
-        ServerError: the servers cannot be used.
+    As many rows as there are ``probes`` are requested for real, at once, to measure rate and length; their answers are
+    dropped. ``tokenizer`` is the directory of a transformers tokenizer that counts prompt tokens (None: the server
+    does). Prices are of a million prompt and answer tokens, and of an hour of all servers. Raises SeedError, RunError
+    and ServerError for what cannot be read or used.
     """
     count = _counter(tokenizer) if tokenizer else None
     prices = (*(usd_per_million or (0.0, 0.0)), usd_per_hour)
@@ -56,17 +49,17 @@ def estimate_run(
         run.recipe = recipe
         if not begun:
             make_seeds(run)
-        _estimate(run, CaptionTask(run), probes, count, prices)
+        asyncio.run(_estimate(run, CaptionTask(run), probes, count, prices))
         seeds = sum(record.rows for record in run.records(SEEDS).values())
         for name in TASKS:
             if run.due(CAPTIONS):
                 rows = recipe.task(name).fraction * seeds
                 say(f"instructions/{name}: about {rows:,.0f} rows; their captions are to be made first")
             else:
-                _estimate(run, InstructionTask(run, name), probes, count, prices)
+                asyncio.run(_estimate(run, InstructionTask(run, name), probes, count, prices))
 
 
-def _estimate(
+async def _estimate(
     run: Run, task: GenerationTask, probes: int, count: TokenCount | None, prices: tuple[float, float, float]
 ) -> None:
     """Print the estimate of one stage; ``prices`` are those of a million prompt tokens, answer tokens, and an hour."""
@@ -75,12 +68,14 @@ def _estimate(
         left = UnfinishedShard(run, task.stage, shard, task.items(run, shard)).todo
         rows, items = rows + len(left), items or left
     if not rows:
-        say(f"{task.stage.name}: nothing left to request")
-        return
+        return say(f"{task.stage.name}: nothing left to request")
     longest_item = max(items, key=lambda item: len(str(item.values)))
     sample = [task.request(item, 1) for item in (longest_item, *items[: max(SAMPLE, probes)])]
-    answers, rate, prompts, counted_by, context = asyncio.run(_measure(run, sample, probes, count))
-    measured = f"{len(answers)} probes at once; more at once are faster"
+    async with connect(run.recipe.server) as scheduler:
+        context = scheduler.infos[0].max_total_tokens or "not said"
+        prompts, counted_by = await _prompt_tokens(scheduler, sample, count)
+        answers, seconds = await _probe(scheduler, sample, probes)
+    rate, measured = len(answers) / seconds, f"{len(answers)} probes at once; more at once are faster"
     if sessions := [session for session in run.sessions(task.stage) if session["rows"] and session["seconds"]]:
         rate, measured = sessions[-1]["rows"] / sessions[-1]["seconds"], f"this run, {sessions[-1]['time']}"
     limit, longest = task.prompt.sampling.max_tokens, max(prompts)
@@ -95,7 +90,7 @@ def _estimate(
         f"  prompt tokens  {prompt:8.0f} a row, {rows * prompt:16,.0f} in all   ({counted_by})\n"
         f"  answer tokens  {answer:8.0f} a row, {rows * answer:16,.0f} in all   ({basis})\n"
         f"  context        {longest + limit:8.0f} tokens: longest prompt {longest:.0f} + max_tokens {limit}; the "
-        f"server has {context or 'not said'}\n"
+        f"server has {context}\n"
         f"  time           {time_}"
         + (f"\n  cost           {cost:8.2f} USD, if each row takes one answer" * bool(cost))
     )
@@ -104,29 +99,27 @@ def _estimate(
         say("\n".join([f"\n--- prompt {number} of 3, row {item.id}", *turns]))
 
 
-async def _measure(
-    run: Run, sample: Sequence[Request], probes: int, count: TokenCount | None
-) -> tuple[list[Answer], float, list[float], str, int | None]:
-    """Return answers, answers a second, tokens of each prompt, what counted these, and the server's context."""
-    answers, rate = list[Answer](), 0.0
-    async with connect(run.recipe.server) as scheduler:
-        if probes:
-            await scheduler.warm_up(sample[:1])
-            start = time.monotonic()
-            replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
-            answers = [reply for reply in replies if isinstance(reply, Answer)]
-            if not answers:
-                raise next(reply for reply in replies if isinstance(reply, BaseException))
-            rate = len(answers) / (time.monotonic() - start)
-        context, counted_by = scheduler.infos[0].max_total_tokens, "the tokenizer given"
-        if count:
-            tokens = [float(count(request.messages)) for request in sample]
-        else:
-            counts = [await scheduler.states[0].endpoint.count_tokens(request) for request in sample]
-            known, counted_by = all(counts), "counted by the server" if all(counts) else "4 characters a token"
-            letters = (sum(len(message["content"]) for message in request.messages) for request in sample)
-            tokens = [float(n or 0) for n in counts] if known else [number / 4 for number in letters]
-        return answers, rate, tokens, counted_by, context
+async def _probe(scheduler: Scheduler, sample: Sequence[Request], probes: int) -> tuple[list[Answer], float]:
+    """Request rows at once, after a warm-up with the first of the sample; return their answers, and seconds."""
+    await scheduler.warm_up(sample[: min(probes, 1)])
+    start = time.monotonic()
+    replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
+    answers = [reply for reply in replies if isinstance(reply, Answer)]
+    if probes and not answers:
+        raise next(reply for reply in replies if isinstance(reply, BaseException))
+    return answers, time.monotonic() - start
+
+
+async def _prompt_tokens(
+    scheduler: Scheduler, sample: Sequence[Request], count: TokenCount | None
+) -> tuple[Sequence[float], str]:
+    """Return the tokens of each prompt, and what counted them."""
+    if count:
+        return [count(request.messages) for request in sample], "the tokenizer given"
+    if all(counts := [await scheduler.states[0].endpoint.count_tokens(request) or 0 for request in sample]):
+        return counts, "counted by the server"
+    letters = (sum(len(message["content"]) for message in request.messages) for request in sample)
+    return [number / 4 for number in letters], "4 characters a token"
 
 
 def _counter(folder: Path) -> TokenCount:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import shutil
 import signal
 import tempfile
@@ -29,10 +30,13 @@ from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
 from generation.store import Run
 from generation.tgi.protocol import Answer, Request
 from generation.tgi.scheduler import RequestStats
-from tests.conftest import command
 
 RECIPE = parse_recipe({"name": "t", "directory": "/", "seeds": {"captions": []}}, "test")
 Reply = Callable[[str, int], str | Exception]  # of a seed and the number of its request
+
+
+def sampling_seed(shard: int, row: int, attempt: int) -> int:
+    return stable_hash(row_id(shard, row), attempt) % (2**31 - 1) + 1
 
 
 class FakeTask:
@@ -50,7 +54,7 @@ class FakeTask:
         return [Item(row["id"], text_hash(row[text]), {"text": row[text]}) for row in rows]
 
     def request(self, item: Item, attempt: int) -> Request:
-        seed = stable_hash(item.id, attempt) % (2**31 - 1) + 1
+        seed = sampling_seed(int(item.id[:5]), int(item.id[5:]), attempt)
         return Request([{"role": "user", "content": item.values["text"]}], self.prompt.sampling, seed)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
@@ -152,7 +156,7 @@ def test_every_item_ends_once_in_order_with_its_provenance_and_counts(run: Run) 
     assert second["caption"] == "A caption of seed 0 1, answer 2."
     assert (second["attempts"], second["prompt_tokens"], second["thinking_tokens"]) == (2, 20, 2)
     assert (second["prompt"], second["model"]) == (FakeTask.prompt.name, "fake/model")
-    assert second["sampling_seed"] == scheduler_seed(0, 1, 2) and second["input_hash"] == text_hash("seed 0 1")
+    assert second["sampling_seed"] == sampling_seed(0, 1, 2) and second["input_hash"] == text_hash("seed 0 1")
     lost = rejected(run)[0]
     assert (lost["id"], lost["reason"], lost["attempts"]) == (row_id(0, 3), "too_short", 3)
     assert lost["raw"] == "bad too_short seed 0 3" and "seed 0 3" in lost["request"]
@@ -171,10 +175,6 @@ def test_every_item_ends_once_in_order_with_its_provenance_and_counts(run: Run) 
     assert (logged["rows"], logged["requests"], logged["rejected"]) == (15, 24, {"too_short": 3})
     assert logged["servers"] == [{"kind": "tgi", "version": "3", "model": "fake/model"}]
     assert len(scheduler.warmed_up) == 1 and ask(run).connections == 0  # nothing is due, so no server
-
-
-def scheduler_seed(shard: int, row: int, attempt: int) -> int:
-    return stable_hash(row_id(shard, row), attempt) % (2**31 - 1) + 1
 
 
 def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> None:
@@ -218,11 +218,12 @@ def test_rows_added_changed_and_dropped_upstream_are_taken_in(run: Run) -> None:
     assert [row["id"] for row in rejected(run)] == [row_id(shard, 3) for shard in range(3)]
 
 
-def test_a_higher_fraction_asks_only_about_what_it_adds(run: Run) -> None:
-    class Some(FakeTask):
-        def items(self, run: Run, shard: int) -> list[Item]:
-            return super().items(run, shard)[: int(self.extra["take"])]
+class Some(FakeTask):
+    def items(self, run: Run, shard: int) -> list[Item]:
+        return super().items(run, shard)[: int(self.extra["take"])]
 
+
+def test_a_higher_fraction_asks_only_about_what_it_adds(run: Run) -> None:
     ask(run, None, Some(take="2"))
     scheduler = ask(run, None, Some(take="4"))
     assert sorted(text for text, _ in scheduler.asked) == [f"seed {s} {n}" for s in range(3) for n in (2, 3)]
@@ -270,27 +271,19 @@ def test_a_retry_that_is_killed_before_the_record_is_removed_loses_nothing(run: 
     assert len(rows(run)) == 15
 
 
-def test_the_first_rows_that_all_fail_alike_stop_the_stage_and_are_asked_again(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 9, 20)
-    scheduler = FakeScheduler(lambda text, n: "bad empty")
-    with pytest.raises(StageFailed) as caught:
-        ask(run, scheduler)
-    assert "the first 50 rows all failed (empty: 50)" in str(caught.value)
-    assert "'bad empty'" in str(caught.value) and "server.thinking" in str(caught.value)
-    assert len({text for text, _ in scheduler.asked}) <= 50 + 4
-    ask(run, lambda text, n: "Good." if text[-2:] == " 0" else "bad empty")  # bad rows after a good one do not stop it
-    assert len(rows(run)) == 9 and len(rejected(run)) == 171
-    assert {row["attempts"] for row in rows(run)} == {1, 4} and {row["attempts"] for row in rejected(run)} == {3, 6}
-
-
-@pytest.mark.parametrize(("count", "asked"), [(12, 6), (6, 5), (3, 3)])
-def test_half_of_a_small_run_is_enough_to_stop_it(tmp_path: Path, count: int, asked: int) -> None:
-    run = make_run(tmp_path / "run", 1, count)
-    scheduler = FakeScheduler(lambda text, n: "bad loop")
+@pytest.mark.parametrize(("shards", "count", "asked"), [(9, 20, 50), (1, 12, 6), (1, 6, 5), (1, 3, 3)])
+def test_the_first_rows_or_half_of_few_that_all_fail_alike_stop_the_stage_and_are_asked_again(
+    tmp_path: Path, shards: int, count: int, asked: int
+) -> None:
+    run, scheduler = make_run(tmp_path / "run", shards, count), FakeScheduler(lambda text, n: "bad empty")
     scheduler.capacity = 1
-    with pytest.raises(StageFailed):
+    what = "no row was accepted" if asked == shards * count else f"the first {asked} rows all failed"
+    with pytest.raises(StageFailed, match=rf"{what} \(empty: {asked}\).*'bad empty'.*server.thinking"):
         ask(run, scheduler)
     assert len({text for text, _ in scheduler.asked}) == asked
+    ask(run, lambda text, n: "Good." if text[-2:] == " 0" else "bad empty")  # bad rows after a good one do not stop it
+    assert len(rows(run)) == shards and len(rejected(run)) == shards * (count - 1)
+    assert {row["attempts"] for row in rejected(run)[: asked - shards]} == {6}
 
 
 def test_a_stage_without_an_accepted_row_fails_and_goes_on_after_a_fix(run: Run) -> None:
@@ -414,37 +407,22 @@ def test_a_damaged_line_is_refused_with_its_number_and_left_as_it_is(tmp_path: P
     assert path.read_bytes() == content
 
 
-DISK_FULL = """
-import resource, signal, sys
-from pathlib import Path
-from generation.engine.journal import Journal
-from generation.errors import RunError
-
-path, limit = Path(sys.argv[1]), int(sys.argv[2])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-journal, number, refused = Journal(path), 10, []
-while len(refused) < 3:
-    try:
-        journal.append({"row": {"id": str(number), "input_hash": number, "raw": "x" * 60}})
-        number += 1
-    except RunError as error:
-        refused.append(str(error))
-        assert path.read_text()[-1] == "\\n"
-resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-journal.append({"row": {"id": "", "input_hash": 0}})
-journal.close()
-print(number, *refused, sep="\\n")
-"""
-
-
 @pytest.mark.parametrize("more", [0, 1, 99])
 def test_a_full_disk_leaves_no_half_line_and_loses_none(tmp_path: Path, more: int) -> None:
-    path = tmp_path / "00000.jsonl"
-    size = len('{"row":{"id":"10","input_hash":10,"raw":""}}\n') + 60
-    done = command("-c", DISK_FULL, path, 8 * size + more)
-    number, *refused = done.stdout.splitlines()
-    assert int(number) == 10 + 8, done.stderr
-    assert all(text.startswith(f"cannot write {path}: ") and "give the same command again" in text for text in refused)
-    assert [row["input_hash"] for row in Journal(path).rows()] == [*range(10, 18), 0]
+    path, row = tmp_path / "00000.jsonl", {"id": "10", "input_hash": 10, "raw": "x" * 60}
+    journal, (soft, hard) = Journal(path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (8 * len(json.dumps({"row": row}, separators=(",", ":")) + "\n") + more, hard)
+    )
+    try:
+        for number in range(10, 18):
+            journal.append({"row": row | {"input_hash": number}})
+        for _ in range(3):
+            with pytest.raises(RunError, match=f"cannot write {path}: .*give the same command again"):
+                journal.append({"row": row})
+            assert path.read_bytes().endswith(b"}\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.append(line(99))
+    journal.close()
+    assert [row["input_hash"] for row in Journal(path).rows()] == [*range(10, 18), 99]

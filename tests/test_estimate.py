@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from generation.captions import make_captions
+from generation.config import Recipe
 from generation.encoders.checkpoint import locate
 from generation.errors import FatalServerError, RunError
 from generation.estimate import estimate_run
@@ -24,6 +25,11 @@ def server() -> Iterator[FakeServer]:
         yield server
 
 
+@pytest.fixture
+def recipe(tmp_path: Path, server: FakeServer) -> Recipe:
+    return load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
+
+
 def figure(text: str, name: str) -> float:
     match = re.search(rf"  {name}\s+([\d.,]+)", text)
     assert match, text
@@ -35,9 +41,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
-    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
     estimate_run(tmp_path / "run", recipe, 4, usd_per_million=(1.0, 3.0), usd_per_hour=7200.0)
     said = capsys.readouterr().out
     assert "captions: 18 rows to request, prompt expand_caption@" in said
@@ -55,9 +60,8 @@ def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
 
 
 def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
-    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
     run = Run(tmp_path / "run", recipe, create=True)
     make_seeds(run)
     server.script = lambda body, n: Reply(status=402, body={"error": "no credit"}) if n > 8 else None
@@ -82,9 +86,8 @@ def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
 
 
 def test_a_tokenizer_counts_and_without_probes_nothing_is_requested(
-    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
     estimate_run(tmp_path / "run", recipe, 0, tokenizer=locate("embedded", tmp_path).path)
     said = capsys.readouterr().out
     assert "(the tokenizer given)" in said and "unknown   (ask for probes)" in said and "cost" not in said

@@ -15,7 +15,7 @@ import pytest
 from generation.stages import CAPTIONS
 from generation.store import Run
 from tests.fake_server import FakeServer, Reply
-from tests.test_engine import data, make_run, rejected, rows, scheduler_seed
+from tests.test_engine import data, make_run, rejected, rows, sampling_seed
 
 ROOT = Path(__file__).parent.parent
 SHARDS, ROWS, LIMIT = 3, 40, 8
@@ -103,7 +103,7 @@ def test_kill_9_loses_nothing_and_repeats_at_most_what_was_in_flight(
     assert kills >= 6
     assert finish(start(run, server)) == 0
     assert data(run) == data(undisturbed)
-    first = {scheduler_seed(shard, row, 1) for shard in range(SHARDS) for row in range(ROWS)}
+    first = {sampling_seed(shard, row, 1) for shard in range(SHARDS) for row in range(ROWS)}
     again = sum(count - 1 for (_, seed), count in asked(server).items() if seed in first)
     assert again - server.counts["429"] <= kills * LIMIT + (kills + 1)  # one warm-up a session
     assert not list(run.directory(CAPTIONS).glob("[0-9]*.jsonl"))

@@ -54,10 +54,7 @@ class Item:
 
 
 class Journal:
-    """An append-only JSONL file. Reading it changes nothing; the first ``append`` cuts off a torn last line.
-
-    A RunError says which line is damaged, other than a torn last one.
-    """
+    """An append-only JSONL file. Reading it changes nothing; the first ``append`` cuts off a torn last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,8 +123,7 @@ class Journal:
 class UnfinishedShard:
     """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one.
 
-    Files of a shard whose record is gone count if they can be read; files that differ from the record do not. A
-    RunError says that the journal or the record is damaged.
+    Files of a shard whose record is gone count if they can be read; files that differ from the record do not.
     """
 
     def __init__(self, run: Run, stage: Stage, number: int, items: Sequence[Item] = ()) -> None:
@@ -157,10 +153,7 @@ class UnfinishedShard:
         self.waiting -= 1
 
     def commit(self, extra: Mapping[str, str]) -> None:
-        """Write the rows of all items, in their order, then the record (``extra``: ``Run.inputs``); drop the journal.
-
-        A RunError says that the files cannot be written.
-        """
+        """Write the rows of all items, in order, then the record (``extra``: ``Run.inputs``); drop the journal."""
         self.journal.close()
         found = chain(self._rejected.to_pylist(), self._accepted.to_pylist(), self.journal.rows())
         by_key = {_key(row): row for row in found}  # the last of each key

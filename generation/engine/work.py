@@ -67,10 +67,7 @@ class Work:
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[UnfinishedShard | None]:
-        """Hold a shard with items to ask about, and yield it; commit one without, and yield None.
-
-        Also yield None if another process holds the shard or has finished it.
-        """
+        """Hold and yield a shard with items to ask about; else commit it, unless another process has or does it."""
         run, stage, extra = self.run, self.task.stage, self.task.extra
         with run.claim(stage, number) as mine:
             if mine and run.is_due(stage, number, extra):
@@ -86,8 +83,12 @@ class Work:
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
-        self.sums.update({"rows": 1, "requests": stats.requests}, **{name: row[name] for name in TOKENS})
-        self.retries.update(stats.retries)
+        self.sums["rows"] += 1
+        self.sums["requests"] += stats.requests
+        for name in TOKENS:
+            self.sums[name] += row[name]
+        if stats.retries:
+            self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
@@ -98,13 +99,13 @@ class Work:
 
     def require_accepted(self) -> None:
         """Raise ``StageFailed`` if the stage is complete and has only rejected rows."""
-        records = self.run.records(self.task.stage)
-        if any(record.rows for record in records.values()) or self.run.due(self.task.stage, self.task.extra):
+        run, stage = self.run, self.task.stage
+        records = run.records(stage)
+        if any(record.rows for record in records.values()) or run.due(stage, self.task.extra):
             return
-        tables = [table for shard in records if (table := self.run.rejected(self.task.stage, shard)) is not None]
-        if tables:
+        if tables := [table for shard in records if (table := run.rejected(stage, shard)) is not None]:
             reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist())
-            raise _failure(self.task.stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
+            raise _failure(stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
 
 
 def _failure(stage: Stage, what: str, reasons: Mapping[str, int], row: Row) -> StageFailed:
