@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .encoders import load_encoder
 from .errors import EmbeddingError, Interrupted, RunError
 from .logs import Progress
@@ -30,9 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Make the due shards of text embeddings. Rows whose caption did not change keep their vector.
-
-    With several tasks, this is task ``rank`` of ``world_size``; tasks on one machine take ``cluster.gpus`` GPUs each.
+    """Make the due shards of text embeddings, as task ``rank`` of ``world_size``; tasks on one machine take
+    ``cluster.gpus`` GPUs each. Rows whose caption did not change keep their vector.
 
     Raises:
         RunError: no captions are finished, or the stage was begun with another encoder.
@@ -56,10 +57,8 @@ def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
         with lock:
             bar.update(rows)
 
-    with (
-        Progress(TEXT_EMBEDDINGS.name, sum(records[shard].rows for shard in shards), unit="caption") as bar,
-        ThreadPoolExecutor(len(encoders)) as pool,
-    ):
+    total = sum(records[shard].rows for shard in shards)
+    with Progress(TEXT_EMBEDDINGS.name, total, unit="caption") as bar, ThreadPoolExecutor(len(encoders)) as pool:
         try:
             work = [(encoders[number % len(encoders)], shard) for number, shard in enumerate(shards)]
             made = as_completed([pool.submit(_make_shard, run, *item, on_rows) for item in work])
@@ -74,9 +73,6 @@ def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
 
 
 def _devices(per_task: int, rank: int, world_size: int) -> list[str]:
-    """Return torch's names of the devices that a task uses."""
-    import torch
-
     if not (gpus := torch.cuda.device_count()):
         return ["cpu"]
     used = gpus if world_size == 1 else min(gpus, max(1, per_task))
@@ -85,8 +81,6 @@ def _devices(per_task: int, rank: int, world_size: int) -> list[str]:
 
 def _make_shard(run: Run, encoder: "Encoder", shard: int, on_rows: Callable[[int], object]) -> dict[str, int]:
     """Make one shard, unless another process makes it; return its figures."""
-    import torch
-
     with run.claim(TEXT_EMBEDDINGS, shard) as claimed:
         if not claimed or not run.is_due(TEXT_EMBEDDINGS, shard):
             return {}
@@ -129,16 +123,14 @@ def _kept(run: Run, shard: int, identity: dict[str, Any]) -> dict[tuple[str, int
 def _warn(run: Run) -> None:
     """Warn of an encoder that knows no images, and of captions that are longer than the encoder takes."""
     encoder, records = run.facts(TEXT_EMBEDDINGS)["identity"], run.records(TEXT_EMBEDDINGS).values()
+    model, limit = encoder["model"], encoder["max_tokens"]
     if not encoder["joint_with_images"]:
-        logger.warning(
-            "%s embeds text only: no image lives in the space of its vectors. To train a model that reads images, set "
-            "embed.encoder to a dual encoder or LLM2CLIP",
-            encoder["model"],
-        )
+        advice = "To train a model that reads images, set embed.encoder to a dual encoder or LLM2CLIP"
+        logger.warning("%s embeds text only: no image lives in the space of its vectors. %s", model, advice)
     rows, cut = sum(record.rows for record in records), sum(record.counts.get("truncated", 0) for record in records)
     if cut > CUT_SHARE * rows:
         logger.warning(
-            "%d of %d captions (%.1f %%) are longer than the %d tokens that %s takes, and were cut: the rest of their "
-            "text is not in their vectors. Encoders that take more: LLM2CLIP (512), Long-CLIP (248)",
-            *(cut, rows, 100 * cut / rows, encoder["max_tokens"], encoder["model"]),
+            f"{cut} of {rows} captions ({cut / rows:.1%}) are longer than the {limit} tokens that {model} takes, and "
+            "were cut: the rest of their text is not in their vectors. Encoders that take more: LLM2CLIP (512), "
+            "Long-CLIP (248)"
         )

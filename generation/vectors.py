@@ -28,12 +28,8 @@ _CHUNK_ROWS = 4096  # checked at a time, in float32
 def write_vectors(
     path: Path, vectors: torch.Tensor, ids: list[str], input_hashes: list[int], metadata: dict[str, Any]
 ) -> None:
-    """Write an embedding shard of ``vectors``, float16 [n, d] on the CPU; ``metadata`` are JSON values.
-
-    Raises:
-        EmbeddingError: the arguments do not fit together, or a row holds NaN or Inf.
-        OSError: the file cannot be written.
-    """
+    """Write an embedding shard of ``vectors``, float16 [n, d] on the CPU; ``metadata`` are JSON values. An
+    ``EmbeddingError`` says that the arguments do not fit together, or that a row holds NaN or Inf."""
     encoded = "".join(ids).encode()
     lengths = {len(vectors), len(ids), len(input_hashes), len(encoded) / ID_BYTES}
     if vectors.dtype != torch.float16 or vectors.ndim != 2 or len(lengths) != 1:
@@ -59,30 +55,29 @@ def write_vectors(
 
 class VectorShard:
     """An open embedding shard. ``vectors``, float16 [n, d], and ``sum``, float64 [d], are views of the memory-mapped
-    file, whose bytes are not compared with a record: ``Run.verified`` does that.
-
-    Raises:
-        EmbeddingError: the file is missing, truncated or not an embedding shard, or holds NaN or Inf.
-    """
+    file, whose bytes are not compared with a record: ``Run.verified`` does that. Opening it raises an
+    ``EmbeddingError`` if the file is missing, truncated or not an embedding shard, or holds NaN or Inf."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                self.vectors, self._ids, self._hashes = (tensors[name] for name in ("vectors", "ids", "input_hashes"))
+                tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 self.metadata: dict[str, Any] = json.loads((file.metadata() or {})["unicorn"])
+            self.vectors, self._ids, self._hashes = (tensors[name] for name in ("vectors", "ids", "input_hashes"))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise EmbeddingError(f"{path} is not a complete embedding shard: {error}; make it again") from error
         self._sum = tensors.get("sum")
         rows, self.dimension = (*map(int, self.vectors.shape), 0, 0)[:2]
-        found = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
-        if found != {
-            "vectors": (torch.float16, rows, self.dimension),
+        found: dict[str, tuple[object, ...]] = {
+            name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()
+        }
+        right: dict[str, tuple[object, ...]] = {
             "ids": (torch.uint8, rows, ID_BYTES),
             "input_hashes": (torch.int64, rows),
-            **({} if self._sum is None else {"sum": (torch.float64, self.dimension)}),
-        }:
+        }
+        right |= {"vectors": (torch.float16, rows, self.dimension), "sum": (torch.float64, self.dimension)}
+        if right | found != right:
             raise EmbeddingError(f"{path} is not an embedding shard of this project: it holds {found}")
         if self._sum is not None and not bool(self._sum.isfinite().all()):  # as it is if a row is not
             raise EmbeddingError(f"{path} holds NaN or Inf; make it again")
@@ -100,14 +95,12 @@ class VectorShard:
     @cached_property
     def ids(self) -> list[str]:
         """The ids of the rows."""
-        ids: list[str] = np.char.decode(self._ids.numpy().reshape(-1).view(f"S{ID_BYTES}"), "latin-1").tolist()
-        return ids
+        return list(np.char.decode(self._ids.numpy().reshape(-1).view(f"S{ID_BYTES}"), "latin-1").tolist())
 
     @cached_property
     def input_hashes(self) -> list[int]:
         """The hashes of the texts behind the rows."""
-        hashes: list[int] = self._hashes.tolist()
-        return hashes
+        return list(self._hashes.tolist())
 
 
 def check_unit(vectors: torch.Tensor, where: object) -> None:

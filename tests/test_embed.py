@@ -70,7 +70,7 @@ def test_every_caption_has_the_vector_that_the_encoder_gives_it_and_cuts_are_war
     run: Run, clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_text_embeddings(run)
-    assert "10 of 10 captions (100.0 %) are longer than the 20 tokens that clip takes" in caplog.text  # at once
+    assert "10 of 10 captions (100.0%) are longer than the 20 tokens that clip takes" in caplog.text  # at once
     assert "40 of 40 captions" in caplog.text
     assert "embeds text only" not in caplog.text
     encoder = encoders.load_encoder(Embed(encoder=str(clip)))

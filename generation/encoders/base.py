@@ -38,14 +38,10 @@ class Encoder(ABC):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors, as JSON values: model, commit or hash of the weights, pooling, dtype, ..."""
-        return self.checkpoint.identity() | {
-            "kind": self.kind,
-            "pooling": self.pooling,
-            "max_tokens": self.max_tokens,
-            "dimension": self.dimension,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "joint_with_images": self.kind != "sentence",  # images live in the same space
-        }
+        facts = {name: getattr(self, name) for name in ("kind", "pooling", "max_tokens", "dimension")}
+        joint = self.kind != "sentence"  # images live in the same space
+        dtype = str(self.dtype).removeprefix("torch.")
+        return self.checkpoint.identity() | facts | {"dtype": dtype, "joint_with_images": joint}
 
     @cached_property
     def model(self) -> Any:
@@ -65,11 +61,8 @@ class Encoder(ABC):
         )
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the vectors of texts, float32 [n, d], each row of norm 1.
-
-        Raises:
-            EmbeddingError: the model cannot be loaded, or its device has too little memory for one text.
-        """
+        """Return the vectors of texts, float32 [n, d], each row of norm 1; an ``EmbeddingError`` if the model cannot
+        be loaded, or its device has too little memory for one text."""
         return self.encode_tokens(self.tokenise(texts)[0])
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
@@ -95,11 +88,8 @@ class Encoder(ABC):
         return vectors
 
     def encode_images(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
-        """Return the vectors of picture files or PIL images, float32 [n, d], each row of norm 1.
-
-        Raises:
-            EmbeddingError: a picture cannot be read, or the model has no image tower.
-        """
+        """Return the vectors of picture files or PIL images, float32 [n, d], each row of norm 1; an ``EmbeddingError``
+        if a picture cannot be read, or the model has no image tower."""
         (processor, tower), vectors = self._image_tower, torch.empty(len(images), self.dimension)
         for first in range(0, len(images), BATCH_IMAGES):
             pictures = [read_picture(image) for image in images[first : first + BATCH_IMAGES]]
@@ -109,9 +99,10 @@ class Encoder(ABC):
                 vectors[first : first + BATCH_IMAGES] = normalize(tower(**inputs).float(), dim=-1).cpu()
         return vectors
 
-    def _padded(self, rows: list[Tokens]) -> Any:
+    def _padded(self, rows: list[Tokens], **options: Any) -> Any:
         """Return the model's inputs for a batch, on its device, padded by the tokenizer's own rules."""
-        return self._tokenizer.pad({"input_ids": [row.tolist() for row in rows]}, return_tensors="pt").to(self.device)
+        ids = {"input_ids": [row.tolist() for row in rows]}
+        return self._tokenizer.pad(ids, return_tensors="pt", **options).to(self.device)
 
     @torch.inference_mode()
     def _unit_rows(self, rows: list[Tokens]) -> torch.Tensor:
@@ -131,14 +122,11 @@ class Encoder(ABC):
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yield row numbers, longest first, as many to a batch as fit into ``budget`` tokens after padding, at least one.
     Padding takes fewer than ``budget * (1 + ln(longest / shortest))`` tokens over all batches."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while rows:
+        size = max(1, budget // max(1, lengths[rows[0]]))
+        yield rows[:size]
+        rows = rows[size:]
 
 
 def read_picture(image: Path | Image.Image) -> Image.Image:

