@@ -184,23 +184,43 @@ def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> Non
     assert (lost["reason"], lost["raw"], lost["attempts"]) == ("refused", "HTTP 403: a guardrail", 1)
 
 
-@settings(max_examples=25, deadline=None)
-@given(stops=st.lists(st.integers(1, 12), max_size=6), count=st.integers(1, 7), capacity=st.integers(1, 6))
-def test_sessions_that_end_anywhere_add_up_to_an_undisturbed_run(stops: list[int], count: int, capacity: int) -> None:
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=5) | st.sampled_from(
+    ["\n", "\r\n", "\u2028", "\x00🦄"]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stops=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 600)), max_size=6),
+    count=st.integers(1, 7),
+    capacity=st.integers(1, 6),
+    said=texts,
+)
+def test_sessions_that_end_anywhere_with_torn_journals_add_up_to_an_undisturbed_run(
+    stops: list[tuple[int, int]], count: int, capacity: int, said: str
+) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeScheduler, "capacity", capacity)
         whole, broken = make_run(Path(folder) / "a", 3, count), make_run(Path(folder) / "b", 3, count)
-        undisturbed, sessions, interrupted = ask(whole).asked, list[FakeScheduler](), 0
-        for stop in [*stops, None]:
-            sessions.append(FakeScheduler(stop_after=stop))
+        reply: Reply = lambda text, n: f"A {said} of {text}."  # noqa: E731
+        undisturbed, sessions, again = ask(whole, reply).asked, list[FakeScheduler](), 0
+        for stop, torn in [*stops, (None, 0)]:
+            sessions.append(FakeScheduler(reply, stop))
             try:
                 ask(broken, sessions[-1])
             except FatalServerError:
-                interrupted += 1
+                again += capacity - 1
+            for journal in broken.directory(CAPTIONS).glob("[0-9]*.jsonl"):
+                content = journal.read_bytes()
+                kept = content[: max(0, len(content) - torn)]
+                journal.write_bytes(kept)
+                again += content.count(b"\n") - kept.count(b"\n")
         asked = [request for session in sessions for request in session.asked]
-        assert data(broken) == data(whole)
+        assert data(broken) == data(whole) and {row["caption"] for row in rows(whole)} == {
+            reply(f"seed {shard} {row}", 1) for shard in range(3) for row in range(count)
+        }
         assert set(asked) == set(undisturbed)
-        assert len(asked) - len(undisturbed) <= interrupted * (capacity - 1)
+        assert len(asked) - len(undisturbed) <= again
 
 
 def test_rows_added_changed_and_dropped_upstream_are_taken_in(run: Run) -> None:
@@ -371,30 +391,6 @@ def test_any_files_deleted_or_cut_are_made_again_by_the_same_command(finished: R
 
 def line(number: int, **more: Any) -> dict[str, Any]:
     return {"row": {"id": f"{number:010d}", "input_hash": number, **more}}
-
-
-texts = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from(["\n", "\r\n", "\u2028", "\x00🦄"])
-
-
-@settings(max_examples=60, deadline=None)
-@given(said=st.lists(texts, max_size=6), drawn=st.data())
-def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(said: list[str], drawn: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path, lines = Path(folder) / "00000.jsonl", [line(number, raw=text) for number, text in enumerate(said)]
-        journal = Journal(path)
-        for written in lines:
-            journal.append(written)
-        journal.close()
-        content = path.read_bytes() if said else b""
-        assert [json.loads(one) for one in content.splitlines()] == lines
-        cut = drawn.draw(st.integers(0, len(content)), label="cut")
-        path.write_bytes(content[:cut])
-        whole = lines[: content[:cut].count(b"\n")]
-        journal = Journal(path)
-        assert journal.rows() == [one["row"] for one in whole] and path.read_bytes() == content[:cut]
-        journal.append(line(99))
-        journal.close()
-        assert [json.loads(one) for one in path.read_bytes().splitlines()] == [*whole, line(99)]
 
 
 @pytest.mark.parametrize("bad", [b"", b'{"row": {"id"', b'{"row": {}}', b"[]", b"\xff", b'{"again": 7}'], ids=repr)

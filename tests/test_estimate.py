@@ -50,13 +50,17 @@ def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
     prompt, answer, hours = (figure(said, name) for name in ("prompt tokens", "answer tokens", "time"))
     assert figure(said, "cost") == pytest.approx(18 * (prompt + 3 * answer) / 1e6 + 7200 * hours, abs=40)
     assert "counted by the server" in said and "4 probes at once" in said
-    longest, limit, context = map(
-        int, re.findall(r"longest prompt (\d+) \+ max_tokens (\d+); the server has (\d+)", said)[0]
-    )
+    found = re.search(r"longest prompt (\d+) \+ max_tokens (\d+); the server has (\d+)", said)
+    longest, limit, context = map(int, found.groups() if found else ())
     assert figure(said, "context") == longest + limit and context == server.max_total_tokens and longest >= prompt
     assert said.count("--- prompt") == 3 and said.count("A red kite in a park.") <= 2
     assert "instructions/multiple_choice: about 9 rows" in said
-    assert not (tmp_path / "run").exists()
+    estimate_run(tmp_path / "run", recipe, 0, tokenizer=locate("embedded", tmp_path).path)
+    said = capsys.readouterr().out
+    assert "(the tokenizer given)" in said and "unknown   (ask for probes)" in said and "cost" not in said
+    assert server.counts["requests"] == 4 + 1 and not (tmp_path / "run").exists()
+    with pytest.raises(RunError, match=f"{tmp_path} holds no tokenizer"):
+        estimate_run(tmp_path / "run", recipe, tokenizer=tmp_path)
 
 
 def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
@@ -83,14 +87,3 @@ def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
     said = capsys.readouterr().out
     assert "captions: nothing left to request" in said and "instructions/multiple_choice: 9 rows to request" in said
     assert said.count("--- prompt") == 9
-
-
-def test_a_tokenizer_counts_and_without_probes_nothing_is_requested(
-    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
-) -> None:
-    estimate_run(tmp_path / "run", recipe, 0, tokenizer=locate("embedded", tmp_path).path)
-    said = capsys.readouterr().out
-    assert "(the tokenizer given)" in said and "unknown   (ask for probes)" in said and "cost" not in said
-    assert server.counts["requests"] == 0
-    with pytest.raises(RunError, match=f"{tmp_path} holds no tokenizer"):
-        estimate_run(tmp_path / "run", recipe, tokenizer=tmp_path)
