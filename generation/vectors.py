@@ -69,14 +69,9 @@ class VectorShard:
             raise EmbeddingError(f"{path} is not a complete embedding shard: {error}; make it again") from error
         self._sum = tensors.get("sum")
         rows, self.dimension = (*map(int, self.vectors.shape), 0, 0)[:2]
-        found: dict[str, tuple[object, ...]] = {
-            name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()
-        }
-        right: dict[str, tuple[object, ...]] = {
-            "ids": (torch.uint8, rows, ID_BYTES),
-            "input_hashes": (torch.int64, rows),
-        }
-        right |= {"vectors": (torch.float16, rows, self.dimension), "sum": (torch.float64, self.dimension)}
+        found = {name: [tensor.dtype, *tensor.shape] for name, tensor in tensors.items()}
+        right = {"vectors": [torch.float16, rows, self.dimension], "ids": [torch.uint8, rows, ID_BYTES]}
+        right |= {"input_hashes": [torch.int64, rows], "sum": [torch.float64, self.dimension]}
         if right | found != right:
             raise EmbeddingError(f"{path} is not an embedding shard of this project: it holds {found}")
         if self._sum is not None and not bool(self._sum.isfinite().all()):  # as it is if a row is not

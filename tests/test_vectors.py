@@ -36,11 +36,9 @@ def test_a_shard_is_read_as_it_was_written(
     for row in vectors.numpy().astype(np.float64):
         wanted += row
     assert np.array_equal(shard.sum.numpy(), wanted)
-    maps = [
-        line.split("-", 1) for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))
-    ]
-    address = shard.sum.data_ptr()  # in the mapped file
-    assert any(int(low, 16) <= address < int(rest.split()[0], 16) for low, rest in maps)
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    bounds = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    assert any(low <= shard.sum.data_ptr() < high for low, high in bounds)  # in the mapped file
 
 
 def test_equal_rows_give_equal_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
@@ -52,18 +50,14 @@ def test_equal_rows_give_equal_bytes_with_any_number_of_threads(tmp_path: Path) 
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
-@pytest.mark.parametrize("keep", [0, 7, 40, 400, -1, None, "header"])
-def test_a_shard_that_is_not_whole_is_refused_by_name(keep: Any, tmp_path: Path) -> None:
+def test_a_shard_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "torn.safetensors"
     write_vectors(path, *parts(6, 4), {})
-    content = bytearray(path.read_bytes())
-    path.unlink()
-    if keep == "header":
-        content[9] ^= 0x40
-    if keep is not None:
-        path.write_bytes(content if keep == "header" else content[:keep])
-    with pytest.raises(EmbeddingError, match=r"torn\.safetensors is not a complete embedding shard"):
-        VectorShard(path)
+    whole = path.read_bytes()
+    for content in (*(whole[:keep] for keep in (0, 7, 40, 400, -1)), whole[:9] + b"?" + whole[10:], None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(EmbeddingError, match=r"torn\.safetensors is not a complete embedding shard"):
+            VectorShard(path)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +65,6 @@ def test_a_shard_that_is_not_whole_is_refused_by_name(keep: Any, tmp_path: Path)
     [
         ({"vectors": torch.zeros(6, 4)}, "float32, 6, 4"),
         ({"vectors": torch.zeros(24).half()}, "float16, 24"),
-        ({"vectors": torch.zeros(5, 4).half()}, "float16, 5, 4"),
         ({"ids": torch.zeros(6, 9, dtype=torch.uint8)}, "uint8, 6, 9"),
         ({"input_hashes": torch.zeros(6)}, "float32, 6"),
         ({"sum": torch.zeros(3, dtype=torch.float64)}, "float64, 3"),
@@ -79,9 +72,7 @@ def test_a_shard_that_is_not_whole_is_refused_by_name(keep: Any, tmp_path: Path)
         ({"sum": None}, "holds no sum of its rows"),
     ],
 )
-def test_a_shard_of_another_shape_is_refused_with_what_it_holds(
-    change: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_a_shard_of_another_shape_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     write_vectors(path, *parts(6, 4), {})
     tensors = {name: value for name, value in (load_file(path) | change).items() if value is not None}
@@ -110,6 +101,5 @@ def test_the_first_row_that_is_not_of_norm_1_is_named(value: float, said: str) -
     vectors = parts(5000, 64)[0]
     check_unit(vectors, "a.safetensors")
     vectors[4500] *= value
-    for rows in (vectors, vectors.float()):
-        with pytest.raises(EmbeddingError, match=rf"a\.safetensors, row 4500: its norm is {said}"):
-            check_unit(rows, "a.safetensors")
+    with pytest.raises(EmbeddingError, match=rf"a\.safetensors, row 4500: its norm is {said}"):
+        check_unit(vectors, "a.safetensors")

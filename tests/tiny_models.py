@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
 )
+from transformers import PreTrainedTokenizerFast as Fast
 
 import generation
 
@@ -38,7 +38,6 @@ def byte_bpe(specials: list[str], template: str, split: str | None = None) -> To
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
     parts = [] if split is None else [pre_tokenizers.Split(Regex(split), "isolated")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*parts, bytes_only])
-    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([*TEXTS, *["user\n\n"] * 50], trainer)  # tokens of Llama 3
@@ -50,14 +49,13 @@ def byte_bpe(specials: list[str], template: str, split: str | None = None) -> To
 def tiny_clip(path: Path) -> Path:
     """Save a CLIP: 20 positions, d = 12, eos and pad as CLIP has them."""
     torch.manual_seed(1)
-    inner = byte_bpe(["<|startoftext|>", "<|endoftext|>"], "<|startoftext|> $A <|endoftext|>")
     text = TOWER | {"vocab_size": 500, "max_position_embeddings": 20}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(path)
-    end = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<|startoftext|>", model_max_length=20, **end
-    ).save_pretrained(path)
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    used = {"bos_token": begin, "eos_token": end, "pad_token": end}
+    inner = byte_bpe([begin, end], f"{begin} $A {end}")
+    Fast(tokenizer_object=inner, model_max_length=20, **used).save_pretrained(path)
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(path)
     return path
 
@@ -65,12 +63,11 @@ def tiny_clip(path: Path) -> Path:
 def tiny_siglip(path: Path) -> Path:
     """Save a SigLIP: 16 positions, padded to all of them without a mask, d = 16."""
     torch.manual_seed(2)
-    inner = byte_bpe(["<pad>", "</s>"], "$A </s>")
     text = TOWER | {"vocab_size": 500, "max_position_embeddings": 16, "projection_size": 16, "pad_token_id": 0}
     SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(path)
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", model_input_names=["input_ids"]
-    ).save_pretrained(path)
+    used = {"eos_token": "</s>", "pad_token": "<pad>"}
+    inner = byte_bpe(["<pad>", "</s>"], "$A </s>")
+    Fast(tokenizer_object=inner, model_input_names=["input_ids"], **used).save_pretrained(path)
     SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(path)
     return path
 
@@ -79,13 +76,12 @@ def tiny_llama(path: Path) -> Path:
     """Save a Llama 3 of width 32 with the special tokens and the splitting of its tokenizer."""
     torch.manual_seed(3)
     specials = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    inner = byte_bpe(specials, "<|begin_of_text|> $A", LLAMA_SPLIT)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     shape |= {"num_hidden_layers": 3, "vocab_size": 500, "bos_token_id": 0, "eos_token_id": 3}
     LlamaModel(LlamaConfig(**shape)).save_pretrained(path)
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
-    ).save_pretrained(path)
+    used = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    inner = byte_bpe(specials, "<|begin_of_text|> $A", LLAMA_SPLIT)
+    Fast(tokenizer_object=inner, **used).save_pretrained(path)
     return path
 
 
