@@ -1,0 +1,85 @@
+"""The command line of the miniature: seeds, table, contact sheet."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image, ImageDraw
+
+from generation.logs import say, setup
+
+from .study import METHODS, NOT_CENTRED, REAL, SHUFFLED, GapTooSmall, one_seed
+from .world import ATTRIBUTES
+
+ORDER = (SHUFFLED, *METHODS[:3], NOT_CENTRED, *METHODS[3:], REAL)
+COLUMNS = (*ATTRIBUTES, "mean", "distance", "cosine")
+SCALE, CAPTION_HEIGHT = 6, 66  # of the contact sheet, in pixels
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the Markdown table: means over the seeds, and the lowest and highest mean of a seed."""
+    head = ["trained on", *ATTRIBUTES, "mean", "lowest-highest", "distance of means", "paired cosine"]
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---' * (len(head) - 1)}|"]
+    for name in ORDER:
+        rows = [result["rows"][name] for result in results]
+        means = [np.mean([row[key] for key in ATTRIBUTES]) for row in rows]
+        cells = [f"{np.mean([row[key] for row in rows]):.2f}" for key in ATTRIBUTES]
+        cells += [f"**{np.mean(means):.2f}**", f"{min(means):.2f}-{max(means):.2f}"]
+        cells += [f"{np.mean([row[key] for row in rows]):.2f}" if key in rows[0] else "" for key in COLUMNS[-2:]]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+def contact_sheet(result: dict[str, Any], path: Path) -> None:
+    """Draw the first twelve held-out pictures with the answers of the default method, wrong ones in red."""
+    side = 32 * SCALE
+    sheet = Image.new("RGB", (4 * (side + 8), 3 * (side + CAPTION_HEIGHT)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number in range(12):
+        x, y = number % 4 * (side + 8) + 4, number // 4 * (side + CAPTION_HEIGHT)
+        picture = Image.fromarray(result["pictures"][number]).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x, y))
+        for place, (name, values) in enumerate(ATTRIBUTES.items()):
+            said, right = result["answers"][number][name], values[result["scenes"][number][place]][0]
+            text = f"{name}: {said}" + ("" if said == right else f" ({right})")
+            at = (x + place % 2 * (side // 2), y + side + 3 + place // 2 * 20)
+            draw.text(at, text, fill="black" if said == right else "red", font_size=14)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    output: Annotated[Path, typer.Option(help="Encoders, runs, table.")] = Path("runs/miniature"),
+    sheet: Annotated[Path | None, typer.Option(help="Contact sheet (.png) of the first seed.")] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs that train the encoder.")] = 24_000,
+    steps: Annotated[int, typer.Option(help="Of the encoder.")] = 1_500,
+    texts: Annotated[int, typer.Option(help="Captions that train the language models.")] = 12_000,
+    epochs: Annotated[int, typer.Option(help="Of the language models.")] = 3,
+    pictures: Annotated[int, typer.Option(help="Held-out pictures to ask about.")] = 2_000,
+) -> None:
+    """Train on text by each transfer method, and ask about pictures."""
+    setup()
+    sizes = {"pairs": pairs, "steps": steps, "texts": texts, "epochs": epochs, "album": 4_000, "pictures": pictures}
+    results, start = [], time.monotonic()
+    for seed in range(seeds):
+        try:
+            results.append(one_seed(output / f"seed-{seed}", seed, sizes))
+        except GapTooSmall as error:
+            sys.exit(f"error: {error}: this world cannot tell methods apart")
+    if sheet:
+        contact_sheet(results[0], sheet)
+    say(table(results))
+    facts = {"seeds": seeds, **sizes, "seconds": round(time.monotonic() - start)}
+    facts["gap"] = [round(result["gap"], 3) for result in results]
+    facts["rows"] = [result["rows"] for result in results]
+    (output / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Programs to copy from: train a model on a built data set, and let it describe pictures."""

@@ -1,0 +1,165 @@
+"""The examples end to end on small parts: train on text only, resume, ask about pictures; wrong input is named."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from examples import describe_image, train_vlm
+from generation.builders.build import build
+from generation.cli import run_command
+from generation.loader import UnicornDataset
+from tests.runs import make_run
+from tests.tiny_models import byte_bpe, tiny_clip, tiny_siglip
+from unicorn_1_2m import Unicorn12M
+from unicorn_471k_instruction import Unicorn471KInstruction
+
+STEPS = ("--max-steps", "4", "--save-steps", "1", "--batch-size", "3", "--accumulate", "2", "--image-tokens", "3")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with both data sets, a language model, two dual encoders and pictures."""
+    folder = tmp_path_factory.mktemp("parts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name, builder in (("captions", Unicorn12M), ("talks", Unicorn471KInstruction)):
+            patch.setattr(builder, "card", classmethod(lambda cls, **facts: ""))  # its figure takes a second
+            build(builder, make_run(folder / "run", dim=12).path, folder / name)
+        tiny_clip(folder / "clip")
+        tiny_siglip(folder / "siglip")
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+        config = LlamaConfig(**shape, vocab_size=500, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True)
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        inner = byte_bpe(["<s>", "</s>"], "<s> $A")
+        PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>").save_pretrained(
+            folder / "model"
+        )
+        (folder / "photos").mkdir()
+        for number in range(3):
+            Image.effect_noise((20, 16), 60 + 40 * number).convert("RGB").save(folder / f"photos/{number}.png")
+        (folder / "no-end").mkdir()
+        LlamaForCausalLM(config).save_pretrained(folder / "no-end")
+        PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder / "no-end")
+        yield folder
+
+
+def train(parts: Path, output: Path, *options: object) -> int:
+    arguments = [parts / "captions", "--model", parts / "model", "--output", output, *STEPS, *options]
+    return run_command(train_vlm.app, [str(argument) for argument in arguments], "")
+
+
+def describe(model: Path, *arguments: object) -> int:
+    return run_command(describe_image.app, [str(argument) for argument in (model, *arguments)], "")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors") | load_file(folder / "projector.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(parts: Path) -> Path:
+    assert train(parts, parts / "vlm", "--instructions", parts / "talks") == 0
+    return parts / "vlm"
+
+
+def test_a_model_trained_on_text_answers_about_pictures(
+    parts: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = sorted((parts / "photos").iterdir())
+    options = ("--encoder", parts / "clip", "--images", parts / "photos", "--max-tokens", 5)
+    assert describe(trained, *photos[:2], *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(path) for path in photos[:2]]
+
+
+def test_phase_1_trains_the_projector_alone_and_phase_2_everything(parts: Path, trained: Path, tmp_path: Path) -> None:
+    before = load_file(parts / "model" / "model.safetensors")
+    assert train(parts, tmp_path / "first") == 0
+    checkpoint = load_file(tmp_path / "first/phase-1/checkpoint-4/model.safetensors")
+    assert all(name.startswith("projector.") for name in checkpoint)
+    first, both = weights(tmp_path / "first"), weights(trained)
+    assert all(torch.equal(first[name], before[name]) for name in before)
+    assert not any(torch.equal(both[name], first[name]) for name in first if "norm" not in name)
+
+
+def test_lora_changes_the_language_model_and_leaves_a_plain_one(parts: Path, tmp_path: Path) -> None:
+    assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks", "--lora") == 0
+    before = load_file(parts / "model" / "model.safetensors")
+    after = load_file(tmp_path / "vlm" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed == {name for name in before if "proj.weight" in name}
+
+
+@pytest.mark.parametrize("calls", [5, 13])  # in phase 1, in phase 2
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    calls: int, parts: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, count = train_vlm.VisionLanguageModel.forward, 0
+
+    def interrupted(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise KeyboardInterrupt
+        return forward(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_vlm.VisionLanguageModel, "forward", interrupted)
+        assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 130
+    assert not (tmp_path / "vlm" / "projector.safetensors").exists()
+    assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 0
+    resumed, straight = weights(tmp_path / "vlm"), weights(trained)
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_only_answers_are_learned_and_noise_is_drawn_anew_each_epoch(parts: Path, tmp_path: Path) -> None:
+    model, tokenizer = train_vlm.load_language_model(str(parts / "model"))
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A kettle."}] * 1
+    ids, labels = train_vlm.tokens(tokenizer, turns, 3)
+    assert ids.count(train_vlm.IMAGE) == 3
+    assert tokenizer.decode([id for id in labels if id >= 0]) == " A kettle.</s>"
+    dataset = UnicornDataset(parts / "captions", transfer="c3")
+    vlm = train_vlm.VisionLanguageModel(model, train_vlm.Projector(12, 3, 16))
+    train_vlm.train(vlm, tokenizer, dataset, tmp_path / "out", 1e-3, num_train_epochs=3, save_strategy="no")
+    assert dataset.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train RUN --model MODEL --output NEW", "is a run; build a data set"),
+        ("train CAPTIONS --model CLIP --output NEW", "as a causal language model"),
+        ("train CAPTIONS --model NOWHERE --output NEW", "nowhere as a causal language model"),
+        ("train CAPTIONS --model NO-END --output NEW", "no token for the end of a text"),
+        ("train CAPTIONS --model MODEL --output VLM", "was begun otherwise: instructions was"),
+        ("train CAPTIONS --model MODEL --output NEW --transfer realign", "needs unpaired image embeddings"),
+        ("train CAPTIONS --model MODEL --output NEW --transfer nothing", "nothing"),
+        ("describe MODEL PHOTO --encoder CLIP", "holds no trained model"),
+        ("describe VLM PHOTO --encoder CLIP", "give --images"),
+        ("describe VLM PHOTO --encoder SIGLIP --images PHOTOS", "dimension 16"),
+        ("describe VLM TALKS --encoder CLIP --images PHOTOS", "cannot read picture"),
+    ],
+)
+def test_wrong_input_is_named(
+    command: str, said: str, parts: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"NEW": tmp_path / "new", "PHOTO": parts / "photos/0.png"}
+    which, *words = [
+        str(paths.get(word, parts / word.lower())) if word.isupper() else word for word in command.split()
+    ]
+    assert run_command({"train": train_vlm, "describe": describe_image}[which].app, words, "") in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_are_kept_beside_the_model(trained: Path) -> None:
+    assert json.loads((trained / "training.json").read_text())["image_tokens"] == "3"
