@@ -3,10 +3,10 @@
     python -m benchmarks.transfer [--rows 1200000 --rounds 5 --folder DIR]
 
 ``ours`` opens all shards, fits ``unicorn`` from the stored sums, and writes all shards to new files in one pass: rows
-validated, float16 out, with the sum of each shard. Hashing and fsync, which the stage adds, are in ``committed``. Each
-turn is a fresh process whose imports are not counted; turns alternate, the page cache is warm, and medians count.
-Anonymous memory is sampled in a process of its own. The original's way is timed on 20,000 rows and scaled: a pickled
-list of {"id", "caption", "embed"} is loaded, a float32 sum and a subtraction go row by row, and a pickle is written.
+validated, float16 out. Hashing and fsync, which the stage adds, are in ``committed``. Each turn is a fresh process whose
+imports are not counted; turns alternate, the page cache is warm, and medians count. Anonymous memory is sampled in a
+process of its own. The original's way is timed on 20,000 rows and scaled: a pickled list of {"id", "caption", "embed"}
+is loaded, a float32 sum and a subtraction go row by row, and a pickle is written.
 
 Needs twice the vectors on disk (6 GB). The last line is one JSON object.
 """
@@ -27,8 +27,7 @@ import torch
 
 from generation.files import sha256, write_atomically
 from generation.transfer import fit, parse_transfer
-from generation.transfer.fitting import in_threads
-from generation.transfer.stage import write_moved
+from generation.transfer.stage import one_thread_per_core, write_moved
 from generation.vectors import VectorShard, write_vectors
 
 DIMENSION, SHARD_ROWS, ORIGINAL_ROWS = 1280, 10_000, 20_000
@@ -60,7 +59,8 @@ def ours(source: Path, target: Path, committed: bool) -> float:
         else:
             write_moved(path, shard, fitted, {})
 
-    list(in_threads(one, shards))
+    with one_thread_per_core() as pool:
+        list(pool.map(one, shards))
     return time.perf_counter() - start
 
 

@@ -1,7 +1,7 @@
 """A built data set as a map-style ``torch.utils.data.Dataset``: texts and vectors, joined by shard and row."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class UnicornDataset(Dataset[dict[str, Any]]):
 
     A row is ``id``, ``caption``, ``conversations`` (list of ``{"from": "human" or "gpt", "value": ...}``, ``<image>``
     once) and ``embeds`` [d], float16 as stored, or float32 if vectors are moved or noise is added. Vectors of a method
-    with noise that is not baked in get it here, drawn anew each epoch by (seed, epoch, id).
+    with noise that is not baked in get it here, drawn anew each epoch by (seed, epoch, id). ``dimension`` is d;
+    ``statistics``, for ``apply_to_images``, are those of the transfer that the loaded vectors have.
 
     Args:
         directory: a built data set.
@@ -35,10 +36,6 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         images: for ``anchor`` and ``realign``: unpaired image vectors [m, d], or a .safetensors or .npy file of them.
         seed: of the noise.
         cache: directory for decoded texts; None: ``$XDG_CACHE_HOME/unicorn-data``.
-
-    Attributes:
-        statistics: of the transfer that the vectors have when they are loaded, for ``apply_to_images``.
-        dimension: d.
 
     Raises:
         DatasetError: this is not a built data set, or vectors and rows do not belong together.
@@ -60,9 +57,13 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         self._paths = vector_files(self._rows, self._source)
         self._texts, self.seed = decoded(self._rows, cache), seed
         self._map()
-        self._compare_ids()
-        method = self._rows.manifest["method"]
-        self._stored = Statistics.load(self._source.file(f"transfer/{method}.safetensors", verify=False))
+        for number, path in self._paths.items():
+            rows = np.flatnonzero(self._places[:, 0] == number)
+            places, ids = self._places[rows, 1], np.array(VectorShard(path).ids, np.int64)
+            if len(rows) and (places.max() >= len(ids) or (ids[places] != self._numbers[rows]).any()):
+                raise DatasetError(f"{path}: its ids are not those of the rows; take both data sets from one build")
+        name = f"transfer/{self._rows.manifest['method']}.safetensors"
+        self._stored = Statistics.load(self._source.file(name, verify=False))
         self.statistics = self._stored if transfer is None else self._fit(transfer, images)
         noise = self.statistics.facts["noise"]
         self._moves = transfer is not None or bool(noise and not noise["baked"])
@@ -73,44 +74,34 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self._texts))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            raise DatasetError(
-                f"the cache {self._texts} is damaged: {error}; remove it to have it made again"
-            ) from error
+            fault = f"the cache {self._texts} is damaged: {error}"
+            raise DatasetError(f"{fault}; remove it to have it made again") from error
         self._numbers = table["id"].to_numpy()  # int64 [n], ids as integers
         self._places = np.stack([table["embedding_shard"].to_numpy(), table["embedding_row"].to_numpy()], 1)
         self._columns = {name: table[name].chunks for name in ("caption", "conversations")}
         self._ends = np.cumsum([len(chunk) for chunk in table["id"].chunks])
-        self._vectors = {number: VectorShard(path).vectors for number, path in self._paths.items()}
+        self._vectors = {number: VectorShard(path).vectors.numpy() for number, path in self._paths.items()}
         self.dimension = int(next(iter(self._vectors.values())).shape[1])
-        self._bytes = {
-            number: rows.view(torch.uint8).numpy().reshape(-1).data for number, rows in self._vectors.items()
-        }
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_numbers", "_places", "_columns", "_vectors", "_bytes")
+        mapped = ("_numbers", "_places", "_columns", "_vectors")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._map()
 
-    def _compare_ids(self) -> None:
-        for number, path in self._paths.items():
-            rows = np.flatnonzero(self._places[:, 0] == number)
-            places, ids = self._places[rows, 1], np.array(VectorShard(path).ids, dtype=np.int64)
-            if len(rows) and (places.max() >= len(ids) or (ids[places] != self._numbers[rows]).any()):
-                raise DatasetError(f"{path}: its ids are not those of the rows; take both data sets from one build")
-
     def _fit(self, transfer: str | Mapping[str, Any], images: str | Path | torch.Tensor | None) -> Statistics:
         """Return the statistics of another method, from the stored ones and perhaps a pass over the vectors."""
-        known, found, shards = self._stored, None, list(self._vectors.values())
+        known, found = self._stored, None
         if images is not None:
             found = image_mean(images if isinstance(images, torch.Tensor) else Path(images))
         elif "mean_image" in known.tensors:
             found = known.tensors["mean_image"], known.facts["images"]["rows"]
+        shards = [torch.from_numpy(rows) for rows in self._vectors.values()]
         known.invert(shards[0][:1])  # refuses vectors that cannot be moved
-        parts = [partial(_text_vectors, known, rows) for rows in shards]
-        return fit(parse_transfer(transfer), known.tensors["mean_text"], known.facts["rows"], parts, found, self.seed)
+        texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, CHUNK_ROWS))
+        return fit(parse_transfer(transfer), known.tensors["mean_text"], known.facts["rows"], texts, found, self.seed)
 
     @property
     def epoch(self) -> int:
@@ -128,20 +119,23 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> Batch:
-        """Return a batch of rows; a DataLoader calls this in place of ``__getitem__`` for each.
-
-        Raises:
-            IndexError: there is no such row.
-        """
+        """Return a batch of rows, as a DataLoader asks for it; raise IndexError if there is no such row."""
         chosen = np.asarray(rows, np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()}: {self._rows.url} has {len(self)} rows")
         numbers = self._numbers[chosen].tolist()
+        embeds = torch.from_numpy(
+            np.stack([self._vectors[shard][row] for shard, row in self._places[chosen].tolist()])
+        )
+        if self._moves:
+            noise = self.statistics.facts["noise"]
+            seed = noise["seed"] if noise and noise["baked"] else stable_hash("noise", self.seed, self.epoch)
+            embeds = self.statistics.move(self._stored.invert(embeds), numbers if noise else (), seed)
         return {
             "id": [f"{number:010d}" for number in numbers],
             "caption": self._take("caption", chosen),
             "conversations": [orjson.loads(text) for text in self._take("conversations", chosen)],
-            "embeds": self._embeds(chosen, numbers),
+            "embeds": embeds,
         }
 
     def _take(self, column: str, rows: np.ndarray[Any, Any]) -> list[str]:
@@ -149,17 +143,6 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         chunks, numbers = self._columns[column], np.searchsorted(self._ends, rows, "right")
         places = rows - np.concatenate([[0], self._ends])[numbers]
         return [chunks[number][place].as_py() for number, place in zip(numbers.tolist(), places.tolist(), strict=True)]
-
-    def _embeds(self, rows: np.ndarray[Any, Any], numbers: list[int]) -> torch.Tensor:
-        """Return vectors [k, d]: bytes joined row by row, since random rows leave one or two a shard."""
-        width = 2 * self.dimension
-        parts = [self._bytes[shard][row * width : (row + 1) * width] for shard, row in self._places[rows].tolist()]
-        embeds = torch.frombuffer(bytearray().join(parts), dtype=torch.float16).view(-1, self.dimension)
-        if not self._moves:
-            return embeds
-        noise = self.statistics.facts["noise"]
-        seed = noise["seed"] if noise and noise["baked"] else stable_hash("noise", self.seed, self.epoch)
-        return self.statistics.move(self._stored.invert(embeds), numbers if noise else (), seed)
 
     def verify(self) -> None:
         """Read everything: the sha256 of each file, and for each row whether its vector was made from its caption.
@@ -171,15 +154,9 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             for name in (name for name in built.manifest["files"] if name.startswith(folder)):
                 built.file(name)
         hashes = {number: VectorShard(path).input_hashes for number, path in self._paths.items()}
-        for first in counted(range(0, len(self), CHUNK_ROWS), "verify captions", "chunk"):
-            rows = np.arange(first, min(first + CHUNK_ROWS, len(self)))
-            for row, caption in zip(rows.tolist(), self._take("caption", rows), strict=True):
-                shard, place = self._places[row].tolist()
-                if hashes[shard][place] != text_hash(caption):
-                    where = f"{self._paths[shard]}, row {place}"
-                    raise DatasetError(f"{where}: made from another text than the caption {self._numbers[row]:010d}")
-
-
-def _text_vectors(stored: Statistics, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    for first in range(0, len(rows), CHUNK_ROWS):
-        yield stored.invert(rows[first : first + CHUNK_ROWS])
+        captions = chain.from_iterable(chunk.to_pylist() for chunk in self._columns["caption"])
+        rows = zip(self._numbers.tolist(), self._places.tolist(), captions, strict=True)
+        for number, (shard, row), caption in counted(rows, "verify captions", "row", len(self)):
+            if hashes[shard][row] != text_hash(caption):
+                where = f"{self._paths[shard]}, row {row}"
+                raise DatasetError(f"{where}: made from another text than the caption {number:010d}")

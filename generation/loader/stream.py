@@ -20,17 +20,8 @@ class UnicornStream(IterableDataset[Batch]):
     exactly with any number of workers; with another B or R the same rows are left. No row is repeated: without
     ``drop_last`` the last batch is short, and higher ranks may have one batch less.
 
-    Args:
-        dataset: the rows; its epoch decides the order.
-        batch_size: rows in a batch of this rank.
-        seed: of the order.
-        shuffle: False: rows in stored order.
-        drop_last: give every rank the same number of full batches.
-        rank: None: ``$RANK``, as torchrun sets it, or 0.
-        world_size: None: ``$WORLD_SIZE`` or 1.
-
-    Raises:
-        DatasetError: a number is out of range.
+    The order follows from ``seed`` and the epoch of ``dataset``; without ``shuffle`` it is the stored one. By default
+    ``rank`` and ``world_size`` are ``$RANK`` and ``$WORLD_SIZE``, as torchrun sets them, or else 0 and 1.
     """
 
     def __init__(
@@ -83,11 +74,7 @@ class UnicornStream(IterableDataset[Batch]):
         return identity | {"epoch": self.dataset.epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
-        """Go on at a position of ``state_after``; call this before workers are started.
-
-        Raises:
-            DatasetError: the position is of another data set, seed or order.
-        """
+        """Go on at a position of ``state_after``, of the same data set, seed and order, before workers are started."""
         for key, own in self.state_after(0).items():
             if key not in ("epoch", "position") and state.get(key) != own:
                 raise DatasetError(f"the position is of {key} {state.get(key)!r}, and this stream has {own!r}")
@@ -99,18 +86,14 @@ class Collate:
     """A ``collate_fn``: what ``tokenize`` makes of B conversations, and ``embeds`` [B, d], one vector each.
 
     ``tokenize`` knows the model's chat template: what becomes of ``<image>`` and of roles is up to it. It returns
-    tensors [B, ...], such as ``input_ids`` and ``labels``.
+    tensors [B, ...], such as ``input_ids`` and ``labels``; another number of rows is a DatasetError.
     """
 
     def __init__(self, tokenize: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype = torch.float16) -> None:
         self.tokenize, self.dtype = tokenize, dtype
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Return a batch as tensors.
-
-        Raises:
-            DatasetError: ``tokenize`` returned another number of rows.
-        """
+        """Return a batch as tensors."""
         tokens, rows = dict(self.tokenize(batch["conversations"])), len(batch["embeds"])
         if wrong := [name for name, tensor in tokens.items() if len(tensor) != rows]:
             raise DatasetError(f"tokenize must return {rows} rows of '{wrong[0]}', not {len(tokens[wrong[0]])}")

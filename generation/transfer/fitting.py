@@ -1,15 +1,9 @@
-"""The statistics of a method: one mean from the sums that the encoder stored, and for ReAlign one more pass.
-
-All sums are exact, so a mean has the same bytes for any number of shards, threads or machines: a stored float16 below
-1 is a multiple of 2^-24, and other rows are rounded to that grid; float64 adds up to 2^29 of them without rounding.
-"""
+"""The statistics of a method: the mean of the texts, which the encoder's sums give, and for ReAlign one more pass."""
 
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -22,13 +16,8 @@ MEMORY_ROWS = 65_536  # texts of which ``decap`` makes images
 SMALLEST_SPREAD = 1e-5  # 1 - |mean|^2 of unit rows; below it float16 cannot tell them apart
 WEAK_COSINE = 0.5  # warn of noise that leaves less of the clean direction
 UNSURE_MEAN = 0.02  # warn of a larger standard error of the image mean: a twentieth of the paper's gap
-_GRID = 2.0**24
 
 log = logging.getLogger(__name__)
-
-Chunks = Callable[[], Iterable[torch.Tensor]]  # gives unit rows, float32 [any, d], which may be overwritten
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class _Section(config.Section):
@@ -51,19 +40,15 @@ def fit(
     section: config.Transfer,
     mean_text: torch.Tensor,
     rows: int,
-    parts: Sequence[Chunks] = (),
+    texts: Iterable[torch.Tensor] = (),
     images: tuple[torch.Tensor, int] | None = None,
     seed: int = 0,
 ) -> Statistics:
-    """Fit a method to text embeddings.
+    """Fit a method to ``rows`` text embeddings of mean ``mean_text``, float64 [d].
 
-    Args:
-        section: the method and its settings.
-        mean_text: float64 [d], mean of all texts.
-        rows: how many there are.
-        parts: all texts, one function a shard; only ``realign`` and ``decap`` read them.
-        images: mean (float64 [d]) and number of unpaired unit image embeddings, for the methods that need them.
-        seed: of baked noise.
+    Only ``realign`` and ``decap`` read the ``texts`` (unit rows, float32 [any, d] at a time, which are overwritten).
+    ``anchor`` and ``realign`` need ``images``: mean, float64 [d], and number of unpaired unit image embeddings.
+    ``seed`` is that of baked noise.
 
     Raises:
         EmbeddingError: images are missing or of another dimension, or all texts are equal.
@@ -92,42 +77,16 @@ def fit(
         facts["noise"] = {"eta": eta, "sigma": eta / len(mean_text) ** 0.5, "cosine": cosine}
         facts["noise"] |= {"baked": section.bake_noise, "seed": seed if section.bake_noise else None}
         if cosine < WEAK_COSINE:
-            log.warning(
-                "noise leaves a cosine of %(cosine).2f to clean rows; set transfer.noise_ratio", facts["noise"]
-            )
+            log.warning("noise leaves a cosine of %.2f to clean rows; set transfer.noise_ratio", cosine)
     if section.method == "realign":
         tensors["scale"] = torch.tensor(math.sqrt(image_spread / spread), dtype=torch.float64)
         first = Statistics(tensors, {"text_ops": method.text[: method.text.index("sub:mean_moved")], "noise": None})
-        zero = torch.zeros_like(mean_text)
-        sums = in_threads(lambda part: sum((exact_sum(first.move(chunk)) for chunk in part()), zero), parts)
-        tensors["mean_moved"] = sum(sums, zero) / rows
-    elif section.method == "decap":
-        tensors["memory"] = _memory(parts, rows)
+        sums = (first.move(chunk).sum(0, dtype=torch.float64) for chunk in texts)
+        tensors["mean_moved"] = sum(sums, torch.zeros_like(mean_text)) / rows
+    elif section.method == "decap":  # texts evenly spaced over all shards, float16 [m, d]
+        chosen, start, found_rows = torch.arange(MEMORY_ROWS)[:rows] * rows // min(MEMORY_ROWS, rows), 0, []
+        for chunk in texts:
+            found_rows.append(chunk[chosen[(chosen >= start) & (chosen < start + len(chunk))] - start].half())
+            start += len(chunk)
+        tensors["memory"] = torch.cat(found_rows)
     return Statistics(tensors, facts)
-
-
-def exact_sum(rows: torch.Tensor) -> torch.Tensor:
-    """Return the sum of float32 rows on the grid of 2^-24, float64 [d]; ``rows`` are overwritten."""
-    total: torch.Tensor = rows.mul_(_GRID).round_().sum(0, dtype=torch.float64) / _GRID
-    return total
-
-
-def in_threads(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield the results of ``act`` in order; each core works on an item of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            yield from pool.map(act, items)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _memory(parts: Sequence[Chunks], rows: int) -> torch.Tensor:
-    """Return up to ``MEMORY_ROWS`` texts, evenly spaced over all shards, float16 [m, d]."""
-    count = min(MEMORY_ROWS, rows)
-    places, first, found = torch.arange(count) * rows // count, 0, []
-    for chunk in (chunk for part in parts for chunk in part()):
-        found.append(chunk[places[(places >= first) & (places < first + len(chunk))] - first].half())
-        first += len(chunk)
-    return torch.cat(found)

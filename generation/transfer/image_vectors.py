@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ..errors import EmbeddingError
 from ..files import sha256
-from .fitting import SMALLEST_SPREAD, exact_sum
+from .fitting import SMALLEST_SPREAD
 from .methods import SMALLEST_NORM
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -22,54 +23,47 @@ Encode = Callable[[list[Path]], torch.Tensor]  # pictures -> float32 [n, d]
 def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Iterator[torch.Tensor]:
     """Yield unit image embeddings, float32 [at most 1024, d].
 
-    Args:
-        images: vectors [m, d] of any norm; or a folder of pictures (with sub-folders, sorted by name), a .npy file, or
-            a .safetensors file with one 2-D tensor or one named ``embeddings`` or ``vectors``.
-        encode: the image tower, for a folder.
+    ``images`` are vectors [m, d] of any norm; a .npy file of them; a .safetensors file of one 2-D tensor, or one named
+    ``embeddings`` or ``vectors``; or a folder of pictures, which ``encode`` turns into vectors in the order of names.
 
     Raises:
         EmbeddingError: the path cannot be used, or a row is zero or not finite; names file and row.
     """
-    source = picture_files(images) if isinstance(images, Path) and images.is_dir() else images
+    source: torch.Tensor | list[Path] = images if isinstance(images, torch.Tensor) else _stored(images)
     if isinstance(source, list) and encode is None:
         raise EmbeddingError(f"{images} is a folder; give a .safetensors or .npy file of its pictures' vectors")
-    rows = _stored(source) if isinstance(source, Path) else source
-    for first in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[first : first + _CHUNK_ROWS]
-        found = encode(chunk).float() if encode and isinstance(chunk, list) else torch.as_tensor(chunk).float()
-        norms = found.norm(dim=1, keepdim=True)
+    for first in range(0, len(source), _CHUNK_ROWS):
+        chunk = source[first : first + _CHUNK_ROWS]
+        rows = (encode(chunk) if encode and isinstance(chunk, list) else torch.as_tensor(chunk)).float()
+        norms = rows.norm(dim=1, keepdim=True)
         if bool((wrong := ~(norms.isfinite() & (norms >= SMALLEST_NORM))).any()):
             row, where = int(wrong.nonzero()[0, 0]), images if isinstance(images, Path) else "images"
             fault = "is zero" if bool(norms[row].isfinite()) else "holds NaN or Inf"
             raise EmbeddingError(f"{where}, row {first + row}: the image embedding {fault}; correct or remove the row")
-        yield found / norms
+        yield rows / norms
 
 
 def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tuple[torch.Tensor, int]:
-    """Return the mean, float64 [d], of unit image embeddings, and their number; the arguments are ``image_rows``'s.
+    """Return the mean, float64 [d], of unit image embeddings, and their number; see ``image_rows``.
 
     Raises:
-        EmbeddingError: there are fewer than two, or all are equal; see also ``image_rows``.
+        EmbeddingError: there are fewer than two, all are equal, or ``image_rows`` refuses them.
     """
     total, count = torch.zeros(1, dtype=torch.float64), 0
     for rows in image_rows(images, encode):
-        total, count = total + exact_sum(rows), count + len(rows)
+        total, count = total + rows.sum(0, dtype=torch.float64), count + len(rows)
     mean = total / max(count, 1)
     if count < 2 or 1 - float(mean.square().sum()) < SMALLEST_SPREAD:
-        fault = f"{count} image embedding(s)" if count < 2 else f"{count} image embeddings that are all equal"
+        where, equal = images if isinstance(images, Path) else "images", "s that are all equal" if count > 1 else "(s)"
         raise EmbeddingError(
-            f"{images if isinstance(images, Path) else 'images'}: {fault} cannot say where images lie; give at least "
-            "two that differ (with 10,000 the error of their mean is below 0.01)"
+            f"{where}: {count} image embedding{equal} cannot say where images lie; give at least two that differ "
+            "(with 10,000 the error of their mean is below 0.01)"
         )
     return mean, count
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and its sub-folders, sorted by name.
-
-    Raises:
-        EmbeddingError: there is none.
-    """
+    """Return the pictures in a folder and its sub-folders, sorted by name; an EmbeddingError says if there is none."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise EmbeddingError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
@@ -86,18 +80,20 @@ def images_sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _stored(path: Path) -> torch.Tensor:
+def _stored(path: Path) -> torch.Tensor | list[Path]:
+    """Return the vectors [m, d] in a file, or the pictures in a folder."""
     try:
+        if path.is_dir():
+            return picture_files(path)
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
             rows = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
         elif path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                names = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == 2]  # noqa: SIM118
-                chosen = names if len(names) == 1 else [name for name in ("embeddings", "vectors") if name in names]
-                if not chosen:
-                    raise ValueError(f"its 2-D tensors are {names}; name the one of the vectors 'embeddings'")
-                rows = file.get_tensor(chosen[0])
+            tensors = {name: tensor for name, tensor in load_file(path).items() if tensor.ndim == 2}
+            names = list(tensors) if len(tensors) == 1 else [n for n in ("embeddings", "vectors") if n in tensors]
+            if not names:
+                raise ValueError(f"its 2-D tensors are {sorted(tensors)}; name the one of the vectors 'embeddings'")
+            rows = tensors[names[0]]
         else:
             raise ValueError("give a folder of pictures, a .safetensors or a .npy file")
         if rows.ndim != 2 or not rows.is_floating_point():

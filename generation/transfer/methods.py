@@ -68,10 +68,9 @@ METHODS = {
 class Statistics:
     """A fitted method: all that is needed to treat further texts, and real images, alike.
 
-    Attributes:
-        tensors: float64, what the operations name, and always ``mean_text`` [d].
-        facts: ``method``, ``text_ops``, ``image_ops``, ``rows``, ``images`` and ``noise`` (or None); the stage adds
-            ``settings``, ``encoder`` and ``inputs``.
+    ``tensors`` (float64) are what the operations name, and always ``mean_text`` [d]; ``facts`` are ``method``,
+    ``text_ops``, ``image_ops``, ``rows``, ``images`` and ``noise`` (or None), and in a run ``settings``, ``encoder``
+    and ``inputs``.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -79,11 +78,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read ``transfer/<method>.safetensors`` of a run or of a built data set.
-
-        Raises:
-            EmbeddingError: it is missing, damaged, or another file.
-        """
+        """Read ``transfer/<method>.safetensors``; raise EmbeddingError if it is missing, damaged, or another file."""
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -101,10 +96,8 @@ class Statistics:
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
         """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
 
-        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number).
-
-        Raises:
-            EmbeddingError: a row equals the mean.
+        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number). An
+        EmbeddingError names a row that equals the mean.
         """
         drawn = normal_rows(numbers, seed, rows.shape[1]) if self.facts["noise"] and numbers else None
         return _apply(rows, self.facts["text_ops"][1:], self.tensors, drawn)
@@ -146,32 +139,28 @@ class Statistics:
 def apply_to_images(
     rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None, transfer: str | None = None
 ) -> torch.Tensor:
-    """Treat real image embeddings so that a model trained on the synthetic ones can take them.
+    """Treat real image embeddings [n, d], of any norm, so that a model trained on the synthetic ones can take them.
 
-    Args:
-        rows: [n, d] from the image tower of the same encoder, of any norm.
-        statistics: of the transfer that the model was trained with.
-        image_mean: [d], mean of unit embeddings of images like those that the model will see, as the function of that
-            name computes it; needed by methods fitted on text only (Unicorn, section 3.3).
-        transfer: the method by which the vectors were moved when they were loaded; None: that of ``statistics``.
-
-    Returns:
-        float32 [n, d]; by the papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``.
+    Methods fitted on text only need ``image_mean`` [d], the mean of unit embeddings of images like those that the
+    model will see, as the function of that name computes it (Unicorn, section 3.3). ``transfer`` names the method by
+    which vectors were moved when they were loaded, if it is not that of ``statistics``. The result is float32, by the
+    papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``.
 
     Raises:
         EmbeddingError: an unknown method, another dimension, a row without direction, or a mean that is missing.
     """
-    mean, method, tensors = statistics.tensors["mean_text"], transfer or statistics.facts["method"], statistics.tensors
+    tensors, method = statistics.tensors, transfer or statistics.facts["method"]
+    dimension = len(tensors["mean_text"])
     if method not in METHODS or (method == "decap" and "memory" not in tensors):
         raise EmbeddingError(f"method {method!r} is not one of {', '.join(METHODS)}, or needs statistics of its own")
-    if rows.ndim != 2 or rows.shape[1] != len(mean):
-        raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {len(mean)}]")
+    if rows.ndim != 2 or rows.shape[1] != dimension:
+        raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {dimension}]")
     ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if "sub:IMAGE_MEAN" in ops:
-        if image_mean is None or image_mean.shape != mean.shape or not bool(image_mean.isfinite().all()):
+        if image_mean is None or image_mean.shape != (dimension,) or not bool(image_mean.isfinite().all()):
             raise EmbeddingError(
                 f"method {method} subtracts the mean of your own image embeddings, which text cannot supply: give "
-                f"image_mean=, finite and of shape [{len(mean)}]"
+                f"image_mean=, finite and of shape [{dimension}]"
             )
         tensors = tensors | {"IMAGE_MEAN": image_mean}
     return _apply(rows.to(torch.float32, copy=True), ops, tensors)
@@ -196,14 +185,11 @@ def _apply(
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             if len(norms) and not float(norms.min()) >= SMALLEST_NORM:  # true for NaN
                 row = int((~(norms >= SMALLEST_NORM)).nonzero()[0, 0])
-                raise EmbeddingError(
-                    f"row {row} has norm {float(norms[row]):.3g} and no direction: it equals the mean"
-                )
+                fault = f"row {row} has norm {float(norms[row]):.3g} and no direction"
+                raise EmbeddingError(f"{fault}: it equals the mean")
             rows.div_(norms)
-        elif verb == "sub":
-            rows.sub_(tensors[name].float())
-        elif verb == "add":
-            rows.add_(tensors[name].float())
+        elif verb in ("sub", "add"):
+            rows.add_(tensors[name].float(), alpha=1 if verb == "add" else -1)
         elif verb == "mul":
             rows.mul_(float(tensors[name]))
         elif verb == "noise" and noise is not None:
