@@ -7,13 +7,15 @@ does what needs the whole stage (captions that repeat each other, what a lost ta
 """
 
 import importlib.util
+import io
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +41,8 @@ def launch(
 ) -> None:
     """Run stages in many tasks, one stage after the other; under Slurm, submit them all and return.
 
-    Args:
-        executor: one of ``EXECUTORS``.
-        run_dir: the run directory, which exists.
-        cluster: what a task needs.
-        commands: the stages.
-        tasks: how many share the shards of each stage.
-        workers: how many run at once.
-        options: further command-line options of each task, such as ``--endpoint URL``.
-
-    Raises:
-        ClusterError: a library or Slurm is missing, or tasks failed. What they made is kept.
+    ``tasks`` share the shards of each stage, ``workers`` run at once, and ``options`` are further command-line options
+    of each task. A ClusterError says that a library or Slurm is missing, or which tasks failed.
     """
     if executor not in EXECUTORS:
         raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
@@ -60,9 +53,7 @@ def launch(
                 "`pip install -r requirements-cluster.txt -c constraints.txt`"
             )
     os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # loguru would write the values of variables, secrets too
-    if executor != "slurm":
-        os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")
-    previous = None
+    previous: Any = None
     for command in commands:
         steps = [(tasks, True), (1, False)] if command != "seeds" else [(1, False)]
         for count, ranked in steps:
@@ -72,12 +63,26 @@ def launch(
             previous = _executor(executor, step, cluster, count, workers, previous)
             if executor == "slurm":
                 continue
-            previous.run()
-            _check(step, previous, count)
+            with suppress(ClusterError):  # of a task; which are not completed is asked below, for any executor
+                previous.run()
+            if failed := previous.get_incomplete_ranks(skip_completed=True):
+                said = "; ".join(f"task {rank}: {last_line(step.logs / f'{rank:05d}.log')}" for rank in failed[:3])
+                raise ClusterError(
+                    f"{name}: {len(failed)} of {count} tasks failed. {said}. What is made is kept: remove the cause "
+                    "and give the same command again"
+                )
         if executor != "slurm":
             say(f"{command}: done. Logs of its tasks: {run_dir / 'cluster'}")
     if executor == "slurm":
-        _submit(previous)
+        try:
+            previous.launch_job()  # and all that it depends on
+        except FileNotFoundError as error:
+            raise ClusterError(f"{error.filename} not found: give --executor slurm on a machine with Slurm") from error
+        except subprocess.CalledProcessError as error:
+            raise ClusterError(
+                f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}. Jobs before it are submitted: "
+                "remove the cause, scancel them, and give the same command again"
+            ) from error
 
 
 def _step(name: str, logs: Path, run_dir: Path, command: str, world_size: int, options: list[str]) -> Any:
@@ -100,11 +105,8 @@ def _step(name: str, logs: Path, run_dir: Path, command: str, world_size: int, o
 
 
 def run_task(arguments: list[str], log: Path) -> None:
-    """Run ``python -m generation`` with ``arguments`` to its end, its output appended to ``log``.
-
-    Raises:
-        ClusterError: it failed; with the last line of its output.
-    """
+    """Run ``python -m generation ARGUMENTS`` to its end, its output appended to ``log``; a ClusterError has the last
+    line of a command that failed."""
     from multiprocess.process import parent_process  # datatrove's local executor uses this library
 
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +147,21 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(step.logs), "skip_completed": False}
     workers = min(workers, tasks)
     if kind == "local":
-        return executor.LocalPipelineExecutor([step], workers=workers, **common)
+
+        class QuietExecutor(executor.LocalPipelineExecutor):  # type: ignore[misc]
+            def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+                with redirect_stderr(io.StringIO()):  # it repeats what the tasks' logs hold
+                    return executor.LocalPipelineExecutor._run_for_rank(self, rank, local_rank, node_rank)
+
+        return QuietExecutor([step], workers=workers, **common)
     if kind == "ray":
-        _start_ray()
+        import ray  # joins the cluster of $RAY_ADDRESS, or starts one on this machine that ends with this process
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not ray.is_initialized():
+            local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            where: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else local
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         return executor.RayPipelineExecutor(
             [step], workers=workers, cpus_per_task=cluster.cpus, gpus_per_task=cluster.gpus, **common
         )
@@ -174,39 +188,3 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
         depends=previous,
         **common,
     )
-
-
-def _start_ray() -> None:
-    """Connect to the cluster of ``$RAY_ADDRESS``, or start one on this machine that ends with this process."""
-    import logging
-
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not ray.is_initialized():
-        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        where = {} if os.environ.get("RAY_ADDRESS") else local
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def _check(step: Any, executor: Any, tasks: int) -> None:
-    failed = executor.get_incomplete_ranks(skip_completed=True)
-    if failed:
-        shown = "; ".join(f"task {rank}: {last_line(step.logs / f'{rank:05d}.log')}" for rank in failed[:3])
-        raise ClusterError(
-            f"{step.name}: {len(failed)} of {tasks} tasks failed. {shown}. What is made is kept: remove the cause and "
-            "give the same command again"
-        )
-
-
-def _submit(last: Any) -> None:
-    """Hand all jobs to Slurm; each starts once the one before has ended well."""
-    try:
-        last.launch_job()
-    except FileNotFoundError as error:
-        raise ClusterError(f"{error.filename} not found: give --executor slurm on a machine with Slurm") from error
-    except subprocess.CalledProcessError as error:
-        raise ClusterError(
-            f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}. Jobs before it are submitted: remove "
-            "the cause, scancel them, and give the same command again"
-        ) from error

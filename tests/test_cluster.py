@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from generation.stages import CAPTIONS
+from generation.store import Run
 from tests.conftest import ROOT, generation, write_recipe
+from tests.fake_server import FakeServer
 from tests.fake_slurm import FIRST_JOB, install, submitted
 
 SBATCH = {"partition": "gpu", "time": "12:00:00", "qos": "long", "constraint": "h100"}
@@ -45,6 +48,24 @@ def test_a_script_holds_what_the_recipe_asks_for(chain: list[dict[str, Any]]) ->
     lines = job["script"].splitlines()
     setup = next(line for line in lines if line.startswith("module load cuda"))
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in setup and f"PYTHONPATH={ROOT}" in setup
+
+
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_tasks_make_what_one_process_makes(executor: str, tmp_path: Path) -> None:
+    with FakeServer("vllm", api_key="sesame") as server:
+        place = ("--config", write_recipe(tmp_path), "--endpoint", server.url, "--run-dir")
+        for run in ("one", "many"):
+            assert generation("seeds", *place[:2], "--run-dir", tmp_path / run).returncode == 0
+        many = ("captions", *place, tmp_path / "many", "--executor", executor, "--tasks", 2)
+        refused = generation(*many, TGI_API_KEY="wrong")
+        assert refused.returncode == 1 and "2 of 2 tasks failed. task 0: error: " in refused.stderr
+        done = generation(*many, TGI_API_KEY="sesame")
+        assert done.returncode == 0, done.stderr
+        assert generation("captions", *place, tmp_path / "one", TGI_API_KEY="sesame").returncode == 0
+    tables = [Run(tmp_path / run).table(CAPTIONS, shard) for shard in range(3) for run in ("one", "many")]
+    assert all(one.equals(many) for one, many in zip(tables[::2], tables[1::2], strict=True))
+    written = b"".join(path.read_bytes() for path in (tmp_path / "many").rglob("*") if path.is_file())
+    assert b"sesame" not in written and b"wrong" not in written
 
 
 @pytest.mark.parametrize(
