@@ -51,6 +51,7 @@ STAGE_FUNCTIONS = {  # module and function of each stage: f(run, rank, world_siz
     "captions": ("captions", "make_captions"),
     "instructions": ("instructions", "make_instructions"),
     "judge": ("judge", "make_judgements"),
+    "judge --captions": ("judge", "judge_captions"),
     "embed": ("embed", "make_text_embeddings"),
     "transfer": ("transfer.stage", "make_image_embeddings"),
 }
@@ -89,8 +90,9 @@ def _generate(
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    flag: str | None = None,
 ) -> None:
-    """Run one stage, or with ``run`` all of them, in this process or on a cluster."""
+    """Run one stage, or with ``run`` all of them, in this process or on a cluster; ``flag`` is part of the command."""
     if tasks > 1 and not executor:
         raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
     if rank >= world_size:
@@ -103,6 +105,7 @@ def _generate(
         from .cluster import COMMANDS, launch
 
         options = [text for url in endpoint or () for text in ("--endpoint", url)] + (["--kind", kind] if kind else [])
+        options += [flag] if flag else []
         commands = COMMANDS if command == "run" else (command,)
         launch(executor, run_dir, run.recipe.cluster, commands, tasks, workers or tasks, options)
     elif command == "run":
@@ -114,7 +117,7 @@ def _generate(
 
         make_seeds(run, extend)
     else:
-        module, function = STAGE_FUNCTIONS[command]
+        module, function = STAGE_FUNCTIONS[f"{command} {flag}" if flag else command]
         getattr(import_module(f".{module}", __package__), function)(run, rank, world_size)
 
 
@@ -154,7 +157,17 @@ def _add_stage(name: str, help: str) -> None:
 
 _add_stage("captions", "Stage 1: expand every seed into a dense caption.")
 _add_stage("instructions", "Stage 2: write conversations about the captions.")
-_add_stage("judge", "Have a second model check every question against its caption (the recipe's `judge` section).")
+
+
+@app.command()
+def judge(
+    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
+    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+    captions: Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")] = False,
+) -> None:  # fmt: skip
+    """Have a second model check every question against its caption (the recipe's `judge` section)."""
+    flag = "--captions" if captions else None
+    _generate("judge", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size, flag)
 
 
 def _add_vector_stage(name: str, help: str) -> None:
@@ -176,22 +189,14 @@ _add_vector_stage("transfer", "Stage 3b: move the text embeddings across the mod
 def retry(
     run_dir: RunArgument,
     reason: Annotated[list[str] | None, typer.Option(help="Only rows rejected for this reason; repeatable.")] = None,
-    config: Config = None,
-    endpoint: Endpoint = None,
-    kind: Kind = None,
-) -> None:
-    """Ask the rejected rows of a run again."""
-    from .captions import make_captions, retry_captions
-    from .instructions import make_instructions, retry_instructions
+    config: Config = None, endpoint: Endpoint = None, kind: Kind = None,
+) -> None:  # fmt: skip
+    """Ask the rejected rows of a run again, and have them judged if the recipe has a judge."""
+    from .judge import retry_rejected
     from .store import Run
 
-    opened = Run(run_dir, read_recipe(run_dir, config, endpoint, kind))
-    asked = retry_captions(opened, reason) | retry_instructions(opened, reason)
-    for stage, rows in asked.items():
-        say(f"{stage}: {rows} rejected rows are asked again")
-    make_captions(opened)
-    make_instructions(opened)
-    say("Give `embed` and `transfer` again if captions were added, then build the data sets again.")
+    if retry_rejected(Run(run_dir, read_recipe(run_dir, config, endpoint, kind)), reason):
+        say("Give `embed` and `transfer` again if captions were added, then build the data sets again.")
 
 
 @app.command()

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from statistics import NormalDist
 
 from .checks.dense import caption_fault, finish
 from .checks.text import shingles
 from .dedup import drop_caption_duplicates
-from .engine import Item, generate, retry
+from .engine import Item, generate
 from .prompts import PROMPTS, load_prompt
 from .rows import Row, stable_hash, text_hash
 from .stages import CAPTIONS, SEEDS
@@ -46,9 +46,8 @@ class CaptionTask:
             "words": str(self._words(stable_hash("words", *key))),
             "opening": openings[stable_hash("opening", *key) % len(openings)],
         }
-        return Request(
-            self.prompt.messages(values), self.prompt.sampling, stable_hash("caption", *key) % (2**31 - 1) + 1
-        )
+        seed = stable_hash("caption", *key) % (2**31 - 1) + 1
+        return Request(self.prompt.messages(values), self.prompt.sampling, seed)
 
     def _words(self, draw: int) -> int:
         """Return a length in words, in steps of five, for a uniform 63-bit integer."""
@@ -61,22 +60,14 @@ class CaptionTask:
         prefix, text = self.prompt.prefix({"seed": item.values["seed"]}), answers[-1].text
         gap = " " if prefix and not re.match(r"[\s,.;:!?']", text) else ""
         caption = finish(prefix + gap + text, answers[-1].finish_reason)
-        settings = self.settings
-        fault = caption_fault(caption, item.values["seed"], settings.min_words, settings.max_words, self.shown)
+        bounds = self.settings.min_words, self.settings.max_words
         kept = {name: item.values[name] for name in ("seed", "source", "license")}
-        return fault or {
-            "caption": caption,
-            "instruction": instruction(item.id),
-            "words": len(caption.split()),
-            **kept,
-        }
+        kept |= {"caption": caption, "instruction": instruction(item.id), "words": len(caption.split())}
+        return caption_fault(caption, item.values["seed"], *bounds, self.shown) or kept
 
 
 def instruction(id: str) -> str:
-    """Return the human turn of a pre-training conversation: a paraphrase of "describe the image" drawn for the id.
-
-    ``<image>`` stands on a line of its own before or after it.
-    """
+    """Return a paraphrase of "describe the image" that is drawn for the id, ``<image>`` on a line before or after."""
     text = _PARAPHRASES[stable_hash("describe", id) % len(_PARAPHRASES)]
     return f"<image>\n{text}" if stable_hash("image first", id) % 2 else f"{text}\n<image>"
 
@@ -92,8 +83,3 @@ def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
         with run.claim(CAPTIONS) as mine:
             if mine:
                 drop_caption_duplicates(run)
-
-
-def retry_captions(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
-    """Make rejected captions (of these reasons; None: all) due again; return how many rows, by stage."""
-    return retry(run, [CaptionTask(run)], reasons)

@@ -1,10 +1,10 @@
 """Stage 2: captions become multi-turn conversations of three tasks (paper, section on Unicorn-471K-Instruction)."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from .checks.items import LETTERS, QA, Scene, Shown, groundedness, question_type, right_answer, sound_items
-from .engine import Item, generate, retry
+from .engine import Item, generate
 from .prompts import load_prompt
 from .rows import Row, select, stable_hash, text_hash
 from .stages import CAPTIONS, INSTRUCTIONS, TASKS
@@ -21,7 +21,6 @@ class InstructionTask:
         recipe = run.recipe
         self.name, self.stage, self.settings = name, INSTRUCTIONS[name], recipe.task(name)
         self.prompt, self.attempts, self.seed = load_prompt(self.settings.prompt), recipe.attempts, recipe.random_seed
-        self.overlap = recipe.instructions.overlap
         self.extra: Mapping[str, str] = selection_inputs(run, name)
         self.schema = self.prompt.answer_schema(*self.settings.items)
         items = (item for example in self.prompt.examples for item in example.answer["QA Pairs"])
@@ -50,9 +49,7 @@ class InstructionTask:
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the columns of a conversation once all answers together have enough sound items, else a reason."""
         caption, (low, high) = item.values["caption"], self.settings.items
-        kept: list[QA] = []
-        dropped: list[str] = []
-        faults: list[str] = []
+        kept, dropped, faults = list[QA](), list[str](), list[str]()
         for answer in answers:
             sound, faults = sound_items(answer.text, answer.finish_reason, caption, self.name, self.shown, kept)
             kept, dropped = kept + sound, dropped + faults
@@ -71,19 +68,16 @@ class InstructionTask:
 
 
 def selection_inputs(run: Run, name: str) -> dict[str, str]:
-    """Return what the selection of a task depends on: its fraction and, without overlap, those of earlier tasks.
+    """Return what the selection of a task depends on, as ``extra`` inputs of its shards (``Run.inputs``).
 
-    These are the ``extra`` inputs of its shards (``Run.inputs``).
+    These are its fraction and, without overlap, those of earlier tasks.
     """
     earlier = () if run.recipe.instructions.overlap else TASKS[: TASKS.index(name)]
     return {task: str(run.recipe.task(task).fraction) for task in (*earlier, name)}
 
 
 def shuffle_options(qa: QA, *key: object) -> QA:
-    """Return a multiple-choice item with its options in an order that ``key`` draws; others are returned as they are.
-
-    Each letter is right equally often, over many keys.
-    """
+    """Return an item with its options, if any, in an order that ``key`` draws: all letters are right alike."""
     if "Options" not in qa:
         return qa
     order = sorted(LETTERS, key=lambda letter: stable_hash("option", *key, letter))
@@ -92,13 +86,14 @@ def shuffle_options(qa: QA, *key: object) -> QA:
 
 
 def conversation(items: list[QA], *key: object) -> Turns:
-    """Return the turns of items: a human and a gpt turn each, ``<image>`` in the first, before or after as ``key``
-    draws. Options stand below the question as ``A: ...``, and the answer is the letter alone."""
+    """Return a human and a gpt turn for each item; the first has ``<image>`` before or after it, as ``key`` draws.
+
+    Options stand below the question as ``A: ...``, and the answer is the letter alone.
+    """
     turns = []
     for qa in items:
-        options = [f"{letter}: {option}" for letter, option in qa.get("Options", {}).items()]
-        turns.append({"from": "human", "value": "\n".join([qa["Question"], *options])})
-        turns.append({"from": "gpt", "value": qa["Answer"]})
+        lines = [qa["Question"], *(f"{letter}: {option}" for letter, option in qa.get("Options", {}).items())]
+        turns += [{"from": "human", "value": "\n".join(lines)}, {"from": "gpt", "value": qa["Answer"]}]
     text = turns[0]["value"]
     turns[0]["value"] = f"<image>\n{text}" if stable_hash("image first", *key) % 2 else f"{text}\n<image>"
     return turns
@@ -125,8 +120,3 @@ def make_instructions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """
     run.require(CAPTIONS)
     generate(run, [InstructionTask(run, name) for name in TASKS], run.recipe.server, rank, world_size)
-
-
-def retry_instructions(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
-    """Make rejected conversations (of these reasons; None: all) due again; return how many rows, by stage."""
-    return retry(run, [InstructionTask(run, name) for name in TASKS], reasons)

@@ -6,19 +6,20 @@ Verdicts on items that are gone stay in the table.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
+from .captions import CaptionTask, make_captions
 from .checks.items import QA, read_object
-from .config import Judge, Server
-from .engine import Item, generate
+from .config import Judge
+from .engine import GenerationTask, Item, generate, retry
 from .engine.journal import UnfinishedShard
 from .errors import RunError
 from .files import parquet, read_table
-from .instructions import conversation, items_of, make_instructions, selection_inputs
+from .instructions import InstructionTask, conversation, items_of, make_instructions, selection_inputs
+from .logs import say
 from .prompts import load_prompt
 from .rows import REJECTED_SCHEMA, Row, stable_hash, text_hash
 from .stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, TASKS, Stage
@@ -35,8 +36,9 @@ _WAIT_S = 60.0  # for another process that holds a shard
 class JudgeTask:
     """What the engine asks about each item of the conversations, or each caption: which of its answers are right.
 
-    One vote confirms. Whatever is not confirmed is asked again, its answers in another order: two votes of three
-    decide, so that a judge who errs once in twenty times loses one good item in two hundred.
+    A first vote for the one right letter of four confirms. All else is asked again, the answers in another order, and
+    two votes of three decide. So a judge who errs once in twenty times loses one good item in two hundred, and lets one
+    defect in sixty pass.
     """
 
     def __init__(self, run: Run, source: Stage, judge: Judge) -> None:
@@ -44,28 +46,25 @@ class JudgeTask:
         self.prompt = load_prompt(judge.prompt + ("_captions" if source is CAPTIONS else ""))
         self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
         self.extra: Mapping[str, str] = {}
-        self._asked: defaultdict[str, list[int]] = defaultdict(list)  # attempts so far, by item
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return what is to be judged of a shard, and what was dropped from it earlier: those verdicts stay."""
-        captions, known = _captions(run, shard), _verdicts(run, self.stage, shard)
-        found: list[Item] = []
+        captions, found = _captions(run, shard), dict[str, Item]()
         for row in run.table(self.source, shard).to_pylist():
-            judged = known[row["id"]]
-            ids = {hash: id for hash, (id, _) in judged.items()}
-            for qa in _questions(row):
-                hash = _item_hash(captions[row["id"]], qa)
-                free = [f"{row['id']}/{number}" for number in range(len(ids) + 1)] if "task" in row else [row["id"]]
-                ids.setdefault(hash, next((id for id in free if id not in ids.values()), free[0]))
-                found.append(Item(ids[hash], hash, qa | {"caption": captions[row["id"]]}))
-                judged.pop(hash, None)
-        return found + [Item(id, hash, {}) for judged in known.values() for hash, (id, _) in judged.items()]
+            caption = captions[row["id"]]
+            for hash, qa in _judged(row, caption):
+                id = f"{row['id']}/{hash}"
+                found[id] = Item(id, hash, qa | {"caption": caption, "shown": []})
+        gone = [Item(row["id"], row["input_hash"], {}) for row in _verdicts(run, self.stage, shard)]
+        return [*found.values(), *(item for item in gone if item.id not in found)]
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for one vote on an item, its answers shuffled once more."""
-        shown = self._shown(item, attempt)
-        self._asked[item.id].append(attempt)
-        answers = "\n".join(f"{letter}: {text}" for letter, (_, text) in shown.items())
+        options = item.values.get("Options") or {"A": item.values["Answer"]}
+        order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, attempt, letter))
+        shown = dict(zip(options, order, strict=True))
+        item.values["shown"].append(shown)
+        answers = "\n".join(f"{new}: {options[old]}" for new, old in shown.items())
         values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
         schema = json.loads(json.dumps(self.prompt.schema))
         schema["properties"]["Right"] |= {"items": {"enum": list(shown)}, "maxItems": len(shown)}
@@ -74,47 +73,32 @@ class JudgeTask:
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the verdict on an item once the votes decide, and the letters named, as the conversation has them."""
-        attempts = self._asked[item.id][-len(answers) :]
-        votes = [self._vote(item, answer.text, attempt) for answer, attempt in zip(answers, attempts, strict=True)]
         given = item.values["Answer"] if "Options" in item.values else "A"
-        verdicts = [
-            None if right is None
-            else CONFIRMED if right == [given]
-            else "unsupported" if not right
-            else "two_right" if given in right
-            else "wrong_letter"
-            for right in votes
-        ]  # fmt: skip
-        found = _decided(verdicts, votes)
-        if not isinstance(found, str):
-            del self._asked[item.id]
-        return found
-
-    def _vote(self, item: Item, text: str, attempt: int) -> list[str] | None:
-        """Return the letters of the conversation that an answer names as right, or None if it cannot be read."""
-        shown, named = self._shown(item, attempt), (read_object(text) or {}).get("Right")
-        if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
-            return None
-        return sorted({shown[letter][0] for letter in named})
-
-    def _shown(self, item: Item, attempt: int) -> dict[str, tuple[str, str]]:
-        """Return what each letter of a request stands for: a letter of the conversation, and its text."""
-        options = item.values.get("Options") or {"A": item.values["Answer"]}
-        order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, attempt, letter))
-        return {new: (old, options[old]) for new, old in zip(options, order, strict=True)}
+        asked = zip(answers, item.values["shown"][-len(answers) :], strict=True)
+        votes = [_named(answer.text, shown) for answer, shown in asked]
+        verdicts = [_verdict(given, right) for right in votes if right is not None]
+        against = [verdict for verdict in verdicts if verdict != CONFIRMED]
+        if len(against) >= 2:
+            decided = Counter(against).most_common(1)[0][0]
+        elif verdicts.count(CONFIRMED) >= 2 or ("Options" in item.values and verdicts[:1] == [CONFIRMED]):
+            decided = CONFIRMED
+        else:
+            return "schema" if votes[-1] is None else "undecided"
+        return {"verdict": decided, "votes": json.dumps(votes)}
 
 
-def _decided(verdicts: list[str | None], votes: Sequence[Any]) -> Row | str:
-    """Return the columns of a verdict if the votes decide, else the reason to ask once more."""
-    valid = [verdict for verdict in verdicts if verdict]
-    against = [verdict for verdict in valid if verdict != CONFIRMED]
-    if len(against) >= 2:
-        verdict = Counter(against).most_common(1)[0][0]
-    elif valid[:1] == [CONFIRMED] or len(valid) - len(against) >= 2:
-        verdict = CONFIRMED
-    else:
-        return "undecided" if verdicts[-1] else "schema"
-    return {"verdict": verdict, "votes": json.dumps(votes)}
+def _named(text: str, shown: Mapping[str, str]) -> list[str] | None:
+    """Return the letters of the conversation that an answer names as right, or None if it cannot be read."""
+    named = (read_object(text) or {}).get("Right")
+    if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
+        return None
+    return sorted({shown[letter] for letter in named})
+
+
+def _verdict(given: str, right: list[str]) -> str:
+    if given in right:
+        return CONFIRMED if len(right) == 1 else "two_right"
+    return "wrong_letter" if right else "unsupported"
 
 
 def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
@@ -135,8 +119,7 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
 def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Have all captions judged (before stage 2) and, with ``judge.drop``, drop those that are not confirmed.
 
-    Raises:
-        RunError: the recipe has no ``judge``; others as in ``make_judgements``.
+    A RunError says that the recipe has no ``judge``; other errors as in ``make_judgements``.
     """
     if (judge := run.recipe.judge) is None:
         raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
@@ -144,24 +127,42 @@ def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     _judge(run, [JudgeTask(run, CAPTIONS, judge)], judge, rank, world_size)
 
 
+def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
+    """Ask the rejected rows of all stages (of these reasons; None: all) again, and have judged what was judged before.
+
+    Return how many rows, by stage. Errors as in ``engine.generate``.
+    """
+    tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in TASKS), CaptionTask(run)]
+    if judge := run.recipe.judge:
+        tasks = [JudgeTask(run, stage, judge) for stage in (*INSTRUCTIONS.values(), CAPTIONS)] + tasks
+    # The last stage is first: once a shard is reopened, those that were made from it are not looked at.
+    found = retry(run, [task for task in tasks if run.directory(task.stage).is_dir()], reasons)
+    for stage, rows in found.items():
+        say(f"{stage}: {rows} rejected rows are asked again")
+    if not found:
+        say("No rejected row" + (f" has the reason {' or '.join(reasons)}" if reasons else "s"))
+    make_captions(run)
+    if run.directory(CAPTION_JUDGEMENTS).is_dir():
+        judge_captions(run)
+    make_instructions(run)
+    make_judgements(run)
+    return found
+
+
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     """Return the share of confirmed items of each conversation of a shard that was judged."""
-    captions, known, shares = _captions(run, shard), _verdicts(run, JUDGEMENTS[task], shard), {}
+    known = {row["input_hash"]: row["verdict"] == CONFIRMED for row in _verdicts(run, JUDGEMENTS[task], shard)}
+    captions, shares = _captions(run, shard), {}
     for row in run.table(INSTRUCTIONS[task], shard, ["id", "conversations"]).to_pylist() if known else []:
-        hashes = [_item_hash(captions[row["id"]], qa) for qa in items_of(row["conversations"])]
-        judged = [known[row["id"]][hash][1] == CONFIRMED for hash in hashes if hash in known[row["id"]]]
-        if judged:
+        if judged := [known[hash] for hash, _ in _judged(row, captions[row["id"]]) if hash in known]:
             shares[row["id"]] = sum(judged) / len(judged)
     return shares
 
 
 def _judge(run: Run, tasks: Sequence[JudgeTask], judge: Judge, rank: int, world_size: int) -> bool:
     """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
-    server: Server = run.recipe.server
-    if judge.endpoints:
-        server = server.model_copy(update={"endpoints": judge.endpoints, "kind": "auto", "model": None})
-    if judge.model:
-        server = server.model_copy(update={"model": judge.model})
+    own = {"endpoints": judge.endpoints, "kind": "auto", "model": None} if judge.endpoints else {}
+    server = run.recipe.server.model_copy(update=own | ({"model": judge.model} if judge.model else {}))
     generate(run, tasks, server, rank, world_size)
     changed = False
     for task in tasks if judge.drop else []:
@@ -177,63 +178,61 @@ def _drop(run: Run, task: JudgeTask, shard: int) -> bool:
         record = run.record(task.source, shard)
         if not mine or record is None:
             raise RunError(f"{run.file(task.source, shard)} is held by another process; wait for its end")
-        table, captions = run.table(task.source, shard), _captions(run, shard)
-        old, known = table.to_pylist(), _verdicts(run, task.stage, shard)
-        rows = [_left(run, row, captions[row["id"]], known[row["id"]]) for row in old]
+        table, before, captions = (
+            run.table(task.source, shard),
+            run.rejected(task.source, shard),
+            _captions(run, shard),
+        )
+        known = {row["input_hash"]: row["verdict"] for row in _verdicts(run, task.stage, shard)}
+        old = table.to_pylist()
+        rows = [_left(run, row, captions[row["id"]], known) for row in old]
         kept = [row for row in rows if "reason" not in row]
-        rejected = _rows(run.rejected(task.source, shard)) + [row for row in rows if "reason" in row]
+        rejected = [*(before.to_pylist() if before else ()), *(row for row in rows if "reason" in row)]
         if rows != old:
             counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
+            counts |= {"dropped": dict(Counter(reason for row in kept for reason in row.get("dropped", ())))}
             own = run.inputs(task.source, shard) or {}
             extra = {key: value for key, value in record.inputs.items() if key not in own}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
             left = parquet(pa.Table.from_pylist(kept, table.schema))
             run.commit(task.source, shard, len(kept), left, aside, extra, record.counts | counts)
-        again = any(row["reason"] == AGAIN for row in rejected)
-        if again:
+        if again := any(row["reason"] == AGAIN for row in rejected):
             UnfinishedShard(run, task.source, shard).reopen_rejected({AGAIN})
         return rows != old or again
 
 
-def _left(run: Run, row: Row, caption: str, known: Mapping[int, tuple[str, str]]) -> Row:
+def _left(run: Run, row: Row, caption: str, known: Mapping[int, str]) -> Row:
     """Return what is left of a row: the row, a smaller one, or a rejected one. Items without verdict are kept."""
-    items = _questions(row)
-    verdicts = [known.get(_item_hash(caption, qa), ("", CONFIRMED))[1] for qa in items]
-    kept = [place for place, verdict in enumerate(verdicts) if verdict == CONFIRMED]
-    if len(kept) == len(items):
+    judged = [(known.get(hash, CONFIRMED), qa) for hash, qa in _judged(row, caption)]
+    kept = [place for place, (verdict, _) in enumerate(judged) if verdict == CONFIRMED]
+    if len(kept) == len(judged):
         return row
     if "seed" in row:
         return row | {"reason": FINAL, "raw": caption, "request": None}
     if len(kept) < run.recipe.task(row["task"]).items[0]:
         reason = AGAIN if row["attempts"] < run.recipe.attempts else FINAL
         return row | {"reason": reason, "raw": json.dumps(row["conversations"], ensure_ascii=False), "request": None}
-    lost = [f"judge_{verdict}" for verdict in verdicts if verdict != CONFIRMED]
+    lost = [f"judge_{verdict}" for verdict, _ in judged if verdict != CONFIRMED]
     columns = {name: [row[name][place] for place in kept] for name in ("question_types", "grounded")}
-    turns = conversation([items[place] for place in kept], row["task"], row["id"])
+    turns = conversation([judged[place][1] for place in kept], row["task"], row["id"])
     return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
 
 
-def _questions(row: Row) -> list[QA]:
-    """Return what is judged of a row: the items of a conversation, or whether its seed is true of a caption."""
-    return [{"Question": "", "Answer": row["seed"]}] if "seed" in row else items_of(row["conversations"])
+def _judged(row: Row, caption: str) -> Iterator[tuple[int, QA]]:
+    """Yield what is judged of a row, each with its hash: the seed of a caption, or the items of a conversation."""
+    if "seed" in row:
+        yield text_hash(row["seed"], caption), {"Question": "", "Answer": row["seed"]}
+        return
+    for qa in items_of(row["conversations"]):
+        yield text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]), qa
 
 
 def _captions(run: Run, shard: int) -> dict[str, str]:
     return {row["id"]: row["caption"] for row in run.table(CAPTIONS, shard, ["id", "caption"]).to_pylist()}
 
 
-def _item_hash(caption: str, qa: QA) -> int:
-    return text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"])
-
-
-def _verdicts(run: Run, stage: Stage, shard: int) -> defaultdict[str, dict[int, tuple[str, str]]]:
-    """Return the id and verdict of all that was judged, finished or not, by the id of its row and its hash."""
-    found: defaultdict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
+def _verdicts(run: Run, stage: Stage, shard: int) -> list[Row]:
+    """Return id, hash and verdict of all that was judged, also while more is to be judged."""
     path = run.file(stage, shard)
-    for row in _rows(read_table(path, ["id", "verdict", "input_hash"]) if path.is_file() else None):
-        found[row["id"].partition("/")[0]][row["input_hash"]] = row["id"], row["verdict"]
-    return found
-
-
-def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
-    return table.to_pylist() if table is not None else []
+    rows: list[Row] = read_table(path, ["id", "verdict", "input_hash"]).to_pylist() if path.is_file() else []
+    return rows

@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from generation.files import parquet
 from generation.instructions import InstructionTask, conversation, items_of
 from generation.judge import CONFIRMED, JudgeTask, judge_captions, judged_share, make_judgements
 from generation.recipe import parse_recipe
-from generation.rows import CAPTION_SCHEMA, INSTRUCTION_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
+from generation.rows import CAPTION_SCHEMA, INSTRUCTION_SCHEMA, SEED_SCHEMA, Row, row_id, stable_hash, text_hash
 from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from generation.store import Run
 from generation.tgi.protocol import Answer
@@ -32,8 +31,7 @@ class Judge(FakeServer):
 
     def __init__(self, truth: Truth, error: float = 0.0) -> None:
         super().__init__("tgi", script=self.judge, max_total_tokens=9_000)
-        self.truth, self.error, self.random = truth, error, Random(0)
-        self.judged = Counter[str]()
+        self.truth, self.error, self.judged = truth, error, Counter[str]()
 
     def judge(self, body: Any, number: int) -> str | None:
         prompt = body["messages"][-1]["content"]
@@ -43,7 +41,7 @@ class Judge(FakeServer):
         self.judged[question] += number > 0  # the first request warms up
         answers = _CHOSEN.findall(prompt.split("Question: ")[1])
         right = [letter for letter, text in answers if (question, text) in self.truth]
-        if self.random.random() < self.error:
+        if stable_hash(question, self.judged[question]) % 1000 < 1000 * self.error:
             right = [letter for letter, _ in answers if letter not in right][:1]
         return json.dumps({"Right": right})
 
@@ -133,28 +131,23 @@ def test_a_judge_who_errs_once_in_twenty_times_drops_the_defects_and_keeps_the_g
 
 def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_path: Path) -> None:
     items = [chosen(0), chosen(1, "B"), chosen(2), chosen(3)]
-    two_right = TRUTH | {("What does dog 3 carry?", "a fish")}
-    with Judge(two_right) as server:
+    with Judge(TRUTH | {("What does dog 3 carry?", "a fish")}) as server:
         run = make_run(tmp_path / "run", server.url, [2, 4])
         fill(run, TASK, [("A dog carries a ball.", items)])
         make_judgements(run)
-        row = run.table(INSTRUCTIONS[TASK], 0).to_pylist()[0]
-        assert [qa["Question"] for qa in items_of(row["conversations"])] == [
-            chosen(0)["Question"],
-            chosen(2)["Question"],
-        ]
+        row, record = run.table(INSTRUCTIONS[TASK], 0).to_pylist()[0], run.record(INSTRUCTIONS[TASK], 0)
+        questions = [chosen(number)["Question"] for number in range(4)]
+        assert [qa["Question"] for qa in items_of(row["conversations"])] == [questions[0], questions[2]]
         assert row["conversations"][0]["value"].count("<image>") == 1
         assert sorted(row["dropped"]) == ["judge_two_right", "judge_wrong_letter"]
+        assert record is not None and record.counts["dropped"] == dict.fromkeys(row["dropped"], 1)
         assert len(row["question_types"]) == len(row["grounded"]) == 2
-        verdicts = {row["id"]: row for row in run.table(JUDGEMENTS[TASK], 0).to_pylist()}
-        assert {id[-2:]: row["verdict"] for id, row in verdicts.items()} == {
-            "/0": CONFIRMED,
-            "/1": "wrong_letter",
-            "/2": CONFIRMED,
-            "/3": "two_right",
-        }
-        assert json.loads(verdicts[f"{row['id']}/3"]["votes"]) == [["A", "C"], ["A", "C"]]
-        assert server.judged == {chosen(n)["Question"]: 1 if n in (0, 2) else 2 for n in range(4)}
+        verdicts = run.table(JUDGEMENTS[TASK], 0).to_pylist()
+        assert {verdict["id"].partition("/")[0] for verdict in verdicts} == {row["id"]}
+        votes = [(verdict["verdict"], json.loads(verdict["votes"])) for verdict in verdicts]
+        wrong, two_right = ("wrong_letter", [["A"], ["A"]]), ("two_right", [["A", "C"], ["A", "C"]])
+        assert sorted(votes) == [(CONFIRMED, [["A"]]), (CONFIRMED, [["A"]]), two_right, wrong]
+        assert server.judged == dict(zip(questions, (1, 2, 1, 2), strict=True))
         assert judged_share(run, TASK, 0) == {row["id"]: 1.0}
         # A kill after the conversations were rewritten leaves the verdicts due: they are found by their texts.
         run.reopen(JUDGEMENTS[TASK], 0)

@@ -161,11 +161,13 @@ class UnfinishedShard:
         accepted = pa.Table.from_pylist([row for row in rows if "reason" not in row], self._stage.schema)
         rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
         sums = {name: sum(row[name] or 0 for row in rows) for name in SUMS}
+        dropped = Counter(chain.from_iterable(row.get("dropped") or () for row in rows))  # items of accepted rows
         counts = {
             "accepted": len(accepted),
             "rejected": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
             "requests": sums.pop("attempts") + self.journal.retries.total(),
             "retries": dict(sorted(self.journal.retries.items())),
+            **({"dropped": dict(dropped)} if dropped else {}),
             **sums,
         }
         self._run.commit(self._stage, self._number, len(accepted), parquet(accepted), rejected, extra, counts)

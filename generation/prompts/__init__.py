@@ -1,16 +1,14 @@
-"""Prompts as versioned data: one YAML file each, in this folder.
+"""Prompts as versioned data: one YAML file each, in this folder, with the keys of ``Prompt``.
 
-A file holds ``id``, ``version`` (semantic: major = another task or output format, minor = wording that changes the
-output, patch = neither), ``changelog``, templates ``system`` (optional), ``user`` and ``answer_prefix`` (optional),
-few-shot ``examples``, ``sampling``, the JSON ``schema`` of the answer (optional), ``question_types`` and ``openings``
-(from which each request draws its own), and ``warm_up`` values. A template names its fields as ``{field}``. Values are
-inserted once and are never read as templates, so braces or instructions inside them change nothing.
+A template names its fields as ``{field}``. Values are inserted once and are never read as templates, so braces or
+instructions inside them change nothing.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,20 +42,21 @@ class Example(Section):
 
 
 class Prompt(Section):
-    """A prompt file, checked and ready to render."""
+    """A prompt file, checked and ready to render; ``system``, ``user`` and ``answer_prefix`` are templates."""
 
     id: Name
+    # Major: another task or output format. Minor: wording that changes the output. Patch: neither.
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
     changelog: tuple[str, ...]
     user: str
     sampling: Sampling
-    warm_up: dict[str, str]
+    warm_up: dict[str, str]  # a value for every field
     system: str | None = None
-    answer_prefix: str | None = None
+    answer_prefix: str | None = None  # the text that an answer continues
     examples: tuple[Example, ...] = ()
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
-    question_types: tuple[str, ...] = ()
-    openings: tuple[str, ...] = ()
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")  # of the answer; None: plain text
+    question_types: tuple[str, ...] = ()  # from which each request draws its own
+    openings: tuple[str, ...] = ()  # likewise
 
     @property
     def schema(self) -> dict[str, Any] | None:  # type: ignore[override]  # hides a deprecated method of pydantic
@@ -76,11 +75,7 @@ class Prompt(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def messages(self, values: Mapping[str, str]) -> list[Message]:
-        """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``.
-
-        Raises:
-            RecipeError: a template names a field that has no value.
-        """
+        """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``."""
         turns = [("system", render(self.system, values))] if self.system else []
         for example in self.examples:
             answer = example.answer if isinstance(example.answer, str) else json.dumps(example.answer)
@@ -97,11 +92,10 @@ class Prompt(Section):
     def answer_schema(self, min_items: int, max_items: int) -> dict[str, Any]:
         """Return the JSON schema of an answer with ``min_items`` to ``max_items`` items.
 
-        Raises:
-            RecipeError: the prompt has no schema, or no array named "QA Pairs" in it.
+        A RecipeError says that the prompt has no schema, or no array "QA Pairs" in it.
         """
         try:
-            schema: dict[str, Any] = json.loads(json.dumps(self.json_schema))
+            schema = deepcopy(self.json_schema or {})
             schema["properties"]["QA Pairs"].update(minItems=min_items, maxItems=max_items)
         except (TypeError, KeyError) as error:
             raise RecipeError(f"prompt {self.name}: its schema needs an array property 'QA Pairs'") from error
@@ -113,11 +107,7 @@ class Prompt(Section):
 
 
 def load_prompt(name: str) -> Prompt:
-    """Read ``<name>.yaml`` of this folder.
-
-    Raises:
-        RecipeError: there is no such prompt, a key in it is wrong, or a template names a field that warm_up lacks.
-    """
+    """Return the prompt of ``<name>.yaml`` in this folder; a RecipeError says what is wrong with it."""
     path = PROMPTS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PROMPTS.glob("*.yaml")))
@@ -133,16 +123,8 @@ def load_prompt(name: str) -> Prompt:
 
 
 def render(template: str, values: Mapping[str, str]) -> str:
-    """Return ``template`` with its ``{field}`` places filled, in one pass.
-
-    Raises:
-        RecipeError: the template names a field that has no value.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        try:
-            return values[match[1]]
-        except KeyError:
-            raise RecipeError(f"template field '{{{match[1]}}}' has no value; known: {', '.join(values)}") from None
-
-    return _FIELD.sub(value, template).strip()
+    """Return ``template`` with its ``{field}`` places filled; a RecipeError names a field that has no value."""
+    try:
+        return _FIELD.sub(lambda field: values[field[1]], template).strip()
+    except KeyError as error:
+        raise RecipeError(f"template field '{{{error.args[0]}}}' has no value; known: {', '.join(values)}") from None
