@@ -80,53 +80,38 @@ def account(run: Run, name: str = "own") -> dict[str, Any]:
 def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path, [source(numbered(tmp_path / "own.txt", "dog", 10))], shard_rows=4)
+    own = [source(numbered(tmp_path / "own.txt", "dog", 10))]
+    run = make(tmp_path, own, shard_rows=4)
     assert [record.rows for record in run.records(SEEDS).values()] == [4, 4, 2]
     assert [row["id"] for row in rows(run)] == [row_id(number // 4, number % 4) for number in range(10)]
     assert {(row["source"], row["license"]) for row in rows(run)} == {("own", "MIT")}
     assert account(run) == {"license": "MIT", "rows": 10, "read": 10, "seeds": 10, "dropped": {}}
     assert capsys.readouterr().out.split() == ["source", "captions", "seeds", "dropped", "own", "10", "10", "none"]
+    same, other = make(tmp_path / "b", own, shard_rows=4), make(tmp_path / "c", own, random_seed=2)
+    assert shards(same) == shards(run)
+    assert texts(other) != texts(run) != sorted(texts(run))
+    assert set(texts(other)) == set(texts(run))
 
 
-def test_the_same_recipe_gives_the_same_bytes_and_another_random_seed_another_order(tmp_path: Path) -> None:
-    own = [source(numbered(tmp_path / "own.txt", "dog", 12))]
-    first, second = (make(tmp_path / name, own, random_seed=1) for name in "ab")
-    other = make(tmp_path / "c", own, random_seed=2)
-    assert rows(first) == rows(second)
-    assert first.record(SEEDS, 0) == second.record(SEEDS, 0)
-    assert texts(other) != texts(first) != sorted(texts(first))
-    assert set(texts(other)) == set(texts(first))
-
-
-def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path) -> None:
+def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dogs = source(numbered(tmp_path / "dogs.txt", "dog", 40), "dogs", limit=9)
     cats = source(numbered(tmp_path / "cats.txt", "cat", 15), "cats")
     birds = {"files": [str(domain(tmp_path / "birds.yaml"))], "templates_per_label": 2}
     alone = make(tmp_path / "a", [dogs])
+    monkeypatch.setattr("generation.seeds.sources._LEAST_WAITING", 3)  # the highest are dropped while reading
     both = make(tmp_path / "b", [cats, dogs], domains=birds, shard_rows=5)
     higher = make(tmp_path / "c", [dogs | {"limit": 10}])
     assert len(texts(alone, "dogs")) == 9
     assert texts(both, "dogs") == texts(alone, "dogs")
     assert set(texts(alone, "dogs")) < set(texts(higher, "dogs"))
-    assert account(alone, "dogs")["dropped"] == {"over_limit": 31}
+    assert account(alone, "dogs")["dropped"] == account(both, "dogs")["dropped"] == {"over_limit": 31}
     assert len({row["source"] for row in rows(both)[:10]}) > 1
 
 
-def test_a_limit_far_below_the_rows_draws_what_sorting_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = numbered(tmp_path / "own.txt", "dog", 200)
-    expected = texts(make(tmp_path / "a", [source(path, limit=7)]))
-    monkeypatch.setattr("generation.seeds.sources._LEAST_WAITING", 3)
-    run = make(tmp_path / "b", [source(path, limit=7)])
-    assert texts(run) == expected
-    assert account(run)["dropped"] == {"over_limit": 193}
-
-
 def test_one_caption_an_image_is_drawn_and_repeats_do_not_count(tmp_path: Path) -> None:
-    table = [
-        "caption,image",
-        *(f"Picture {image} shows scene {scene}.,{image}" for image in range(20) for scene in "abcd"),
-    ]
-    run = make(tmp_path / "a", [source(lines(tmp_path / "a.csv", *table), column="caption", group_column="image")])
+    table = [f"Picture {image} shows scene {scene}.,{image}" for image in range(20) for scene in "abcd"]
+    path = lines(tmp_path / "a.csv", "caption,image", *table)
+    run = make(tmp_path / "a", [source(path, column="caption", group_column="image")])
     assert sorted(text.split()[1] for text in texts(run)) == sorted(map(str, range(20)))
     assert len({text.split()[-1] for text in texts(run)}) == 4  # any of the four
     assert account(run)["dropped"] == {"same_image": 60}
@@ -143,17 +128,8 @@ def test_captions_are_dropped_by_reason_and_all_are_accounted_for(tmp_path: Path
     lines(tmp_path / "questions.txt", "Say: how many red boats are tied to the old pier today?")
     own = source(lines(tmp_path / "own.txt", *captions), filters={"blocked_words": "words.txt"})
     run = make(tmp_path, [own], drop_duplicates=0.7, drop_contaminated="questions.txt")
-    reasons = (
-        "blocked_word",
-        "contaminated",
-        "control_character",
-        "duplicate",
-        "empty",
-        "link",
-        "repeated",
-        "too_short",
-    )
-    assert account(run)["dropped"] == dict.fromkeys(reasons, 1)
+    reasons = "blocked_word contaminated control_character duplicate empty link repeated too_short"
+    assert account(run)["dropped"] == dict.fromkeys(reasons.split(), 1)
     assert (account(run)["read"], account(run)["seeds"]) == (10, 2)
     lines(tmp_path / "words.txt", "# words", "brown")
     with pytest.raises(RunError, match=r"sha256\.words\.txt"):
@@ -171,11 +147,9 @@ def test_no_seed_at_all_is_a_failure_that_names_the_reasons_and_leaves_the_recip
 
 def test_labels_get_their_articles_and_plurals(tmp_path: Path) -> None:
     made = texts(make(tmp_path, domains={"files": [str(domain(tmp_path / "birds.yaml"))]}), "domain_birds")
-    assert set(made) == {
-        *("A photo of an osprey.", "Two ospreys sit.", "One osprey sits."),
-        *("A photo of a unicorn finch.", "Two unicorn finches sit.", "One unicorn finch sits."),
-        *("A photo of a hen.", "Two hens sit.", "One hen sits."),
-    }
+    forms = [("an osprey", "ospreys"), ("a unicorn finch", "unicorn finches"), ("a hen", "hens")]
+    expected = {text for one, many in forms for text in (f"A photo of {one}.", f"Two {many} sit.")}
+    assert set(made) == expected | {f"One {one.partition(' ')[2]} sits." for one, _ in forms}
     wanted = {"files": ["../birds.yaml"], "labels_per_domain": 2, "templates_per_label": 1}
     assert len(texts(make(tmp_path / "a", domains=wanted), "domain_birds")) == 2
 
@@ -216,25 +190,29 @@ def test_domain_patterns_match_in_a_directory_whose_name_has_brackets(tmp_path: 
 def test_the_bundled_seeds_are_distinct() -> None:
     captions = [line for name in ("captions.txt", "captions_more.txt") for line in (SEED_DATA / name).open()]
     assert len(captions) == len({caption.casefold() for caption in captions}) >= 1000
-    found = [
-        read_domain(path) for folder in ("domains", "domains_full") for path in (SEED_DATA / folder).glob("*.yaml")
-    ]
+    found = [read_domain(path) for path in SEED_DATA.glob("domains*/*.yaml")]
     assert len(found) >= 40
     assert all(len(set(read.templates)) == len(read.templates) >= 10 for read in found)
     assert all(len(set(read.labels or ())) == len(read.labels or ()) for read in found)
+
+
+def state(run: Run) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run.path / "seeds").glob("*")}
 
 
 def test_a_finished_stage_is_left_alone_even_if_its_files_are_gone(tmp_path: Path) -> None:
     kept = source(numbered(tmp_path / "kept.txt", "cat", 3), "kept")
     own = source(numbered(tmp_path / "own.txt", "dog", 3))
     run = make(tmp_path, [kept, own], shard_rows=4)
-    before = {path: path.stat().st_mtime_ns for path in (run.path / "seeds").glob("*")}
+    before = state(run)
     make(tmp_path, [kept, own], shard_rows=4)
     (tmp_path / "kept.txt").unlink()
     make(tmp_path, [kept, own], shard_rows=4)
-    assert {path: path.stat().st_mtime_ns for path in (run.path / "seeds").glob("*")} == before
+    assert state(run) == before
     numbered(tmp_path / "own.txt", "dog", 4)
     with pytest.raises(RunError, match=r"own\.txt: '\w{64}' -> '\w{64}'\. Restore them"):
+        make(tmp_path, [kept, own], shard_rows=4)
+    with run.claim(SEEDS), pytest.raises(RunError, match="another process"):
         make(tmp_path, [kept, own], shard_rows=4)
 
 
@@ -258,10 +236,10 @@ def test_an_extension_appends_only_new_seeds_in_new_shards(tmp_path: Path) -> No
 def test_an_extension_repeats_nothing_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
     good = source(lines(tmp_path / "good.txt", "A brown dog sleeps on a rug.", "A brown dog sleeps on a rug today."))
     run = make(tmp_path, [good])
-    before = {path.name: path.read_bytes() for path in (run.path / "seeds").glob("*")}
+    before = state(run)
     with pytest.raises(SeedError):
         make(tmp_path, [good, source(lines(tmp_path / "bad.txt", ""), "bad")], drop_duplicates=0.7, extend=True)
-    assert {path.name: path.read_bytes() for path in (run.path / "seeds").glob("*")} == before
+    assert state(run) == before
     more = source(lines(tmp_path / "more.txt", "A brown dog sleeps on a rug now.", "Two boats."), "more")
     run = make(tmp_path, [good, more], drop_duplicates=0.7, extend=True)
     assert (texts(run, "more"), account(run, "more")["dropped"]) == (["Two boats."], {"duplicate": 1})
@@ -345,13 +323,6 @@ def test_a_lost_shard_is_made_again_unless_the_run_was_extended_since(tmp_path: 
         make(tmp_path, [own, more], shard_rows=3)
 
 
-def test_one_process_at_a_time_makes_the_seeds(tmp_path: Path) -> None:
-    own = [source(numbered(tmp_path / "own.txt", "dog", 3))]
-    run = Run(tmp_path / "run", load_recipe(recipe_file(tmp_path, own)), create=True)
-    with run.claim(SEEDS), pytest.raises(RunError, match="another process"):
-        make_seeds(Run(run.path))
-
-
 def test_the_full_recipe_names_its_placeholders_and_reaches_the_paper_s_count(tmp_path: Path) -> None:
     with pytest.raises(UnicornError, match="COMMIT"):
         load_recipe(CONFIGS / "unicorn_1_2m.yaml")
@@ -362,9 +333,7 @@ def test_the_full_recipe_names_its_placeholders_and_reaches_the_paper_s_count(tm
     assert all(source.license and source.filters for source in hub)
 
 
-def test_a_data_set_of_the_hub_is_streamed_drawn_and_described(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_set_of_the_hub_is_streamed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``datasets`` reads a Parquet file here as it would read those of the Hub."""
     import datasets
 
