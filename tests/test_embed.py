@@ -77,13 +77,12 @@ def test_every_caption_has_the_vector_that_the_encoder_gives_it_and_cuts_are_war
     for shard in range(SHARDS):
         texts, made = TEXTS[shard * ROWS : (shard + 1) * ROWS], vectors(run, shard)
         assert made.ids == [row_id(shard, row) for row in range(ROWS)]
-        assert made.input_hashes == [text_hash(text) for text in texts]
+        assert made.input_hashes == list(map(text_hash, texts))
         torch.testing.assert_close(made.vectors, encoder.encode(texts).half(), atol=1e-3, rtol=0)
         assert made.metadata == {"encoder": encoder.identity, "shard": shard}
         tokens, cut = encoder.tokenise(texts)
-        record = run.record(TEXT_EMBEDDINGS, shard)
-        assert record is not None
-        assert record.counts == {"tokens": sum(map(len, tokens)), "truncated": cut, "encoded": record.rows}
+        counts = {"tokens": sum(map(len, tokens)), "truncated": cut, "encoded": ROWS}
+        assert run.records(TEXT_EMBEDDINGS)[shard].counts == counts
     assert run.facts(TEXT_EMBEDDINGS)["identity"] == encoder.identity
     assert run.require(TEXT_EMBEDDINGS)
     (session,) = run.sessions(TEXT_EMBEDDINGS)
@@ -102,13 +101,12 @@ def test_only_captions_that_are_new_or_changed_are_encoded(run: Run, monkeypatch
     make_text_embeddings(run)
     after, rows = content(run), list(texts)
     assert {name for name in after if after[name] != before[name]} == {"00001.json", "00001.safetensors"}
-    record, made = run.record(TEXT_EMBEDDINGS, 1), vectors(run, 1)
-    assert record is not None and record.counts["encoded"] == 2
+    made = vectors(run, 1)
+    assert run.records(TEXT_EMBEDDINGS)[1].counts["encoded"] == 2
     assert made.ids == [row_id(1, row) for row in rows]
     assert made.input_hashes == [text_hash(text) for text in texts.values()]
-    for place, row in enumerate(rows):
-        same = row < ROWS and torch.equal(made.vectors[place], first[row])
-        assert same == (row not in (3, 11))
+    same = [row < ROWS and torch.equal(made.vectors[place], first[row]) for place, row in enumerate(rows)]
+    assert same == [row not in (3, 11) for row in rows]
     write_captions(run, 2, {})  # all rows rejected
     make_text_embeddings(run)
     assert vectors(run, 2).vectors.shape == (0, 12)
@@ -139,24 +137,21 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from generation import embed, store
-from generation.encoders import base
-owner, name = (base.Encoder, "encode_tokens") if sys.argv[2] == "shard" else (store, "write_json")
-real, calls = getattr(owner, name), []
-def killed(*arguments, **options):
+real, calls = store.write_json, []
+def killed(*arguments, **options):  # of a shard whose vectors are written already
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **options)
-setattr(owner, name, killed)
+store.write_json = killed
 embed.make_text_embeddings(store.Run(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("where", ["shard", "record"])
-def test_after_a_kill_the_same_command_gives_the_same_bytes(where: str, run: Run, tmp_path: Path) -> None:
+def test_after_a_kill_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
     make_text_embeddings(copy)
-    process = subprocess.run([sys.executable, "-c", KILLED, str(run.path), where])
+    process = subprocess.run([sys.executable, "-c", KILLED, str(run.path)])
     assert process.returncode == -signal.SIGKILL
     made = run.shards(TEXT_EMBEDDINGS)
     assert 0 < len(made) < SHARDS
@@ -215,9 +210,7 @@ def test_ctrl_c_ends_after_the_batch_and_keeps_what_is_finished(
     assert run.require(TEXT_EMBEDDINGS)
 
 
-def test_the_embedded_encoder_says_that_no_image_lives_in_its_space(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_embedded_encoder_has_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "run", "embedded")
     make_text_embeddings(run)
     assert vectors(run, 3).vectors.shape == (ROWS, 384)
@@ -226,55 +219,40 @@ def test_the_embedded_encoder_says_that_no_image_lives_in_its_space(
 
 
 def test_what_cannot_be_embedded_is_an_error_and_leaves_nothing(run: Run, clip: Path, tmp_path: Path) -> None:
-    recipe = run.recipe.model_dump(mode="json")
-    empty = Run(tmp_path / "empty", parse_recipe(recipe, "test"), create=True)
+    empty = Run(tmp_path / "empty", run.recipe, create=True)
     with pytest.raises(RunError, match="no captions yet. Run `python -m generation captions --run-dir .*empty`"):
         make_text_embeddings(empty)
     broken = make_run(tmp_path / "broken", shutil.copytree(clip, tmp_path / "bad"))
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(EmbeddingError, match="bad: cannot load its model"):
         make_text_embeddings(broken)
-    assert not run.facts(TEXT_EMBEDDINGS) and not broken.facts(TEXT_EMBEDDINGS)
-
-
-def test_another_model_in_the_same_directory_is_refused(run: Run, tmp_path: Path, clip: Path) -> None:
-    path = shutil.copytree(clip, tmp_path / "mine")
-    own = make_run(tmp_path / "own", path)
-    make_text_embeddings(own)
-    tensors = load_file(path / "model.safetensors")
-    save_file(tensors | {"logit_scale": torch.tensor(1.0)}, path / "model.safetensors", {"format": "pt"})
-    write_captions(own, 0, {0: "another caption"})
+    assert not broken.facts(TEXT_EMBEDDINGS)
+    shutil.copy(clip / "model.safetensors", tmp_path / "bad")
+    make_text_embeddings(broken)
+    tensors = load_file(clip / "model.safetensors") | {"logit_scale": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "bad" / "model.safetensors", {"format": "pt"})
+    write_captions(broken, 0, {0: "another caption"})
     with pytest.raises(RunError, match="was begun with other settings: weights_sha256"):
-        make_text_embeddings(own)
+        make_text_embeddings(broken)
 
 
-@pytest.mark.parametrize("value", [torch.nan, 0.0])
-def test_vectors_that_are_not_of_norm_1_are_refused_by_caption_file_and_row(
-    value: float, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_vectors_that_are_not_of_norm_1_are_refused_and_captions_that_change_meanwhile_stay_due(
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = base.Encoder.encode_tokens
+    real, changes = base.Encoder.encode_tokens, iter([None, lambda: write_captions(run, 0, {0: "another caption"})])
 
-    def bad(encoder: Any, *arguments: Any) -> torch.Tensor:
+    def encode(encoder: Any, *arguments: Any) -> torch.Tensor:
         made = real(encoder, *arguments)
-        made[4] *= value
+        if change := next(changes, lambda: None):
+            change()
+        else:
+            made[4] *= torch.nan
         return made
 
-    monkeypatch.setattr(base.Encoder, "encode_tokens", bad)
-    with pytest.raises(EmbeddingError, match=r"by clip of .*captions/00000\.parquet, row 4: its norm is (nan|0)"):
+    monkeypatch.setattr(base.Encoder, "encode_tokens", encode)
+    with pytest.raises(EmbeddingError, match=r"by clip of .*captions/00000\.parquet, row 4: its norm is nan"):
         make_text_embeddings(run)
     assert not run.shards(TEXT_EMBEDDINGS)
-
-
-def test_captions_that_change_while_they_are_encoded_stay_due(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, changed = base.Encoder.encode_tokens, list[int]()
-
-    def during(encoder: Any, *arguments: Any) -> torch.Tensor:
-        if not changed:
-            changed.append(1)
-            write_captions(run, 0, {0: "another caption"})
-        return real(encoder, *arguments)
-
-    monkeypatch.setattr(base.Encoder, "encode_tokens", during)
     make_text_embeddings(run)
     assert run.due(TEXT_EMBEDDINGS) == [0]
     make_text_embeddings(run)
