@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import datasets
 import evaluate
@@ -20,8 +21,7 @@ distinct-n: Li et al., arXiv 1510.03055. self-BLEU: Zhu et al. (Texygen), arXiv 
 _KWARGS = """
 Args:
     data: list of captions.
-    sample: how many captions are compared with each other, at most; drawn with `seed`.
-    seed: of that draw.
+    sample, seed: at most so many captions, drawn with this seed, are compared with each other.
 Returns:
     captions: how many; mean_words, min_words, max_words, words_p05 ... words_p95: white-space separated words, and the
     quantiles of their number (nearest rank);
@@ -31,31 +31,22 @@ Returns:
     self_bleu: mean BLEU-4 of each against all others, 0 (nothing in common) to 1. A token is a lower-cased run of
     letters, digits and apostrophes.
 Examples:
-    >>> measurement = CaptionDiversity()
-    >>> measurement.compute(data=["a cat and a dog", "a red bus"])["type_token_ratio"]
-    0.9
-    >>> measurement.compute(data=["a cat and a dog", "a red bus"])["distinct_1"]
-    0.75
-    >>> round(measurement.compute(data=["a cat and a dog", "a cat and a bird"])["self_bleu"], 4)
+    >>> made = CaptionDiversity().compute(data=["a cat and a dog", "a red bus"])
+    >>> made["mean_words"], made["words_p50"], made["type_token_ratio"], made["distinct_1"]
+    (4.0, 3, 0.9, 0.75)
+    >>> round(CaptionDiversity().compute(data=["a cat and a dog", "a cat and a bird"])["self_bleu"], 4)
     0.6687
 """
 
 
 def measure(captions: Sequence[str]) -> dict[str, float]:
-    """Return the figures of captions each by itself; all zero for no captions.
-
-    >>> made = measure(["one two one two"])
-    >>> made["mean_words"], made["words_p50"], made["type_token_ratio"], made["entropy_bits"]
-    (4.0, 4, 0.5, 1.0)
-    """
-    lengths = sorted(len(caption.split()) for caption in captions) or [0]
+    """Return the figures of captions each by itself; all zero for no captions."""
+    lengths, number = sorted(len(caption.split()) for caption in captions) or [0], max(1, len(captions))
     ratio = entropy = 0.0
-    for caption in captions:
-        tokens = _tokens(caption)
-        counts, total = Counter(tokens), max(1, len(tokens))
+    for counts in (Counter(_tokens(caption)) for caption in captions):
+        total = max(1, counts.total())
         ratio += len(counts) / total
-        entropy -= sum(n / total * math.log2(n / total) for n in counts.values())
-    number = max(1, len(captions))
+        entropy += sum(n / total * math.log2(total / n) for n in counts.values())
     return {
         "captions": len(captions),
         "mean_words": sum(lengths) / number,
@@ -63,20 +54,12 @@ def measure(captions: Sequence[str]) -> dict[str, float]:
         "max_words": lengths[-1],
         **{f"words_p{percent:02d}": lengths[-(-len(lengths) * percent // 100) - 1] for percent in QUANTILES},
         "type_token_ratio": ratio / number,
-        "entropy_bits": entropy / number + 0.0,  # + 0.0: no negative zero
+        "entropy_bits": entropy / number,
     }
 
 
 def compare(captions: Sequence[str], sample: int = SAMPLE, seed: int = 0) -> dict[str, float]:
-    """Return the figures of captions against each other, of at most ``sample`` that are drawn with ``seed``.
-
-    Raises:
-        ValueError: ``sample`` is below 1.
-
-    >>> made = compare(["one two one two", "one two one two", "one two one two"])
-    >>> made["self_bleu"], round(made["distinct_1"], 4), round(made["distinct_2"], 4)
-    (1.0, 0.1667, 0.2222)
-    """
+    """Return the figures of captions against each other; a ValueError says that ``sample`` is below 1."""
     if sample < 1:
         raise ValueError(f"sample must be at least 1, but is {sample}")
     drawn = captions if len(captions) <= sample else random.Random(seed).sample(list(captions), sample)
@@ -109,25 +92,21 @@ def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
     for n in range(1, ORDERS + 1):
         grams = [_ngrams(tokens, n) for tokens in texts]
         largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts
-        for counts in grams:
-            for gram, count in counts.items():
-                first, second = largest.get(gram, (0, 0))
-                largest[gram] = (max(first, count), max(second, min(first, count)))
+        for gram, count in chain.from_iterable(counts.items() for counts in grams):
+            first, second = largest.get(gram, (0, 0))
+            largest[gram] = (max(first, count), max(second, min(first, count)))
         for place, counts in enumerate(grams):
             shared = sum(min(count, largest[gram][count == largest[gram][0]]) for gram, count in counts.items())
-            if n == 1 and not shared:
-                logs[place] = -math.inf
-            logs[place] += math.log((shared or 0.1) / max(1, counts.total())) / ORDERS
-    lengths = Counter(map(len, texts))
-    scored = zip(texts, logs, strict=True)
-    return sum(_brevity(len(tokens), lengths) * math.exp(log) for tokens, log in scored if tokens) / len(texts)
-
-
-def _brevity(length: int, lengths: Counter[int]) -> float:
-    """Return the brevity penalty against the other text of the nearest length, of two the shorter."""
-    others = (other for other, count in lengths.items() if other != length or count > 1)
-    nearest = min(others, key=lambda other: (abs(other - length), other))
-    return min(1.0, math.exp(1 - nearest / length))
+            logs[place] += (
+                math.log((shared or 0.1) / max(1, counts.total())) / ORDERS if shared or n > 1 else -math.inf
+            )
+    lengths, score = Counter(map(len, texts)), 0.0
+    for length, log in ((len(tokens), log) for tokens, log in zip(texts, logs, strict=True) if tokens):
+        # Brevity penalty: against the other text of the nearest length, of two the shorter.
+        others = (other for other, count in lengths.items() if other != length or count > 1)
+        nearest = min(others, key=lambda other: (abs(other - length), other))
+        score += min(1.0, math.exp(1 - nearest / length)) * math.exp(log)
+    return score / len(texts)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
@@ -135,13 +114,9 @@ class CaptionDiversity(evaluate.Measurement):  # type: ignore[misc]
     """See the module."""
 
     def _info(self) -> evaluate.MeasurementInfo:
-        return evaluate.MeasurementInfo(
-            module_type="measurement",
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS,
-            features=datasets.Features({"data": datasets.Value("string")}),
-        )
+        texts = {"description": _DESCRIPTION, "citation": _CITATION, "inputs_description": _KWARGS}
+        features = datasets.Features({"data": datasets.Value("string")})
+        return evaluate.MeasurementInfo(module_type="measurement", features=features, **texts)
 
     def _compute(self, data: list[str], sample: int = SAMPLE, seed: int = 0) -> dict[str, float]:
         return measure(data) | compare(data, sample, seed)

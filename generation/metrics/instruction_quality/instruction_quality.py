@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -45,11 +46,7 @@ Examples:
 def measure(
     question: Sequence[str], answer: Sequence[str], question_type: Sequence[str], grounded: Sequence[float]
 ) -> dict[str, object]:
-    """Return the figures; see ``compute``. All are zero (p is 1.0) for no items.
-
-    Raises:
-        ValueError: the right answer is not among the options, or ``grounded`` is not between 0 and 1; names the row.
-    """
+    """Return the figures; see ``compute``. All are zero (p is 1.0) for no items. A ValueError names a faulty row."""
     letters, longest = Counter[str](), 0.0
     for row, (asked, said, share) in enumerate(zip(question, answer, grounded, strict=True)):
         if not 0 <= share <= 1:
@@ -58,12 +55,13 @@ def measure(
             if said not in options:
                 raise ValueError(f"answer of row {row}: {said!r} is not one of {', '.join(options)}")
             letters[said] += 1
-            most = max(map(len, options.values()))
-            longest += (len(options[said]) == most) / sum(len(option) == most for option in options.values())
+            lengths = list(map(len, options.values()))
+            longest += (len(options[said]) == max(lengths)) / lengths.count(max(lengths))
     items, choices = len(question), letters.total()
     square = sum((letters[name] - choices / 4) ** 2 for name in LETTERS) / (choices / 4) if choices else 0.0
     # The chance of a chi-square at least as large: the regularised upper incomplete gamma function.
     p = float(torch.special.gammaincc(torch.tensor(1.5).double(), torch.tensor(square / 2).double()))
+    leaks = sum(bool(_LEAK.search(f"{asked}\n{said}")) for asked, said in zip(question, answer, strict=True))
     return {
         "items": items,
         "multiple_choice": choices,
@@ -71,8 +69,7 @@ def measure(
         "letters_chi_square": square,
         "letters_p": p,
         "longest_right": longest / max(1, choices),
-        "leak_rate": sum(bool(_LEAK.search(f"{q}\n{a}")) for q, a in zip(question, answer, strict=True))
-        / max(1, items),
+        "leak_rate": leaks / max(1, items),
         "question_types": dict(Counter(question_type).most_common()),
         "grounded_mean": sum(grounded) / max(1, items),
         "grounded_p05": sorted(grounded)[max(0, -(-items // 20) - 1)] if items else 0.0,  # nearest rank
@@ -85,16 +82,9 @@ class InstructionQuality(evaluate.Measurement):  # type: ignore[misc]
 
     def _info(self) -> evaluate.MeasurementInfo:
         text = datasets.Value("string")
-        features = {"question": text, "answer": text, "question_type": text, "grounded": datasets.Value("float64")}
-        return evaluate.MeasurementInfo(
-            module_type="measurement",
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS,
-            features=datasets.Features(features),
-        )
+        columns = {"question": text, "answer": text, "question_type": text, "grounded": datasets.Value("float64")}
+        texts = {"description": _DESCRIPTION, "citation": _CITATION, "inputs_description": _KWARGS}
+        return evaluate.MeasurementInfo(module_type="measurement", features=datasets.Features(columns), **texts)
 
-    def _compute(
-        self, question: list[str], answer: list[str], question_type: list[str], grounded: list[float]
-    ) -> dict[str, object]:
-        return measure(question, answer, question_type, grounded)
+    def _compute(self, **columns: list[Any]) -> dict[str, object]:
+        return measure(**columns)
