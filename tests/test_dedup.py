@@ -32,21 +32,10 @@ QUESTIONS = [
     "Is it raining?",
     "What colour is the scarf that the tall woman by the window wears?",
 ]
+WORDLESS = ["", "!!! ... ???", "\0", "\ud800", "\u200f"]
 HOSTILE = [
-    *(
-        "",
-        "!!! ... ???",
-        "\0",
-        "a\0b",
-        "\ud800",
-        "dog \udfff dog",
-        "\u202edog\u202c",
-        "\u200f",
-        "🐕",
-        "🐈",
-        "👨‍👩‍👧 on a beach",
-    ),
-    *("{label} {{x}} %s", "<b>dog</b>", "word " * 20_000, "x" * 100_000, "हिन्दी", "हन्द", "ﬁsh", "ẞ"),
+    *(*WORDLESS, "a\0b", "dog \udfff dog", "\u202edog\u202c", "🐕", "🐈", "👨‍👩‍👧 on a beach", "{label} {{x}} %s"),
+    *("<b>dog</b>", "word " * 20_000, "x" * 100_000, "हिन्दी", "हन्द", "ﬁsh", "ẞ"),
 ]
 
 
@@ -76,8 +65,7 @@ def similarity(one: str, other: str, n: int) -> float:
     ],
 )
 def test_case_punctuation_and_compatibility_forms_make_no_difference(other: str) -> None:
-    found = find_duplicates(["A dog sleeps on the red rug.", "Two boats.", other], 0.8, 2)
-    assert found == {2: (0, 1.0)}
+    assert find_duplicates(["A dog sleeps on the red rug.", "Two boats.", other], 0.8, 2) == {2: (0, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -113,10 +101,8 @@ def test_pairs_well_above_the_threshold_are_found_and_none_below_it(threshold: f
 def test_the_first_in_run_order_is_kept_and_every_match_is_a_kept_row() -> None:
     base = [f"w{place}" for place in range(40)]
     near, nearer = " ".join(base[:-3]), " ".join(base[:-6])
-    assert find([near, "other", " ".join(base), near.upper(), nearer, " ".join(base) + "!", nearer]) == {
-        **{2: 0, 3: 0, 4: 0},
-        **{5: 0, 6: 0},  # the rows of the same words are not kept themselves
-    }
+    texts = [near, "other", " ".join(base), near.upper(), nearer, " ".join(base) + "!", nearer]
+    assert find(texts) == {2: 0, 3: 0, 4: 0, 5: 0, 6: 0}  # rows 2 and 4, of the same words, are not kept themselves
     assert find(["A dog.", "A dog.", "a dog", "A cat."], kept=2) == {2: 0}
     chain = [" ".join(base[: 40 - cut]) for cut in (0, 5, 10)]
     assert find(chain, kept=2) == {2: 1}
@@ -147,10 +133,8 @@ def test_what_is_found_is_similar_and_what_is_kept_is_apart(
 
 
 def test_hostile_texts_repeat_themselves_and_nothing_else() -> None:
-    wordless = {"", "!!! ... ???", "\0", "\ud800", "\u200f"}
-    assert find([*HOSTILE, *HOSTILE]) == {
-        row + len(HOSTILE): row for row, text in enumerate(HOSTILE) if text not in wordless
-    }
+    repeats = {row + len(HOSTILE): row for row in range(len(WORDLESS), len(HOSTILE))}
+    assert find([*HOSTILE, *HOSTILE]) == repeats
     assert find([]) == find(["", ""]) == {}
 
 
@@ -217,13 +201,9 @@ def test_captions_that_repeat_or_hold_a_question_are_rejected_once(tmp_path: Pat
     assert captions(run) == [*TEXTS[0][:2], *TEXTS[1][2:], "Two cats.", SIGN]
     rejected = run.rejected(CAPTIONS, 1)
     assert rejected is not None
-    assert [(row["id"], row["reason"], row["input_hash"], row["attempts"]) for row in rejected.to_pylist()] == [
-        *(
-            ("0000100000", "duplicate", 7, 2),
-            ("0000100001", "duplicate", 7, 2),
-            ("0000100009", "too_short", None, None),
-        ),
-    ]
+    found = [[row[key] for key in ("id", "reason", "input_hash", "attempts")] for row in rejected.to_pylist()]
+    duplicates = [["0000100000", "duplicate", 7, 2], ["0000100001", "duplicate", 7, 2]]
+    assert found == [*duplicates, ["0000100009", "too_short", None, None]]
     assert rejected["raw"][0].as_py() == f"{BASE.upper()}\n\n[duplicate: 0000000000]"
     record = run.record(CAPTIONS, 0)
     assert record is not None
@@ -260,7 +240,7 @@ def test_a_kill_between_any_two_files_loses_no_row(tmp_path: Path, monkeypatch: 
             assert len(run.table(CAPTIONS, shard)) == run.records(CAPTIONS)[shard].rows
 
 
-def test_groups_name_the_first_of_each_and_nothing_changes(tmp_path: Path) -> None:
+def test_groups_and_report_name_the_first_of_each_and_nothing_changes(tmp_path: Path) -> None:
     run = caption_run(tmp_path)
     drop_caption_duplicates(run)
     assert captions(run) == [text for texts in TEXTS for text in texts]
@@ -269,15 +249,9 @@ def test_groups_name_the_first_of_each_and_nothing_changes(tmp_path: Path) -> No
         **dict.fromkeys(["0000100003", "0000200000"], "0000100003"),
         **dict.fromkeys(["0000000002", "0000200002"], "0000000002"),
     }
-
-
-def test_the_report_counts_and_shows_examples(tmp_path: Path) -> None:
-    run = caption_run(tmp_path)
     report = report_duplicates(run, "captions", 0.8, tmp_path / "q.txt")
     assert "captions: 10 rows; near: similarity >= 0.8 of word 3-grams" in report
-    assert (
-        "| duplicate, exact | 2 | 20.00% |\n| duplicate, near | 2 | 20.00% |\n| contaminated | 1 | 10.00% |" in report
-    )
+    assert "| duplicate, exact | 2 | 20.00% |\n| duplicate, near | 2 | 20.00% |\n| contaminated | 1 | 10" in report
     assert f"similarity 0.98:\n  {BASE}\n  {BASE} more" in report
     assert f"holds the benchmark question {QUESTIONS[0]!r}:\n  {TEXTS[0][2]}" in report
     for stage in ("instructions/multiple_choice", "nonsense"):

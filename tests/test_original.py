@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,13 @@ def answers(number: int, answer: str) -> Row:
 
 
 def write(path: Path, rows: Any) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(rows), encoding="utf-8")
     return path
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    long = (
-        "It leads down to the water because the door opens to the lake and the bucket shows that somebody fetches "
-        "water there."
-    )
+    long = "It leads down to the water because the door opens to the lake and somebody fetches water there every day."
     conversations = [choice(3), answers(15, "Down to the water."), answers(4, long), choice(19)]
     return [write(tmp_path / "i.json", conversations), write(tmp_path / "p.json", [row(n) for n in range(20)])]
 
@@ -88,32 +84,30 @@ def test_every_row_is_taken_as_it_was_released(files: list[Path], tmp_path: Path
     assert "no fault found" in verify_path(run.path)
 
 
-def changed(**values: Any) -> Callable[[Row], Any]:
-    return lambda one: {**one, **values}
-
-
-CAPTION_DEFECTS: dict[str, Callable[[Row], Any]] = {
-    "not_an_object": lambda one: [one],
-    "conversations_malformed": changed(conversations=[]),
-    "caption_not_text": changed(caption=7),
-    "id_missing": changed(id=None),
-    "id_odd": changed(id="12"),
-    "id_duplicate": changed(id=released_id(0)),
-    "speaker_unknown": changed(conversations=[{"from": "user", "value": "<image>"}, {"from": "gpt", "value": "x"}]),
-    "turns_out_of_order": lambda one: {**one, "conversations": one["conversations"][::-1]},
-    "turn_empty": changed(conversations=row(0, "<image>", "x")["conversations"]),
-    "image_missing": changed(conversations=row(0, "What?", "x")["conversations"]),
-    "image_several": changed(conversations=row(0, "<image> What? <image>", "x")["conversations"]),
-    "image_misplaced": changed(conversations=row(0, "What?", "x", "<image> And?", "y")["conversations"]),
-    "several_exchanges": changed(conversations=row(0, "<image> What?", "x", "And?", "y")["conversations"]),
-    "gpt_not_caption": changed(conversations=row(0, "<image> What?", "x")["conversations"]),
+CAPTION_DEFECTS: dict[str, Any] = {  # what a row is instead, or other values of its keys
+    "not_an_object": [],
+    "conversations_malformed": {"conversations": []},
+    "caption_not_text": {"caption": 7},
+    "character_broken": {"caption": "A \ud83d boat."},
+    "id_missing": {"id": None},
+    "id_odd": {"id": "12"},
+    "id_duplicate": {"id": released_id(0)},
+    "speaker_unknown": {"conversations": [{"from": "user", "value": "<image>"}, {"from": "gpt", "value": "x"}]},
+    "turns_out_of_order": {"conversations": row(0)["conversations"][::-1]},
+    "caption_empty": {"caption": " "},
+    "turn_empty": {"conversations": row(0, "<image>", "x")["conversations"]},
+    "image_missing": {"conversations": row(0, "What?", "x")["conversations"]},
+    "image_several": {"conversations": row(0, "<image> What? <image>", "x")["conversations"]},
+    "image_misplaced": {"conversations": row(0, "What?", "x", "<image> And?", "y")["conversations"]},
+    "several_exchanges": {"conversations": row(0, "<image> What?", "x", "And?", "y")["conversations"]},
+    "gpt_not_caption": {"conversations": row(0, "<image> What?", "x")["conversations"]},
 }
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) -> None:
     rows: list[Any] = [row(n) for n in range(40)]
-    rows += [damage(row(n)) for n, damage in enumerate(CAPTION_DEFECTS.values(), 100)]
+    rows += [row(n) | damage if damage else damage for n, damage in enumerate(CAPTION_DEFECTS.values(), 100)]
     unknown, twice, different = choice(999), choice(1), choice(2)
     different["caption"] = "Another caption."
     three = row(5, "<image>\nWhat?\nA: a\nB: b\nC: c", "A")
@@ -126,7 +120,7 @@ def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) ->
     run = Run(tmp_path / "run")
     tables = [run.rejected(CAPTIONS, shard) for shard in run.shards(CAPTIONS)]
     rejected = [one for table in tables if table is not None for one in table.to_pylist()]
-    fatal = {"not_an_object", "conversations_malformed", "caption_not_text"}
+    fatal = {"not_an_object", "conversations_malformed", "caption_not_text", "character_broken"}
     assert Counter(one["reason"] for one in rejected) == dict.fromkeys(fatal if keep else CAPTION_DEFECTS, 1)
     for one in rejected:
         assert json.loads(one["raw"]) == rows[int(one["id"][:5]) * 8 + int(one["id"][5:])]

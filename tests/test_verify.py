@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from generation.errors import DatasetError, RunError
 from generation.files import parquet, sha256, write_json
@@ -72,30 +71,22 @@ def test_rows_that_do_not_belong_together_are_found(run: Run) -> None:
     turns = [[{"from": "gpt", "value": "x"}]] * len(choices)
     run.commit(CHOICE, 1, len(choices), parquet(replaced(choices, "conversations", turns)))
     shard = VectorShard(run.file(TEXT_EMBEDDINGS, 2))
-    order = torch.arange(len(shard) - 1, -1, -1)
-    run.commit(
-        TEXT_EMBEDDINGS,
-        2,
-        len(shard),
-        lambda path: write_vectors(path, shard.vectors[order].clone(), shard.ids, shard.input_hashes[::-1], {}),
-    )
+    hashes, vectors = shard.input_hashes[::-1], shard.vectors.flip(0)
+    run.commit(TEXT_EMBEDDINGS, 2, len(shard), lambda path: write_vectors(path, vectors, shard.ids, hashes, {}))
     found = faults(run)
     assert f"{run.file(CAPTIONS, 0)}: {len(captions)} rows were made from other rows than seeds holds" in found
     assert f"{run.file(CHOICE, 1)}: id " in found and "turns are not human and gpt in turn" in found
     assert f"{run.file(TEXT_EMBEDDINGS, 2)}: its rows are not, in order, those of" in found
 
 
-def test_a_seed_that_ends_twice_or_never_is_found(run: Run) -> None:
-    table = run.table(CAPTIONS, 0)
-    run.commit(CAPTIONS, 0, len(table) - 1, parquet(table.slice(1)), run.rejected(CAPTIONS, 0))
-    assert "1 seeds are neither captions nor rejected" in faults(run)
-
-
-def test_a_stage_under_way_is_not_a_fault(run: Run) -> None:
+def test_a_seed_without_an_end_is_found_and_a_stage_under_way_is_not_a_fault(run: Run) -> None:
     run.reopen(CAPTIONS, 1)
     run.file(CAPTIONS, 1, ".jsonl").write_text("")
     run.log_session(CAPTIONS, {})
     assert "1 shards due" in verify_path(run.path)
+    table = run.table(CAPTIONS, 0)
+    run.commit(CAPTIONS, 0, len(table) - 1, parquet(table.slice(1)), run.rejected(CAPTIONS, 0))
+    assert "1 seeds are neither captions nor rejected" in faults(run)
 
 
 def test_records_that_cannot_be_read_and_unknown_files_are_found(run: Run) -> None:
@@ -111,8 +102,7 @@ def test_records_that_cannot_be_read_and_unknown_files_are_found(run: Run) -> No
 def test_a_built_data_set_is_compared_with_its_manifest(tmp_path: Path) -> None:
     built = tmp_path / "set"
     built.mkdir()
-    table = pa.table({"id": ["0000000000"]})
-    pq.write_table(table, built / "a.parquet")
+    pq.write_table(pa.table({"id": ["0000000000"]}), built / "a.parquet")
     content = (built / "a.parquet").read_bytes()
     facts = {"bytes": len(content), "sha256": sha256(built / "a.parquet")}
     write_json(built / "manifest.json", {"files": {"a.parquet": facts}})
@@ -123,8 +113,8 @@ def test_a_built_data_set_is_compared_with_its_manifest(tmp_path: Path) -> None:
     (built / "a.parquet").write_bytes(content[:-1])
     with pytest.raises(DatasetError, match=r"a\.parquet: \d+ bytes, recorded"):
         verify_path(built)
-
-
-def test_other_directories_are_named(tmp_path: Path) -> None:
+    write_json(built / "manifest.json", {"files": {"a.parquet": {}}})
+    with pytest.raises(DatasetError, match=r"manifest\.json is not a manifest of files"):
+        verify_path(built)
     with pytest.raises(DatasetError, match="neither a run .* nor a built data set"):
         verify_path(tmp_path)
