@@ -22,7 +22,6 @@ from .errors import EmbeddingError
 
 ID_BYTES = 10
 UNIT_TOLERANCE = 2e-3  # of a norm: float16 rounds each number by at most 2^-11 = 5e-4 of itself
-_CHUNK_ROWS = 4096  # checked at a time, in float32
 
 
 def write_vectors(
@@ -100,10 +99,9 @@ class VectorShard:
 
 def check_unit(vectors: torch.Tensor, where: object) -> None:
     """Check that all rows [n, d] are finite and of norm 1; the ``EmbeddingError`` names ``where`` and the row."""
-    for first in range(0, len(vectors), _CHUNK_ROWS):
-        norms = vectors[first : first + _CHUNK_ROWS].float().norm(dim=1)
-        wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # true for NaN
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            fault = f"row {first + row}: its norm is {float(norms[row]):.4g} and must be 1"
-            raise EmbeddingError(f"{where}, {fault}; make the vectors again, in float32 if this persists")
+    norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
+    wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # true for NaN
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        fault = f"row {row}: its norm is {float(norms[row]):.4g} and must be 1"
+        raise EmbeddingError(f"{where}, {fault}; make the vectors again, in float32 if this persists")

@@ -20,7 +20,7 @@ from generation.config import Embed
 from generation.encoders import base, load_encoder
 from generation.encoders.checkpoint import locate
 from generation.encoders.llm2clip import ADAPTER
-from generation.errors import EmbeddingError
+from generation.errors import EmbeddingError, RunError
 from tests.tiny_models import TEXTS, adapter_tensors, tiny_clip, tiny_head, tiny_llama, tiny_siglip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -237,7 +237,7 @@ def test_an_encoder_that_cannot_be_is_refused(section: dict[str, Any], said: str
         ("model.safetensors", None, "cannot load its model: .*model.safetensors"),
         ("model.safetensors", b"not safetensors", "cannot load its model"),
         ("config.json", None, "cannot load its configuration"),
-        ("config.json", b"{", "cannot read .*config.json"),
+        ("config.json", b"{", "config.json: Expecting"),
         ("tokenizer.json", None, "tokenizer"),
         ("1_Pooling/config.json", b'{"pooling_mode_mean_tokens": false}', "mean pooling"),
     ],
@@ -250,7 +250,7 @@ def test_a_damaged_directory_is_refused_by_name(name: str, content: bytes | None
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")  # pickles are not loaded
-    with pytest.raises(EmbeddingError, match=f"(?s)encoder {tmp_path}.*{said}"):
+    with pytest.raises((EmbeddingError, RunError), match=f"(?s){tmp_path}.*{said}"):
         load_encoder(Embed(encoder=str(tmp_path))).encode(TEXTS[:1])
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from ..errors import EmbeddingError, RunError
+from ..errors import EmbeddingError
 from ..files import read_json, sha256
 
 T = TypeVar("T")
@@ -34,10 +34,7 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file, empty if there is none."""
-        try:
-            return read_json(self.path / name) if (self.path / name).is_file() else {}
-        except RunError as error:
-            raise EmbeddingError(f"encoder {self.path}: {error}") from error
+        return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def identity(self) -> dict[str, Any]:
         """Return what names the model: its commit, or for a directory the sha256 of its weights."""

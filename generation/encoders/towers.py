@@ -61,8 +61,7 @@ class DualEncoder(Encoder):
         self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
         whole = {"padding": "max_length", "max_length": self.max_tokens}
         self._padding = whole if config.model_type.startswith("siglip") else {}
-        known = getattr(config, "projection_dim", None) or getattr(text, "projection_size", None)  # CLIP's, SigLIP's
-        self.dimension = int(known or self._unit_rows(self.tokenise(["a"])[0]).shape[1])
+        self.dimension = self._unit_rows(self.tokenise(["a"])[0]).shape[1]  # configurations name it differently
 
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
