@@ -253,10 +253,10 @@ def report(
 
 @app.command()
 def export(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A built data set.")],
+    dataset: Annotated[str, typer.Argument(help="A built data set, or hf://datasets/USER/NAME@REVISION.")],
     output: Annotated[Path, typer.Option(help="File (llava, messages) or directory (webdataset) to write.")],
     format: Annotated[str, typer.Option(help="llava, messages or webdataset.")],
-    embeddings: Annotated[Path | None, typer.Option(help="The built Unicorn-1.2M that holds the vectors.")] = None,
+    embeddings: Annotated[str | None, typer.Option(help="The built Unicorn-1.2M that holds the vectors.")] = None,
 ) -> None:
     """Write a built data set in another format."""
     from .export import export_dataset

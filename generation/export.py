@@ -1,4 +1,4 @@
-"""A built data set in other formats. Nothing is generated or computed again.
+"""A built data set in other formats. Nothing is generated or computed again; rows are streamed.
 
     llava       JSON list of ``{"id", "caption", "conversations"}``, as LLaVA and Bunny read it. There is no ``image``:
                 their loaders take such rows as text only until they are taught to look up the vector.
@@ -7,8 +7,7 @@
     webdataset  directory of tars of 10,000 rows: ``<key>.json`` and ``<key>.npy``, the vector, float16 [d]. The key is
                 the id, and ``<id>-<task>`` in Unicorn-471K-Instruction.
 
-Rows are streamed, so memory does not grow with the data set. The original's pickles are not written: reading a pickle
-can run any code.
+The original's pickles are not written: reading a pickle can run any code.
 """
 
 import os
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -37,19 +35,17 @@ BATCH_ROWS = 8_000  # of a Parquet file
 _ROLES = {"human": "user", "gpt": "assistant"}
 _IMAGE = re.compile(r"\n?(<image>)\n?")
 _TEXT = pa.string()
-_MESSAGE = pa.struct({"role": _TEXT, "content": pa.list_(pa.struct({"type": _TEXT, "text": _TEXT}))})
+_CONTENT = pa.list_(pa.struct({"type": _TEXT, "text": _TEXT}))
 _PLACE = {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
-MESSAGES_SCHEMA = pa.schema({"id": _TEXT, "messages": pa.list_(_MESSAGE)} | _PLACE)
+_MESSAGES = pa.schema({"id": _TEXT, "messages": pa.list_(pa.struct({"role": _TEXT, "content": _CONTENT}))} | _PLACE)
 
 
 def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str | Path | None = None) -> int:
-    """Write a built data set in another format and return the number of rows; the output appears whole or not at all.
+    """Write a built data set in one of the ``FORMATS`` and return the number of rows.
 
-    Args:
-        dataset: a built directory, or ``hf://datasets/USER/NAME@REVISION``.
-        form: one of ``FORMATS``.
-        output: a file, or for ``webdataset`` a directory; it must not exist.
-        embeddings: for ``webdataset``: the built Unicorn-1.2M to take vectors from; None: those stored with the rows.
+    ``dataset`` is a built directory, or ``hf://datasets/USER/NAME@REVISION``. ``output``, a file or for ``webdataset``
+    a directory, must not exist, and appears whole or not at all. ``webdataset`` takes the vectors from ``embeddings``,
+    a built Unicorn-1.2M; None: those stored with the rows.
 
     Raises:
         DatasetError: ``output`` exists or does not fit the format, or a file of the data set is missing or changed.
@@ -69,8 +65,8 @@ def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str
         if form == "webdataset":
             _write_tars(rows, output)
         else:
-            write = _write_llava if form == "llava" else _write_messages
-            write_atomically(output, lambda path: write(rows, path, output.suffix))
+            writers = {"llava": _write_llava, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+            write_atomically(output, partial(writers[output.suffix if form == "messages" else form], rows))
         return bar.done
 
 
@@ -86,9 +82,8 @@ def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None, 
     names = sorted(name for name in built.manifest["files"] if name.startswith(f"{folder}/"))
     if not names:
         raise DatasetError(f"{built.url} holds no {folder}/*.parquet; build it again")
-    for table in chain.from_iterable(
-        built.joined_tables(name, vectors) if vectors else built.tables(name) for name in names
-    ):
+    tables = (built.joined_tables(name, vectors) if vectors else built.tables(name) for name in names)
+    for table in chain.from_iterable(tables):
         rows = table.drop_columns([name for name in table.column_names if name == "image_embedding"]).to_pylist()
         if form == "webdataset":
             matrix = table["image_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
@@ -107,7 +102,7 @@ def _message_row(row: Row) -> Row:
     return {"id": row["id"], "messages": messages} | {name: row[name] for name in _PLACE}
 
 
-def _write_llava(rows: Iterator[Row], path: Path, suffix: str) -> None:
+def _write_llava(rows: Iterator[Row], path: Path) -> None:
     with path.open("wb") as file:
         file.write(b"[")
         for number, row in enumerate(rows):
@@ -115,15 +110,15 @@ def _write_llava(rows: Iterator[Row], path: Path, suffix: str) -> None:
         file.write(b"\n]\n")
 
 
-def _write_messages(rows: Iterator[Row], path: Path, suffix: str) -> None:
-    made = map(_message_row, rows)
-    if suffix == ".jsonl":
-        with path.open("wb") as file:
-            file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in made)
-        return
-    with pq.ParquetWriter(path, MESSAGES_SCHEMA, compression="zstd") as writer:
-        while part := list(islice(made, BATCH_ROWS)):
-            writer.write_table(pa.Table.from_pylist(part, MESSAGES_SCHEMA))
+def _write_jsonl(rows: Iterator[Row], path: Path) -> None:
+    with path.open("wb") as file:
+        file.writelines(orjson.dumps(_message_row(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+
+def _write_parquet(rows: Iterator[Row], path: Path) -> None:
+    with pq.ParquetWriter(path, _MESSAGES, compression="zstd") as writer:
+        while part := list(map(_message_row, islice(rows, BATCH_ROWS))):
+            writer.write_table(pa.Table.from_pylist(part, _MESSAGES))
 
 
 def _write_tars(rows: Iterator[Row], output: Path) -> None:
@@ -133,10 +128,9 @@ def _write_tars(rows: Iterator[Row], output: Path) -> None:
     try:
         with explained(output):
             new.mkdir(parents=True)
-        for number, first in enumerate(rows):
-            part = chain([first], islice(rows, TAR_ROWS - 1))
-            write_atomically(new / f"{number:05d}.tar", partial(_write_tar, part))
-        with explained(output):
+            for number, first in enumerate(rows):
+                part = chain([first], islice(rows, TAR_ROWS - 1))
+                write_atomically(new / f"{number:05d}.tar", partial(_write_tar, part))
             os.rename(new, output)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -149,6 +143,6 @@ def _write_tar(rows: Iterator[Row], path: Path) -> None:
         raise DatasetError("format webdataset needs the package webdataset: pip install webdataset") from error
     with path.open("wb") as file, TarWriter(file, mtime=0) as tar:  # mtime: the same rows give the same bytes
         for row in rows:
-            task: dict[str, Any] = {"task": TASKS[row["task"]]} if "task" in row else {}
+            task = {"task": TASKS[row["task"]]} if "task" in row else {}
             key = "-".join([row["id"], *task.values()])
             tar.write({"__key__": key, "json": orjson.dumps(_conversation(row) | task), "npy": row["image_embedding"]})

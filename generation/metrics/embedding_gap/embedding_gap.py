@@ -38,6 +38,7 @@ Examples:
 """
 
 Rows = Sequence[str | Path] | Sequence[Sequence[float]]
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def measure(
@@ -48,28 +49,28 @@ def measure(
     Raises:
         ValueError: there is no pair, the shapes do not fit, or a row is zero or not finite; names file and row.
     """
-    found = _figures(("texts", texts), ("images", images))
+    found = _figures(texts=texts, images=images)
     if transferred is None:
         if treated is not None:
             raise ValueError("treated is given without transferred; give both")
         return found
-    after = _figures(("transferred", transferred), ("images", images) if treated is None else ("treated", treated))
+    after = _figures(transferred=transferred, **{"images": images} if treated is None else {"treated": treated})
     if after["pairs"] != found["pairs"]:
         raise ValueError(f"transferred has {after['pairs']} rows, and texts {found['pairs']}")
     return found | {f"{name}_after": value for name, value in after.items() if name != "pairs"}
 
 
-def _figures(one: tuple[str, Rows], other: tuple[str, Rows]) -> dict[str, float]:
-    pairs, cosines, squares, total = 0, 0.0, 0.0, np.zeros(1)
-    for u, v in _chunks(one, other):
+def _figures(**both: Rows) -> dict[str, float]:
+    pairs, cosines, squares, total, shared = 0, 0.0, 0.0, np.zeros(1), 0.0
+    for u, v in _chunks(both):
         pairs += len(u)
         cosines += float(((u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)).sum())
         squares += float(np.square(v - u).sum())
         total = total + (v - u).sum(0)
     if not pairs:
-        raise ValueError(f"{one[0]} and {other[0]} hold no rows")
-    mean, shared = total / pairs, 0.0
-    for u, v in _chunks(one, other):
+        raise ValueError(f"{' and '.join(both)} hold no rows")
+    mean = total / pairs
+    for u, v in _chunks(both):
         lengths = np.linalg.norm(v - u, axis=1) * np.linalg.norm(mean)
         shared += float(np.divide((v - u) @ mean, lengths, out=np.zeros(len(u)), where=lengths > 0).sum())
     square = float(mean @ mean)
@@ -77,38 +78,37 @@ def _figures(one: tuple[str, Rows], other: tuple[str, Rows]) -> dict[str, float]
     return {"pairs": pairs, "gap": square**0.5, "cosine": cosines / pairs, "rho": rho, "gap_cosine": shared / pairs}
 
 
-def _chunks(one: tuple[str, Rows], other: tuple[str, Rows]) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
+def _chunks(both: dict[str, Rows]) -> Iterator[list[Array]]:
     """Yield pairs of float64 [at most CHUNK_ROWS, d]."""
-    parts, others = list(_parts(*one)), list(_parts(*other))
+    in_memory = [len(rows) > 0 and not isinstance(rows[0], str | Path) for rows in both.values()]
+    parts, others = ([rows] if whole else rows for rows, whole in zip(both.values(), in_memory, strict=True))
+    one, other = both
     if len(parts) != len(others):
-        raise ValueError(f"{one[0]} has {len(parts)} files and {other[0]} {len(others)}; give them file for file")
+        raise ValueError(f"{one} has {len(parts)} files and {other} {len(others)}; give them file for file")
     for pair in zip(parts, others, strict=True):
-        shapes = [list(rows.shape if isinstance(rows, np.ndarray) else rows.get_shape()) for _, rows in pair]
-        if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-            raise ValueError(f"{pair[0][0]} is {shapes[0]} and {pair[1][0]} {shapes[1]}; both must be the same [n, d]")
-        for first in range(0, shapes[0][0], CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, shapes[0][0])
-            yield tuple(_checked(name, np.asarray(rows[first:last], np.float64), first) for name, rows in pair)
+        (name, u), (other_name, v) = (_read(*named) for named in zip(both, pair, strict=True))
+        if u.ndim != 2 or u.shape != v.shape:
+            shapes = f"{name} is {list(u.shape)} and {other_name} {list(v.shape)}"
+            raise ValueError(f"{shapes}; both must be the same [n, d]")
+        for first in range(0, len(u), CHUNK_ROWS):
+            yield [rows[first : first + CHUNK_ROWS].astype(np.float64) for rows in (u, v)]
 
 
-def _parts(name: str, rows: Rows) -> Iterator[tuple[str, Any]]:
-    """Yield arrays, or slices of files, which are read when they are indexed, each with its name."""
-    if len(rows) and not isinstance(rows[0], str | Path):
-        yield name, np.asarray(rows, np.float64)
-        return
-    for path in map(str, rows):
+def _read(name: str, rows: Any) -> tuple[str, np.ndarray[Any, Any]]:
+    """Return an array [n, d] of usable vectors, and the name of its file if it has one."""
+    if isinstance(rows, str | Path):
         try:
-            with safetensors.safe_open(path, "np") as file:
-                yield path, file.get_slice("vectors" if "vectors" in file.keys() else "embeddings")  # noqa: SIM118
+            with safetensors.safe_open(rows, "np") as file:
+                array = file.get_tensor("vectors" if "vectors" in file.keys() else "embeddings")  # noqa: SIM118
         except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{name}: {path} has no tensor 'vectors' or 'embeddings' to read: {error}") from error
-
-
-def _checked(name: str, rows: np.ndarray[Any, Any], first: int) -> np.ndarray[Any, Any]:
-    norms = np.linalg.norm(rows, axis=1)
+            raise ValueError(f"{name}: {rows} has no tensor 'vectors' or 'embeddings' to read: {error}") from error
+        name = str(rows)
+    else:
+        array = np.asarray(rows, np.float64)
+    norms = np.linalg.norm(array.astype(np.float32), axis=-1)
     if len(wrong := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
-        raise ValueError(f"{name}, row {first + wrong[0]}: the vector is zero or not finite; remove the pair")
-    return rows
+        raise ValueError(f"{name}, row {wrong[0]}: the vector is zero or not finite; remove the pair")
+    return name, array
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
@@ -125,7 +125,5 @@ class EmbeddingGap(evaluate.Measurement):  # type: ignore[misc]
             features=[datasets.Features({"texts": form, "images": form}) for form in forms],
         )
 
-    def _compute(
-        self, texts: Rows, images: Rows, transferred: Rows | None = None, treated: Rows | None = None
-    ) -> dict[str, float]:
-        return measure(texts, images, transferred, treated)
+    def _compute(self, texts: Rows, images: Rows, **after: Rows | None) -> dict[str, float]:
+        return measure(texts, images, **after)
