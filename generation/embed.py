@@ -33,12 +33,8 @@ logger = logging.getLogger(__name__)
 
 def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the due shards of text embeddings, as task ``rank`` of ``world_size``; tasks on one machine take
-    ``cluster.gpus`` GPUs each. Rows whose caption did not change keep their vector.
-
-    Raises:
-        RunError: no captions are finished, or the stage was begun with another encoder.
-        EmbeddingError: the encoder cannot be loaded, or its vectors cannot be used.
-    """
+    ``cluster.gpus`` GPUs each. Rows whose caption did not change keep their vector. A ``RunError`` says that there are
+    no captions, or that the stage was begun with another encoder; an ``EmbeddingError``, that it is of no use."""
     if not run.shards(CAPTIONS):
         raise RunError(f"{run.path}: no captions yet. Run `python -m generation captions --run-dir {run.path}`")
     shards = [shard for shard in run.due(TEXT_EMBEDDINGS) if shard % world_size == rank]

@@ -15,11 +15,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 def load_encoder(settings: Embed, directory: Path = Path(), device: str | None = None) -> "Encoder":
     """Return the encoder that a recipe in ``directory`` names, on a device by torch's name of it (None: the first GPU,
-    or the CPU if there is none). Its weights are loaded at the first use.
-
-    Raises:
-        EmbeddingError: the model is not installed, cannot be found or fetched, or is of no usable kind.
-    """
+    or the CPU if there is none); an ``EmbeddingError`` if it cannot be found or fetched, or is of no usable kind."""
     import torch
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 

@@ -42,15 +42,8 @@ def open_session() -> aiohttp.ClientSession:
 
 
 class Endpoint:
-    """A server at ``url``, asked with the key in ``$TGI_API_KEY``.
-
-    Attributes:
-        url: the base URL without its query string, as messages show it.
-        info: what the server is, once connected.
-
-    Raises:
-        FatalServerError: the URL or the key cannot be used.
-    """
+    """A server, asked with the key in ``$TGI_API_KEY``; a ``FatalServerError`` if the URL or the key cannot be used.
+    ``url`` is the base URL as messages show it, and ``info`` what the server is, once connected."""
 
     def __init__(self, url: str, settings: config.Server, session: aiohttp.ClientSession) -> None:
         self._settings, self._session = settings, session
@@ -74,11 +67,8 @@ class Endpoint:
         self._was_healthy = False  # else a bad /health says nothing
 
     async def connect(self) -> ServerInfo:
-        """Return, and keep as ``info``, what the server is. Where side channels fail, the generation route decides.
-
-        Raises:
-            ServerError: the server cannot be reached or is not ready, refuses the key, or serves several models.
-        """
+        """Return, and keep as ``info``, what the server is. Where side channels fail, the generation route decides. A
+        ``ServerError`` says that it cannot be reached, is not ready, refuses the key, or serves several models."""
         replies = dict(zip(SIDE_ROUTES, await asyncio.gather(*map(self._side, SIDE_ROUTES)), strict=True))
         self._was_healthy |= replies["/health"] is not None
         info = describe(self.url, {route: reply for route, reply in replies.items() if reply}, self._settings)
@@ -143,11 +133,8 @@ class Endpoint:
         return {name: value for name, value in fields.items() if name not in self._left_out}
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
-        """Return the answer to a request; neutral fields that the server refuses are left out from then on.
-
-        Raises:
-            ServerError: the subclass says how to react.
-        """
+        """Return the answer to a request; neutral fields that the server refuses are left out from then on. The class
+        of the ``ServerError`` that is raised else says how to react."""
         while True:
             fields = await self._native_fields(request) if self._native else self._fields(request)
             try:

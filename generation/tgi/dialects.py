@@ -84,11 +84,8 @@ def refused_fields(message: str, body: Mapping[str, Any], dialect: Dialect) -> s
 
 
 def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> ServerInfo:
-    """Return what a server is, by the JSON objects of its side channels (route to object).
-
-    Raises:
-        FatalServerError: it serves several models and ``server.model`` names none.
-    """
+    """Return what a server is, by the JSON objects of its side channels (route to object); a ``FatalServerError`` if
+    it serves several models and ``server.model`` names none."""
     said = {key: value for route in reversed(SIDE_ROUTES) for key, value in replies.get(route, {}).items()}
     listed = replies.get("/v1/models", {}).get("data")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []

