@@ -65,7 +65,7 @@ INSTRUCTION_SCHEMA = pa.schema(
 
 JUDGEMENT_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # of the judged row, and for conversations "/<question number>" from 0
+        ("id", pa.string()),  # "<id of the row>/<hash of the caption or question that is judged>"
         ("verdict", pa.string()),  # "confirmed", or the reason why the item is dropped
         ("votes", pa.string()),  # the judge's answer as JSON
         ("input_hash", pa.int64()),  # text_hash of what was judged

@@ -150,8 +150,10 @@ def _row_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterato
         missing = len(set(texts) - set(ended))
         yield f"{missing} seeds are neither captions nor rejected, {len(ended) + missing - len(texts)} rows too many"
     hashes = table["input_hash"].to_pylist()
-    if stage.command == "judge":  # its rows have the hash of what was judged, which the judge compares
-        unknown = [id for id in ids if id.partition("/")[0] not in texts]
+    if stage.command == "judge":  # its hashes are of what was judged, which may have been rejected for its verdict
+        gone = run.rejected(stage.source, shard)
+        judged = {*texts, *(gone["id"].to_pylist() if gone is not None else ())}
+        unknown = [id for id in ids if id.partition("/")[0] not in judged]
     else:
         rows = zip(ids, hashes, strict=True)
         unknown = [id for id, hashed in rows if id not in texts or hashed != text_hash(texts[id] or "")]
