@@ -1,8 +1,6 @@
 """Let a trained model describe pictures.
 
-    python -m examples.describe_image vlm photo.jpg --encoder ENCODER --images my-photos
-
-ENCODER is the dual encoder whose text tower made the training vectors; its image tower reads the pictures.
+python -m examples.describe_image vlm photo.jpg --encoder ENCODER --images my-photos
 """
 
 import sys
@@ -23,19 +21,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 @torch.inference_mode()
-def answers(
-    model: VisionLanguageModel, tokenizer: Any, vectors: torch.Tensor, question: str, max_tokens: int = 256
-) -> list[str]:
+def answers(vlm: VisionLanguageModel, tokenizer: Any, vectors: torch.Tensor, question: str, limit: int) -> list[str]:
     """Return the model's answers to a question about pictures, given as vectors [n, d] that were treated."""
     turns = [{"from": "human", "value": f"<image>\n{question}"}]
-    ids = torch.tensor([tokens(tokenizer, turns, len(model.projector.positions))[0]]).expand(len(vectors), -1)
-    device, end = model.projector.positions.device, tokenizer.eos_token_id
-    options = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
-    inputs = {
-        "inputs_embeds": model.inputs(ids.to(device), vectors.to(device)),
-        "attention_mask": torch.ones_like(ids),
-    }
-    made = model.language_model.generate(**inputs, **options)
+    ids, _ = tokens(tokenizer, turns, len(vlm.projector.positions))
+    device, end = vlm.projector.positions.device, tokenizer.eos_token_id
+    rows = torch.tensor([ids], device=device).expand(len(vectors), -1)
+    inputs = {"inputs_embeds": vlm.inputs(rows, vectors.to(device)), "attention_mask": torch.ones_like(rows)}
+    options = {"max_new_tokens": limit, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    made = vlm.language_model.generate(**inputs, **options)
     return [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
 
 
@@ -43,7 +37,9 @@ def answers(
 def main(
     model: Annotated[Path, typer.Argument(help="Directory that examples.train_vlm wrote.")],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to describe.")],
-    encoder: Annotated[str, typer.Option(help="The dual encoder: a directory or owner/name@commit.")],
+    encoder: Annotated[
+        str, typer.Option(help="Dual encoder of the training vectors: directory or owner/name@commit.")
+    ],
     text_head: Annotated[str | None, typer.Option(help="LLM2CLIP's CLIP checkpoint.")] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures like them, or vectors: their mean is needed.")] = None,
     question: Annotated[str, typer.Option(help="What to ask.")] = "Describe the image in detail.",
@@ -52,8 +48,7 @@ def main(
     """Print the model's answer to a question about each picture."""
     (vlm, tokenizer), statistics = load(model), Statistics.load(model / "transfer.safetensors")
     if "sub:IMAGE_MEAN" in statistics.facts["image_ops"] and images is None:
-        method = statistics.facts["method"]
-        raise typer.BadParameter(f"method {method} centres pictures by the mean of pictures like them; give --images")
+        raise typer.BadParameter("its transfer centres pictures by the mean of pictures like them: give --images")
     eyes = load_encoder(Embed(encoder=encoder, text_head=text_head), Path.cwd())
     for key, known in statistics.facts.get("encoder", {}).items():
         if key in ("commit", "weights_sha256", "dimension") and known != (found := eyes.identity.get(key)):

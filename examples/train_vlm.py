@@ -2,15 +2,13 @@
 
     python -m examples.train_vlm unicorn-1.2m --instructions unicorn-471k-instruction --model MODEL --output vlm
 
-Two phases, as in the paper (arXiv 2503.22655): the projector alone learns from captions, then all weights, or with
-``--lora`` low-rank updates of them, learn from conversations. The same command resumes.
+First the projector alone learns from captions, then all weights, or with ``--lora`` low-rank updates of them, learn
+from conversations, as in the paper (arXiv 2503.22655). The same command resumes.
 """
 
 import json
 import sys
-from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,25 +17,20 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from generation.cli import run_command
 from generation.errors import DatasetError
 from generation.loader import Collate, UnicornDataset
 
-peft = import_module("peft") if is_peft_available() else None
-IMAGE, IGNORED = -200, -100  # id of an image token, and label of tokens that are not learned, as in LLaVA
-MAX_LENGTH = 2048  # tokens after which a conversation is cut [paper]
+IMAGE, IGNORED, MAX_LENGTH = -200, -100, 2048  # LLaVA's ids of image tokens and unlearned labels; the paper's limit
 PROJECTOR_RATE, FULL_RATE, LORA_RATE = 5e-4, 1e-5, 2e-4  # learning rates: the paper's two, and LLaVA's for LoRA
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 class Projector(nn.Module):
-    """The paper's two layers with GELU between them, for one vector at k learned positions.
-
-    The paper repeats the vector, which makes 576 equal tokens. Here a learned vector is added at each position, so
-    that the tokens differ: 8 of them say more than 576 copies of one, and cost less."""
+    """The paper's two layers with GELU, for one vector at k learned positions. The paper repeats the vector: 576 equal
+    tokens. With a learned vector added at each position tokens differ, and 8 of them say more and cost less."""
 
     def __init__(self, dimension: int, tokens: int, width: int) -> None:
         super().__init__()
@@ -62,10 +55,10 @@ class VisionLanguageModel(nn.Module):
         return words.masked_scatter((input_ids == IMAGE).unsqueeze(-1), self.projector(embeds.float()).to(words.dtype))
 
     def forward(self, input_ids: torch.Tensor, embeds: torch.Tensor, **others: Any) -> Any:
-        """Return the language model's output; ``others`` are its attention mask and labels."""
+        """Return the language model's output; ``others``: ``labels``."""
         return self.language_model(inputs_embeds=self.inputs(input_ids, embeds), use_cache=False, **others)
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the weights that are trained: what Trainer writes into checkpoints."""
         trained = {name for name, weight in self.named_parameters() if weight.requires_grad}
         return {name: weight for name, weight in super().state_dict(*args, **options).items() if name in trained}
@@ -87,51 +80,45 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
     return model, tokenizer
 
 
-def tokens(tokenizer: Any, turns: Sequence[dict[str, str]], image_tokens: int) -> tuple[list[int], list[int]]:
+def tokens(tokenizer: Any, turns: list[dict[str, str]], image_tokens: int) -> tuple[list[int], list[int]]:
     """Return ids and labels of a conversation in LLaVA's plain template, which suits every language model:
     ``USER: <image> question ASSISTANT: answer</s>``. Only answers are learned."""
     ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     labels = [IGNORED] * len(ids)
     for turn in turns:
-        if turn["from"] == "gpt":
-            new = [*tokenizer.encode(f" {turn['value']}", add_special_tokens=False), tokenizer.eos_token_id]
-            labels += new
-        else:
-            text = f"USER: {turn['value']} ASSISTANT:"
-            first, *rest = [tokenizer.encode(part, add_special_tokens=False) for part in text.split("<image>")]
-            new = first + [id for part in rest for id in [IMAGE] * image_tokens + part]
-            labels += [IGNORED] * len(new)
+        is_answer = turn["from"] == "gpt"
+        text = f" {turn['value']}" if is_answer else f"USER: {turn['value']} ASSISTANT:"
+        parts = [tokenizer.encode(part, add_special_tokens=False) for part in text.split("<image>")]
+        new = sum(([IMAGE] * image_tokens + part for part in parts[1:]), parts[0])
+        new = new + [tokenizer.eos_token_id] * is_answer
         ids += new
+        labels += new if is_answer else [IGNORED] * len(new)
     if ids.count(IMAGE) != image_tokens:
-        raise DatasetError(f"a conversation must hold <image> once: {list(turns)}")
+        raise DatasetError(f"a conversation must hold <image> once: {turns}")
     return ids[:MAX_LENGTH], labels[:MAX_LENGTH]
 
 
 def tokenized(tokenizer: Any, image_tokens: int, conversations: list[Any]) -> dict[str, torch.Tensor]:
-    """Return ``input_ids``, ``attention_mask`` and ``labels`` [n, length] of conversations."""
-    ids, labels = zip(*(tokens(tokenizer, turns, image_tokens) for turns in conversations), strict=True)
-    rows = {"input_ids": (ids, 0), "attention_mask": ([[1] * len(row) for row in ids], 0), "labels": (labels, IGNORED)}
-    return {
-        name: nn.utils.rnn.pad_sequence([torch.tensor(row) for row in values], True, filling)
-        for name, (values, filling) in rows.items()
-    }
+    """Return ``input_ids`` and ``labels`` [n, length], padded on the right, where a causal model does not look."""
+    rows = zip(*(tokens(tokenizer, turns, image_tokens) for turns in conversations), strict=True)
+    ids, labels = ([torch.tensor(row) for row in part] for part in rows)
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    return {"input_ids": pad(ids), "labels": pad(labels, padding_value=IGNORED)}
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc]
+class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noise is drawn by epoch
         others["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
 
 
-def train(
-    model: VisionLanguageModel, tokenizer: Any, dataset: Any, output: Path, rate: float, **settings: Any
-) -> None:
+def train(vlm: VisionLanguageModel, tokenizer: Any, data: Any, output: Path, rate: float, **settings: Any) -> None:
     """Train in place the weights that require gradients, from the last checkpoint in ``output`` on; the learning rate
     warms up to ``rate`` over 3 % of the steps and falls as a cosine [paper]. ``settings``: of TrainingArguments."""
     settings |= {"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "save_total_limit": 1}
     settings |= {"bf16": torch.cuda.is_available(), "report_to": "none", "remove_unused_columns": False}
-    collate = Collate(partial(tokenized, tokenizer, len(model.projector.positions)), torch.float32)
-    trainer = Trainer(model, TrainingArguments(str(output), **settings), collate, dataset, callbacks=[_Epochs()])
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    collate: Any = Collate(partial(tokenized, tokenizer, len(vlm.projector.positions)), torch.float32)
+    trainer = Trainer(vlm, TrainingArguments(str(output), **settings), collate, data, callbacks=[_Epochs()])
+    trainer.train(resume_from_checkpoint=any(output.glob("checkpoint-*")))
 
 
 def load(directory: Path) -> tuple[VisionLanguageModel, Any]:
@@ -139,8 +126,7 @@ def load(directory: Path) -> tuple[VisionLanguageModel, Any]:
     if not (path := directory / "projector.safetensors").is_file():
         raise typer.BadParameter(f"{directory} holds no trained model (no projector.safetensors); train one first")
     weights, (model, tokenizer) = load_file(path), load_language_model(str(directory))
-    count, dimension = weights["positions"].shape
-    projector = Projector(dimension, count, model.config.hidden_size)
+    projector = Projector(weights["positions"].shape[1], len(weights["positions"]), model.config.hidden_size)
     projector.load_state_dict(weights)
     return VisionLanguageModel(model, projector).eval(), tokenizer
 
@@ -163,13 +149,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Of new weights, order and noise.")] = 0,
 ) -> None:
     """Train a projector on captions, then projector and language model on conversations."""
-    asked = {name: str(value) for name, value in locals().items()}
-    if lora and peft is None:
+    asked, file = {name: str(value) for name, value in locals().items()}, output / "training.json"
+    if file.is_file() and (known := json.loads(file.read_text())) != asked:
+        raise typer.BadParameter(f"{output} was begun with {dict(known.items() - asked.items())}; restore that")
+    if lora and not is_peft_available():
         raise typer.BadParameter("--lora needs the package peft: pip install peft")
-    file = output / "training.json"
-    known = json.loads(file.read_text()) if file.is_file() else asked
-    if changed := [f"{name} was {known.get(name)}" for name, value in asked.items() if known.get(name) != value]:
-        raise typer.BadParameter(f"{output} was begun otherwise: {', '.join(changed)}. Choose another --output")
     options: dict[str, Any] = {"transfer": transfer, "images": images, "seed": seed}
     sets = [UnicornDataset(path, captions, **options) for path in (captions, instructions) if path]
     frozen = torch.cuda.is_available() and (instructions is None or lora)  # only trained weights need float32
@@ -182,15 +166,16 @@ def main(
     steps = {"num_train_epochs": epochs, "max_steps": max_steps, "save_steps": save_steps, "logging_steps": 10}
     steps |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate, "seed": seed}
     train(vlm, tokenizer, sets[0], output / "phase-1", PROJECTOR_RATE, **steps)
-    if instructions and lora:
-        config = peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-        vlm.language_model = peft.get_peft_model(language_model, config)
-        train(vlm, tokenizer, sets[1], output / "phase-2", LORA_RATE, **steps)
-        vlm.language_model = vlm.language_model.merge_and_unload()
-    elif instructions:
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        vlm.language_model = get_peft_model(language_model, config)
+    else:
         language_model.requires_grad_(True)
-        train(vlm, tokenizer, sets[1], output / "phase-2", FULL_RATE, **steps)
-    vlm.language_model.save_pretrained(output)
+    for data in sets[1:]:
+        train(vlm, tokenizer, data, output / "phase-2", LORA_RATE if lora else FULL_RATE, **steps)
+    (vlm.language_model.merge_and_unload() if lora else language_model).save_pretrained(output)
     tokenizer.save_pretrained(output)
     sets[0].statistics.save(output / "transfer.safetensors")
     save_file(projector.state_dict(), output / "projector.safetensors")  # last: the model is complete

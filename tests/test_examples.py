@@ -1,6 +1,5 @@
 """The examples end to end on small parts: train on text only, resume, ask about pictures; wrong input is named."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,27 +36,19 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         torch.manual_seed(0)
         shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
         config = LlamaConfig(**shape, vocab_size=500, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True)
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
         inner = byte_bpe(["<s>", "</s>"], "<s> $A")
-        PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>").save_pretrained(
-            folder / "model"
-        )
+        for name, specials in (("model", {"bos_token": "<s>", "eos_token": "</s>"}), ("no-end", {})):
+            LlamaForCausalLM(config).save_pretrained(folder / name)
+            PreTrainedTokenizerFast(tokenizer_object=inner, **specials).save_pretrained(folder / name)
         (folder / "photos").mkdir()
         for number in range(3):
             Image.effect_noise((20, 16), 60 + 40 * number).convert("RGB").save(folder / f"photos/{number}.png")
-        (folder / "no-end").mkdir()
-        LlamaForCausalLM(config).save_pretrained(folder / "no-end")
-        PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder / "no-end")
         yield folder
 
 
 def train(parts: Path, output: Path, *options: object) -> int:
     arguments = [parts / "captions", "--model", parts / "model", "--output", output, *STEPS, *options]
     return run_command(train_vlm.app, [str(argument) for argument in arguments], "")
-
-
-def describe(model: Path, *arguments: object) -> int:
-    return run_command(describe_image.app, [str(argument) for argument in (model, *arguments)], "")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,11 +64,10 @@ def trained(parts: Path) -> Path:
 def test_a_model_trained_on_text_answers_about_pictures(
     parts: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = sorted((parts / "photos").iterdir())
-    options = ("--encoder", parts / "clip", "--images", parts / "photos", "--max-tokens", 5)
-    assert describe(trained, *photos[:2], *options) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[0] for line in lines] == [str(path) for path in photos[:2]]
+    photos = [str(parts / "photos" / name) for name in ("1.png", "0.png")]
+    options = ["--encoder", str(parts / "clip"), "--images", str(parts / "photos"), "--max-tokens", "5"]
+    assert run_command(describe_image.app, [str(trained), *photos, *options], "") == 0
+    assert [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()] == photos
 
 
 def test_phase_1_trains_the_projector_alone_and_phase_2_everything(parts: Path, trained: Path, tmp_path: Path) -> None:
@@ -122,10 +112,10 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 
 def test_only_answers_are_learned_and_noise_is_drawn_anew_each_epoch(parts: Path, tmp_path: Path) -> None:
     model, tokenizer = train_vlm.load_language_model(str(parts / "model"))
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A kettle."}] * 1
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A kettle."}]
     ids, labels = train_vlm.tokens(tokenizer, turns, 3)
     assert ids.count(train_vlm.IMAGE) == 3
-    assert tokenizer.decode([id for id in labels if id >= 0]) == " A kettle.</s>"
+    assert [id for id in labels if id >= 0] == [*tokenizer.encode(" A kettle.", add_special_tokens=False), 1]
     dataset = UnicornDataset(parts / "captions", transfer="c3")
     vlm = train_vlm.VisionLanguageModel(model, train_vlm.Projector(12, 3, 16))
     train_vlm.train(vlm, tokenizer, dataset, tmp_path / "out", 1e-3, num_train_epochs=3, save_strategy="no")
@@ -139,7 +129,7 @@ def test_only_answers_are_learned_and_noise_is_drawn_anew_each_epoch(parts: Path
         ("train CAPTIONS --model CLIP --output NEW", "as a causal language model"),
         ("train CAPTIONS --model NOWHERE --output NEW", "nowhere as a causal language model"),
         ("train CAPTIONS --model NO-END --output NEW", "no token for the end of a text"),
-        ("train CAPTIONS --model MODEL --output VLM", "was begun otherwise: instructions was"),
+        ("train CAPTIONS --model MODEL --output VLM", "'batch_size': '3'"),
         ("train CAPTIONS --model MODEL --output NEW --transfer realign", "needs unpaired image embeddings"),
         ("train CAPTIONS --model MODEL --output NEW --transfer nothing", "nothing"),
         ("describe MODEL PHOTO --encoder CLIP", "holds no trained model"),
@@ -159,7 +149,3 @@ def test_wrong_input_is_named(
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "new").exists()
-
-
-def test_settings_are_kept_beside_the_model(trained: Path) -> None:
-    assert json.loads((trained / "training.json").read_text())["image_tokens"] == "3"

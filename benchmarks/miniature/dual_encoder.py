@@ -6,6 +6,7 @@ of their last layer norms), the logit scale is high from the start and fixed, an
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def train_encoder(path: Path, pictures: NDArray[np.uint8], texts: list[str], ste
         seed: of the weights and of the order.
     """
     torch.manual_seed(seed)
-    tokenizer = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(
         tokenizer_object=word_tokenizer(texts, ["<s>", "</s>"], "<s> $A </s>"),
         bos_token="<s>",
         eos_token="</s>",

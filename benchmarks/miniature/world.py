@@ -14,26 +14,32 @@ from numpy.typing import NDArray
 SIDE = 32  # pixels
 Scenes = NDArray[np.int64]  # [n, 5], an index into the values of each attribute
 
-# The values of each attribute and their synonyms; the first word is the answer that is asked for.
-ATTRIBUTES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "colour": (
-        ("red", "crimson", "scarlet"),
-        ("green", "emerald"),
-        ("blue", "azure"),
-        ("yellow", "golden"),
-        ("purple", "violet"),
-        ("white", "pale"),
-    ),
-    "shape": (("circle", "disc", "ball"), ("square", "block", "box"), ("triangle", "wedge"), ("cross", "plus")),
-    "size": (("small", "tiny", "little"), ("large", "big", "huge")),
-    "place": (
-        ("left", "on the left", "at the left edge"),
-        ("right", "on the right", "at the right edge"),
-        ("top", "at the top", "in the upper half"),
-        ("bottom", "at the bottom", "in the lower half"),
-    ),
-    "number": (("one", "a single"), ("two", "a pair of"), ("three", "a group of three")),
+# The values of each attribute, as answers name them and as captions may say them.
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        "red": ("red", "crimson", "scarlet"),
+        "green": ("green", "emerald"),
+        "blue": ("blue", "azure"),
+        "yellow": ("yellow", "golden"),
+        "purple": ("purple", "violet"),
+        "white": ("white", "pale"),
+    },
+    "shape": {
+        "circle": ("circle", "disc", "ball"),
+        "square": ("square", "block", "box"),
+        "triangle": ("triangle", "wedge"),
+        "cross": ("cross", "plus"),
+    },
+    "size": {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")},
+    "place": {
+        "left": ("on the left", "at the left edge"),
+        "right": ("on the right", "at the right edge"),
+        "top": ("at the top", "in the upper half"),
+        "bottom": ("at the bottom", "in the lower half"),
+    },
+    "number": {"one": ("one", "a single"), "two": ("two", "a pair of"), "three": ("three", "a group of three")},
 }
+ANSWERS = {name: list(values) for name, values in ATTRIBUTES.items()}
 WORDINGS = (  # parts are left out with the attribute that they name
     "{number}|{size}|{colour}|{shape}|{place}",
     "{place}|there is {number}|{size}|{colour}|{shape}",
@@ -94,8 +100,9 @@ def _render(scenes: Scenes, rng: np.random.Generator) -> NDArray[np.uint8]:
         )
         inside = np.choose(shape, forms) & (nth <= number)
         picture = np.where(inside[..., None], paint, picture)
-    picture += rng.normal(0, 1, picture.shape) * uniform(2, 14, 1, 1, 1)
-    return picture.clip(0, 255).astype(np.uint8)
+    picture = picture + rng.normal(0, 1, picture.shape) * uniform(2, 14, 1, 1, 1)
+    drawn: NDArray[np.uint8] = picture.clip(0, 255).astype(np.uint8)
+    return drawn
 
 
 def captions(scenes: Scenes, rng: np.random.Generator, complete: bool) -> list[str]:
@@ -103,8 +110,8 @@ def captions(scenes: Scenes, rng: np.random.Generator, complete: bool) -> list[s
     found = []
     for scene in scenes:
         said = {
-            name: _pick(values[value][1:] or values[value] if name == "place" else values[value], rng)
-            for (name, values), value in zip(ATTRIBUTES.items(), scene, strict=True)
+            name: _pick(ATTRIBUTES[name][ANSWERS[name][value]], rng)
+            for name, value in zip(ATTRIBUTES, scene, strict=True)
             if complete or rng.random() >= LEFT_OUT.get(name, 0)
         }
         parts = [part for part in _pick(WORDINGS, rng).split("|") if re.findall(r"{(\w+)}", part)[0] in said]
@@ -120,11 +127,11 @@ def conversations(scenes: Scenes, rng: np.random.Generator) -> list[list[dict[st
         for place in rng.permutation(len(ATTRIBUTES)):
             name = list(ATTRIBUTES)[place]
             turns.append({"from": "human", "value": _pick(QUESTIONS[name], rng)})
-            turns.append({"from": "gpt", "value": ATTRIBUTES[name][scene[place]][0]})
+            turns.append({"from": "gpt", "value": ANSWERS[name][scene[place]]})
         turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         found.append(turns)
     return found
 
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
