@@ -253,7 +253,7 @@ def report(
 
 @app.command()
 def export(
-    dataset: Annotated[str, typer.Argument(help="A built data set, or hf://datasets/USER/NAME@REVISION.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Built; or hf://datasets/USER/NAME@REVISION.")],
     output: Annotated[Path, typer.Option(help="File (llava, messages) or directory (webdataset) to write.")],
     format: Annotated[str, typer.Option(help="llava, messages or webdataset.")],
     embeddings: Annotated[str | None, typer.Option(help="The built Unicorn-1.2M that holds the vectors.")] = None,

@@ -31,6 +31,7 @@ from unicorn_471k_instruction import Unicorn471KInstruction
 BIG, SMALL = "unicorn-1.2m", "unicorn-471k-instruction"
 ROWS = {BIG: 18, SMALL: 27}
 SHARD = "image_embeddings/unicorn/{:05d}.safetensors"
+SHAPE = st.tuples(st.integers(1, 7), st.integers(1, 4))  # batch size, ranks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,9 +50,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def built(run: Run) -> Path:
-    for name, builder in ((BIG, Unicorn12M), (SMALL, Unicorn471KInstruction)):
-        build(builder, run.path, run.path.parent / name)
+    build(Unicorn12M, run.path, run.path.parent / BIG)
+    build(Unicorn471KInstruction, run.path, run.path.parent / SMALL)
     return run.path.parent
+
+
+@pytest.fixture
+def copies(built: Path, tmp_path: Path) -> Path:
+    """Both data sets, to be damaged."""
+    for name in (BIG, SMALL):
+        shutil.copytree(built / name, tmp_path / name)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +78,15 @@ def batches(stream: Any, workers: int = 0, **options: Any) -> list[list[str]]:
 @pytest.mark.parametrize("name", [BIG, SMALL])
 def test_rows_are_those_of_the_parquet_files_and_vectors_the_stored_ones(name: str, built: Path) -> None:
     dataset = UnicornDataset(built / name, built / BIG)
-    wanted = [
-        row for path in sorted((built / name).glob("with_embeddings/*")) for row in pq.read_table(path).to_pylist()
-    ]
+    wanted = pq.ParquetDataset(built / name / "with_embeddings").read().to_pylist()
     assert len(dataset) == len(wanted) == ROWS[name]
-    batch = dataset.__getitems__(range(len(wanted)))
-    for number, row in enumerate(wanted):
-        found = {key: values[number] for key, values in batch.items()}
-        assert {key: row[key] for key in ("id", "caption", "conversations")} == {
-            key: found[key] for key in ("id", "caption", "conversations")
-        }
-        assert found["embeds"].dtype == torch.float16
-        assert np.array_equal(found["embeds"].numpy(), np.float16(row["image_embedding"]))
-        assert all(dataset[number][key] == found[key] for key in ("id", "caption", "conversations"))
-    again = dataset.__getitems__([17, 0, 9, 9])
-    assert again["id"] == [wanted[row]["id"] for row in (17, 0, 9, 9)]
-    assert torch.equal(again["embeds"], batch["embeds"][[17, 0, 9, 9]])
+    for rows in (range(len(wanted)), [17, 0, 9, 9], [5]):
+        batch = dataset.__getitems__(rows)
+        assert batch["embeds"].dtype == torch.float16
+        for number, row in enumerate(rows):
+            assert all(batch[key][number] == wanted[row][key] for key in ("id", "caption", "conversations"))
+            assert np.array_equal(batch["embeds"][number].numpy(), np.float16(wanted[row]["image_embedding"]))
+    assert all(np.array_equal(dataset[5][key], batch[key][0]) for key in batch)
     for row in (ROWS[name], -1):
         with pytest.raises(IndexError, match=f"{row}.* has {ROWS[name]} rows"):
             dataset[row]
@@ -95,16 +97,9 @@ def test_rows_are_those_of_the_parquet_files_and_vectors_the_stored_ones(name: s
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    size=st.integers(1, 7),
-    ranks=st.integers(1, 4),
-    taken=st.integers(0, 8),
-    other_size=st.integers(1, 7),
-    other_ranks=st.integers(1, 4),
-    epoch=st.integers(0, 2**40),
-)
+@given(shape=SHAPE, other=SHAPE, taken=st.integers(0, 8), epoch=st.integers(0, 2**40))
 def test_a_position_leaves_exactly_what_was_not_taken(
-    big: UnicornDataset, size: int, ranks: int, taken: int, other_size: int, other_ranks: int, epoch: int
+    big: UnicornDataset, shape: tuple[int, int], other: tuple[int, int], taken: int, epoch: int
 ) -> None:
     def run(size: int, ranks: int, state: Any = None) -> list[list[list[str]]]:
         streams = [UnicornStream(big, size, seed=3, rank=rank, world_size=ranks) for rank in range(ranks)]
@@ -115,13 +110,14 @@ def test_a_position_leaves_exactly_what_was_not_taken(
         assert [len(stream) for stream in streams] == list(map(len, found))
         return found
 
+    size, ranks = shape
     whole = run(size, ranks)
     ids = sorted(f"{shard:05d}{row:05d}" for shard in range(3) for row in range(6))
     assert sorted(id for rank in whole for batch in rank for id in batch) == ids
     state = json.loads(json.dumps(UnicornStream(big, size, seed=3, world_size=ranks, rank=0).state_after(taken)))
     assert run(size, ranks, state) == [rank[taken:] for rank in whole]
     had = [id for rank in whole for batch in rank[:taken] for id in batch]
-    left = [id for rank in run(other_size, other_ranks, state) for batch in rank for id in batch]
+    left = [id for rank in run(*other, state) for batch in rank for id in batch]
     assert sorted(had + left) == ids
     dropping = [UnicornStream(big, size, drop_last=True, rank=rank, world_size=ranks) for rank in range(ranks)]
     assert {len(stream) for stream in dropping} == {18 // (size * ranks)}
@@ -142,10 +138,7 @@ def test_any_number_of_workers_gives_the_same_batches_and_resumes_at_any_step(bi
     for epoch in (0, 1):
         big.set_epoch(epoch)
         assert [batch["id"] for batch in persistent] == batches(UnicornStream(big, 4)) != whole
-
-
-def test_the_order_never_changes_between_versions(big: UnicornDataset) -> None:
-    big.set_epoch(0)
+    big.set_epoch(0)  # the order never changes between versions
     ids = [id for batch in batches(UnicornStream(big, 6)) for id in batch]
     assert [int(id[:5]) * 6 + int(id[5:]) for id in ids[:8]] == [0, 2, 11, 17, 9, 1, 8, 13]
 
@@ -183,17 +176,12 @@ def transferred(run: Run, folder: Path, **section: Any) -> UnicornDataset:
     return UnicornDataset(folder / "built")
 
 
-def images(folder: Path) -> tuple[torch.Tensor, str]:
-    rows = torch.randn(200, 16, generator=torch.Generator().manual_seed(3)) - 0.2
-    np.save(folder / "images.npy", rows.numpy())
-    return rows, str(folder / "images.npy")
-
-
 @pytest.mark.parametrize("method", ["none", "mean_shift", "anchor", "realign", "capdec", "decap"])
 def test_another_transfer_at_load_time_is_the_one_made_directly(
     method: str, run: Run, built: Path, tmp_path: Path
 ) -> None:
-    rows, path = images(tmp_path)
+    rows, path = torch.randn(200, 16, generator=torch.Generator().manual_seed(3)) - 0.2, str(tmp_path / "images.npy")
+    np.save(path, rows.numpy())
     extra: dict[str, Any] = {"noise_ratio": 0.5} if method == "capdec" else {}
     given_images = {"images": path} if method in ("anchor", "realign") else {}
     direct = transferred(run, tmp_path, method=method, **extra, **given_images)
@@ -202,8 +190,7 @@ def test_another_transfer_at_load_time_is_the_one_made_directly(
     batch = moved.__getitems__(range(27))
     made = torch.stack([wanted[id] for id in batch["id"]])
     assert float(torch.cosine_similarity(batch["embeds"], made, dim=1).min()) >= 0.9999
-    mean = image_mean(rows)[0]
-    treated = [apply_to_images(rows, dataset.statistics, mean) for dataset in (direct, moved)]
+    treated = [apply_to_images(rows, each.statistics, image_mean(rows)[0]) for each in (direct, moved)]
     torch.testing.assert_close(treated[0], treated[1], atol=1e-2, rtol=0)
     back = UnicornDataset(direct._rows.url, transfer="unicorn").__getitems__(range(18))["embeds"]
     stored = UnicornDataset(built / BIG).__getitems__(range(18))["embeds"].float()
@@ -219,16 +206,14 @@ def test_vectors_with_baked_noise_are_not_moved(run: Run, tmp_path: Path) -> Non
 
 
 def test_noise_is_drawn_anew_each_epoch_by_seed_and_id(run: Run, tmp_path: Path) -> None:
-    noisy = transferred(run, tmp_path, method="c3", noise_ratio=0.4)
-    seen = set()
+    noisy, seen = transferred(run, tmp_path, method="c3", noise_ratio=0.4), set()
     for epoch in (0, 1):
         noisy.set_epoch(epoch)
         rows = noisy.__getitems__([9, 2])
         clean = torch.cat([VectorShard(path).vectors for path in noisy._paths.values()])[[9, 2]]
-        u = noisy._stored.invert(clean)
-        wanted = noisy.statistics.move(u, [int(id) for id in rows["id"]], stable_hash("noise", 0, epoch))
+        numbers = [int(id) for id in rows["id"]]
+        wanted = noisy.statistics.move(noisy._stored.invert(clean), numbers, stable_hash("noise", 0, epoch))
         assert torch.equal(rows["embeds"], wanted)
-        assert torch.equal(rows["embeds"][1], noisy[2]["embeds"])
         in_worker = next(iter(DataLoader(noisy, batch_size=3, num_workers=1, collate_fn=dict)))
         assert torch.equal(in_worker["embeds"][2], rows["embeds"][1])
         seen.add(rows["embeds"].numpy().tobytes())
@@ -249,7 +234,6 @@ def _replace(folder: Path, number: int, ids: list[str] | None = None, hashes: li
     path = folder / BIG / SHARD.format(number)
     shard = VectorShard(path)
     vectors = shard.vectors.clone()
-    path.unlink()  # not through the hard link
     write_vectors(path, vectors, ids or shard.ids, hashes or shard.input_hashes, shard.metadata)
     facts = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     _manifest(folder / BIG, lambda m: m["files"].update({SHARD.format(number): facts}))
@@ -258,9 +242,7 @@ def _replace(folder: Path, number: int, ids: list[str] | None = None, hashes: li
 
 
 def _cut(path: Path) -> None:
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-5])
+    path.write_bytes(path.read_bytes()[:-5])
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -282,14 +264,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_vectors_that_do_not_belong_to_the_rows_are_refused_by_name(case: str, built: Path, tmp_path: Path) -> None:
-    for name in (BIG, SMALL):
-        shutil.copytree(built / name, tmp_path / name)
-    UnicornDataset(tmp_path / SMALL, tmp_path / BIG)
+def test_vectors_that_do_not_belong_to_the_rows_are_refused_by_name(case: str, copies: Path) -> None:
+    UnicornDataset(copies / SMALL, copies / BIG)
     damage, message = REFUSED[case]
-    damage(tmp_path)
+    damage(copies)
     with pytest.raises(UnicornError, match=message):
-        UnicornDataset(tmp_path / SMALL, tmp_path / BIG)
+        UnicornDataset(copies / SMALL, copies / BIG)
 
 
 def test_a_run_and_a_name_of_the_hub_are_named_for_what_they_are(run: Run) -> None:
@@ -299,23 +279,20 @@ def test_a_run_and_a_name_of_the_hub_are_named_for_what_they_are(run: Run) -> No
         UnicornDataset("USER/unicorn-1.2m")
 
 
-def test_verify_finds_changed_bytes_and_vectors_of_another_text(built: Path, tmp_path: Path) -> None:
-    for name in (BIG, SMALL):
-        shutil.copytree(built / name, tmp_path / name)
-    _replace(tmp_path, 1, hashes=[1, 2, 3, 4, 5, 6])
+def test_verify_finds_changed_bytes_and_vectors_of_another_text(copies: Path) -> None:
+    _replace(copies, 1, hashes=[1, 2, 3, 4, 5, 6])
     with pytest.raises(UnicornError, match=r"00001\.safetensors, row 0: made from another text .* 0000100000"):
-        UnicornDataset(tmp_path / BIG).verify()
-    path = tmp_path / BIG / SHARD.format(0)
+        UnicornDataset(copies / BIG).verify()
+    path = copies / BIG / SHARD.format(0)
     content = bytearray(path.read_bytes())
     content[-100] ^= 1  # in a vector
-    path.unlink()
     path.write_bytes(content)
     with pytest.raises(UnicornError, match=r"00000\.safetensors was changed"):
-        UnicornDataset(tmp_path / BIG).verify()
+        UnicornDataset(copies / BIG).verify()
 
 
-def test_texts_are_decoded_once_and_a_damaged_cache_is_named(built: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(built / BIG, tmp_path / "set")
+def test_texts_are_decoded_once_and_a_damaged_cache_is_named(copies: Path, tmp_path: Path) -> None:
+    folder = copies / BIG
     UnicornDataset(folder, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.arrow")
     made = file.stat().st_mtime_ns
