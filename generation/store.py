@@ -61,6 +61,8 @@ class Run:
         described = read_json(file)
         if described.get("format") != FORMAT:
             raise RunError(f"{file} has format {described.get('format')!r}; this version of the code reads {FORMAT}")
+        if not isinstance(described.get("recipe"), dict) or "created" not in described:
+            raise RunError(f"{file} holds no recipe or no time of creation; restore it, or choose another --run-dir")
         remembered = parse_recipe(described["recipe"], str(file))
         self.recipe = recipe or remembered
         self.created = str(described["created"])

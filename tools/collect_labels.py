@@ -15,7 +15,6 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,9 @@ def _synset_labels(info: Path) -> dict[str, list[str]]:
     for synset, names in lemmas.items():
         label = _label(names)
         if label and label not in misread and not _UNWANTED.search(label):
-            domain = _domain(synset, definitions[synset])
+            domain = _by_number(synset, definitions[synset])
             if domain is None and synset in _ARTEFACTS:
-                steps = _chain(names, definitions[synset], artefacts)
-                domain = next((_ROOTS[step] for step in steps if step in _ROOTS), None)
+                domain = _by_definition(names.split(", "), definitions[synset], artefacts)
             if domain:
                 found[domain].append(label)
     return found
@@ -95,7 +93,7 @@ def _label(names: str) -> str | None:
     return None
 
 
-def _domain(synset: int, definition: str) -> str | None:
+def _by_number(synset: int, definition: str) -> str | None:
     for domain, ranges in _RULES["ranges"].items():
         if any(low <= synset <= high for low, high in ranges):
             return str(domain)
@@ -105,19 +103,18 @@ def _domain(synset: int, definition: str) -> str | None:
     return None
 
 
-def _chain(names: str, definition: str, artefacts: dict[str, str]) -> Iterator[str]:
-    """Yield what a synset is, and what that is, as far as the definitions lead."""
-    seen = set(names.split(", "))
-    yield from names.split(", ")[:1]
-    for _ in range(6):
+def _by_definition(names: list[str], definition: str, artefacts: dict[str, str]) -> str | None:
+    """Return the domain of what a synset is, or of what that is, as far as the definitions lead."""
+    steps, seen = names[:1], set(names)
+    for _ in range(7):
+        if domain := next((_ROOTS[step] for step in steps if step in _ROOTS), None):
+            return str(domain)
         words = _END_OF_PHRASE.split(re.sub(r"\([^)]*\)", "", definition).strip())[0].split()
         steps = [" ".join(words[start:]) for start in range(len(words))]
-        step = next((step for step in steps if step in artefacts and step not in seen), None)
-        yield from steps if step is None else [step]
-        if step is None:
-            return
-        seen.add(step)
-        definition = artefacts[step]
+        if step := next((step for step in steps if step in artefacts and step not in seen), None):
+            steps, definition = [step], artefacts[step]
+            seen.add(step)
+    return None
 
 
 if __name__ == "__main__":

@@ -103,10 +103,8 @@ def _head(path: Path) -> bytes:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic) and (suffix != ".parquet" or magic != (b"par1",)):
             raise SeedError(f"{path} holds {what}")
-    marked = head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    if suffix != ".parquet" and (marked or 0 in head[:4]):
-        wide = "UTF-32" if head[:4].count(0) > (1 if marked else 2) else "UTF-16"
-        wide += "" if marked else "LE" if head[0] else "BE"
+    wide = json.detect_encoding(head).upper().replace("-LE", "LE").replace("-BE", "BE")
+    if suffix != ".parquet" and not wide.startswith("UTF-8"):
         raise SeedError(f"{path} is {wide}; convert it: iconv -f {wide} -t UTF-8 {path.name} > utf8{path.suffix}")
     return head
 
