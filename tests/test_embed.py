@@ -186,15 +186,13 @@ def test_each_task_of_a_machine_takes_gpus_of_its_own(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_ctrl_c_ends_after_the_batch_and_keeps_what_is_finished(
-    devices: int, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_what_is_finished(devices: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "_devices", lambda *_: ["cpu"] * devices)
     monkeypatch.setitem(base.BATCH_TOKENS, "cpu", 1)
-    real, batches = base.Encoder._unit_rows, list[float]()
+    real, batches = base.Encoder._unit_rows, list[int]()
 
     def slow(encoder: Any, rows: Any) -> torch.Tensor:
-        batches.append(time.monotonic())
+        batches.append(len(rows))
         if len(batches) == 15:
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.02)
@@ -203,7 +201,7 @@ def test_ctrl_c_ends_after_the_batch_and_keeps_what_is_finished(
     monkeypatch.setattr(base.Encoder, "_unit_rows", slow)
     with pytest.raises(KeyboardInterrupt):
         make_text_embeddings(run)
-    assert len(batches) < 25
+    assert len(batches) < 25  # it ended after the batches in work
     assert len(run.shards(TEXT_EMBEDDINGS)) == 2 - devices
     assert not list(run.path.glob("**/*.tmp"))
     make_text_embeddings(run)
