@@ -31,7 +31,6 @@ from tests.runs import make_run
 from tests.tiny_models import tiny_clip
 
 DIMENSION = 32
-WITH_IMAGES = ("anchor", "realign")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -46,11 +45,9 @@ TEXTS, IMAGES = unit_rows(3000, 1, 0.5).half(), unit_rows(2000, 2, -0.3)
 
 def fitted(method: str, texts: torch.Tensor = TEXTS, cut: int = 1234, **keys: Any) -> Statistics:
     """Return the statistics of a method over two shards, the first of ``cut`` rows."""
-    shards = [part for part in (texts[:cut].float(), texts[cut:].float()) if len(part)]
-    images = image_mean(IMAGES) if method in WITH_IMAGES else None
-    return fit(
-        parse_transfer({"method": method} | keys), texts.double().sum(0) / len(texts), len(texts), shards, images
-    )
+    section, mean = parse_transfer({"method": method} | keys), texts.double().sum(0) / len(texts)
+    images = image_mean(IMAGES) if method in ("anchor", "realign") else None
+    return fit(section, mean, len(texts), [texts[:cut].float(), texts[cut:].float()], images)
 
 
 def norm(rows: Array) -> Array:
@@ -61,17 +58,15 @@ def reference(method: str, strength: float = 1.0) -> Array:
     """The formulas of the papers (``generation/transfer/methods.py`` names them), without noise."""
     u, v = TEXTS.double().numpy(), IMAGES.double().numpy()
     mean_u, mean_v = u.mean(0), v.mean(0)
-    if method in ("none", "capdec", "close", "lafite", "decap"):
-        return u
-    if method == "mean_shift":
-        return u - mean_u
-    if method in ("unicorn", "c3"):
-        return norm(u - mean_u)
-    if method == "anchor":
-        return norm(u + strength * (mean_v - mean_u))
-    trace_u, trace_v = ((u - mean_u) ** 2).sum(1).mean(), ((v - mean_v) ** 2).sum(1).mean()
-    moved = norm(mean_v + np.sqrt(trace_v / trace_u) * (u - mean_u))
-    return norm(moved - moved.mean(0) + mean_v)
+    moved = norm(mean_v + np.sqrt(v.var(0).sum() / u.var(0).sum()) * (u - mean_u))
+    formulas = {
+        "mean_shift": u - mean_u,
+        "unicorn": norm(u - mean_u),
+        "c3": norm(u - mean_u),
+        "anchor": norm(u + strength * (mean_v - mean_u)),
+        "realign": norm(moved - moved.mean(0) + mean_v),
+    }
+    return formulas.get(method, u)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -291,16 +286,6 @@ def test_an_added_shard_moves_all_rows_unless_the_old_statistics_are_kept(run: P
         transfer(kept, method="none", statistics=str(kept / "captions" / "00000.parquet"))
 
 
-def test_ranks_make_each_shard_once_and_the_same_bytes(run: Path) -> None:
-    first = contents(run, "image_embeddings", "transfer")
-    shutil.rmtree(run / "image_embeddings")
-    shutil.rmtree(run / "transfer")
-    script = "import sys, pathlib; from tests.test_transfer import transfer; transfer(pathlib.Path(sys.argv[1]), "
-    tasks = [subprocess.Popen([sys.executable, "-c", f"{script}{rank}, 2)", run], cwd=ROOT) for rank in (0, 1)]
-    assert [task.wait() for task in tasks] == [0, 0]
-    assert contents(run, "image_embeddings", "transfer") == first
-
-
 def _rewrite(run: Path, change: Any) -> None:
     """Replace a text-embedding shard, and its record as a process would have written it."""
     path = run / "text_embeddings" / "00001.safetensors"
@@ -378,9 +363,6 @@ def test_a_folder_of_pictures_is_encoded_by_the_recipes_encoder(run: Path) -> No
 
 
 KILLED_AT_A_RENAME = """
-import os, signal, sys
-from pathlib import Path
-from tests.test_transfer import transfer
 left, rename = 4, os.replace  # 1: stage.json, 2: statistics, 3: a shard, 4: its record or another shard
 def replace(*paths):
     global left
@@ -389,16 +371,23 @@ def replace(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(*paths)
 os.replace = replace
-transfer(Path(sys.argv[1]), method="realign", images=sys.argv[2])
+"""
+TRANSFER = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_transfer import transfer
+{}
+transfer(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]), method="realign", images=sys.argv[2])
 """
 
 
-def test_kill_9_and_the_same_command_give_the_same_bytes(run: Path) -> None:
-    images = image_file(run.parent)
-    whole = shutil.copytree(run, run.parent / "whole")
-    script = [sys.executable, "-c", KILLED_AT_A_RENAME, str(run), images]
+def test_kill_9_and_then_two_ranks_side_by_side_give_the_same_bytes(run: Path) -> None:
+    images, whole = image_file(run.parent), shutil.copytree(run, run.parent / "whole")
+    script = [sys.executable, "-c", TRANSFER.format(KILLED_AT_A_RENAME), str(run), images, "0", "1"]
     assert subprocess.run(script, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    for path in (run, whole):
-        transfer(path, method="realign", images=images)
+    ranks = [[sys.executable, "-c", TRANSFER.format(""), str(run), images, rank, "2"] for rank in "01"]
+    tasks = [subprocess.Popen(rank, cwd=ROOT) for rank in ranks]
+    transfer(whole, method="realign", images=images)
+    assert [task.wait() for task in tasks] == [0, 0]
     assert contents(run, "image_embeddings", "transfer") == contents(whole, "image_embeddings", "transfer")
     assert not [path for path in contents(run, ".") if load_file(run / path) == {}]
