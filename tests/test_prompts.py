@@ -1,6 +1,7 @@
 """Prompts as data: the bundled ones keep the rules of every server, and values never become templates."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,19 @@ FULL = MINIMAL | {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty folder in place of the bundled prompts."""
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prompt]:
+    """Return a function that loads a prompt from a folder in place of the bundled ones."""
     monkeypatch.setattr("generation.prompts.PROMPTS", tmp_path)
-    return tmp_path
+
+    def load(data: Any, name: str = "mine") -> Prompt:
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+        return load_prompt(name)
+
+    return load
 
 
-def load(folder: Path, data: Any) -> Prompt:
-    (folder / "mine.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
-    return load_prompt("mine")
-
-
-def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(folder: Path) -> None:
-    prompt = load(folder, FULL)
+def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(load: Callable[..., Prompt]) -> None:
+    prompt = load(FULL)
     assert prompt.name == "mine@1.0.0"
     assert [(turn["role"], turn["content"]) for turn in prompt.messages({"seed": "A {seed} {caption} fox."})] == [
         ("system", "You write."),
@@ -56,7 +57,9 @@ def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(fold
     assert prompt.answer_schema(2, 5)["properties"]["QA Pairs"] == {"type": "array", "minItems": 2, "maxItems": 5}
     assert prompt.answer_schema(2, 5) is not prompt.schema
     with pytest.raises(RecipeError, match="QA Pairs"):
-        load(folder, MINIMAL).answer_schema(1, 2)
+        load(MINIMAL).answer_schema(1, 2)
+    with pytest.raises(RecipeError, match=r"'yours' does not exist.*mine"):
+        load(MINIMAL, "yours")
 
 
 @pytest.mark.parametrize(
@@ -71,15 +74,11 @@ def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(fold
         ({"changelog": "none"}, "changelog"),
     ],
 )
-def test_a_faulty_file_is_refused_with_the_key(folder: Path, change: dict[str, Any], message: str) -> None:
+def test_a_faulty_file_is_refused_with_the_key(
+    load: Callable[..., Prompt], change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
-        load(folder, MINIMAL | change)
-
-
-def test_an_unknown_prompt_is_refused_with_the_known_ones(folder: Path) -> None:
-    load(folder, MINIMAL)
-    with pytest.raises(RecipeError, match=r"'yours' does not exist.*mine"):
-        load_prompt("yours")
+        load(MINIMAL | change)
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b"]), st.text(), min_size=2))
@@ -87,14 +86,13 @@ def test_values_are_inserted_once_and_never_read_as_templates(values: dict[str, 
     assert render("<{a}|{b}>", values) == f"<{values['a']}|{values['b']}>"
 
 
-def test_the_hash_moves_with_everything_that_can_change_the_output(folder: Path) -> None:
-    before = load(folder, FULL).sha256
-    for key, value in {"changelog": ["new"], "warm_up": {"seed": "Other."}}.items():
-        assert load(folder, FULL | {key: value}).sha256 == before
+def test_the_hash_moves_with_everything_that_can_change_the_output(load: Callable[..., Prompt]) -> None:
     changed = {"system": "You.", "user": "Tell {seed}", "answer_prefix": "So", "examples": [], "openings": ["x"]}
     changed |= {"sampling": MINIMAL["sampling"] | {"temperature": 0.6}, "schema": None, "question_types": ["x"]}
-    for key, value in changed.items():
-        assert load(folder, FULL | {key: value}).sha256 != before, key
+    same = {"changelog": ["new"], "warm_up": {"seed": "Other."}}
+    before = load(FULL).sha256
+    moved = [key for key, value in (changed | same).items() if load(FULL | {key: value}).sha256 != before]
+    assert moved == list(changed)
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -113,21 +111,15 @@ def test_a_bundled_prompt_keeps_the_rules_of_the_servers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_ITEMS)
-def test_examples_answer_what_they_are_asked_for(name: str) -> None:
+def test_examples_answer_what_they_are_asked_for_and_types_are_drawn_alike(name: str) -> None:
     prompt = BUNDLED[name]
     for example in prompt.examples:
-        low = int(example.values.get("min_items", "2"))
-        types = example.values["types"].split(";")
+        low, types = int(example.values.get("min_items", "2")), example.values["types"].split(";")
         assert len(example.answer["QA Pairs"]) in (low, len(types))
         if not name.endswith("_small"):
             assert low <= len(example.answer["QA Pairs"]) == len(types)
             assert {kind.strip() for kind in types} <= set(prompt.question_types)
             assert 120 <= len(example.values["caption"].split()) <= 180
-
-
-@pytest.mark.parametrize("name", WITH_ITEMS)
-def test_types_are_drawn_alike_and_by_the_key_alone(name: str) -> None:
-    prompt = BUNDLED[name]
     drawn = [kind for id in range(2_000) for kind in prompt.draw_types(2, id).split("; ")]
     share = 2 / len(prompt.question_types)
     assert all(abs(drawn.count(kind) / 2_000 - share) < 0.05 for kind in prompt.question_types)

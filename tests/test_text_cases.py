@@ -17,9 +17,7 @@ HERE = Path(__file__).parent
 GOOD = json.loads((HERE / "text_good.json").read_text(encoding="utf-8"))
 DEFECTS = json.loads((HERE / "text_defects.json").read_text(encoding="utf-8"))
 OWN = yaml.safe_load((HERE / "text_cases.yaml").read_text(encoding="utf-8"))
-PAIRS = {(row["seed"], row["caption"]) for part in GOOD.values() for row in part} | {
-    (row["seed"], row["caption"]) for row in DEFECTS if row["caption"]
-}
+PAIRS = {(row["seed"], row["caption"]) for part in (*GOOD.values(), DEFECTS) for row in part if row["caption"]}
 
 
 def shown(task: str) -> Shown:
@@ -28,10 +26,8 @@ def shown(task: str) -> Shown:
 
 
 def answered(row: dict[str, Any]) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = (row["answer"] if isinstance(row["answer"], dict) else json.loads(row["answer"]))[
-        "QA Pairs"
-    ]
-    return items
+    answer: dict[str, Any] = json.loads(row["answer"]) if isinstance(row["answer"], str) else row["answer"]
+    return list(answer["QA Pairs"])
 
 
 def kept(row: dict[str, Any], task: str) -> list[dict[str, Any]]:
@@ -84,9 +80,8 @@ def test_our_own_captions_end_as_said(number: int) -> None:
     assert caption_fault(caption_text(number), row["seed"]) == (None if row["code"] == "judge" else row["code"])
 
 
-@pytest.mark.parametrize("number", range(len(OWN["items"])))
-def test_our_own_items_end_as_said(number: int) -> None:
-    row = OWN["items"][number]
+@pytest.mark.parametrize("row", OWN["items"], ids=lambda row: f"{row['code']}: {row['Question']}")
+def test_our_own_items_end_as_said(row: dict[str, Any]) -> None:
     item = {key: row[key] for key in ("Question", "Options", "Answer") if key in row}
     fault = item_fault(item, row["task"], Scene(caption_text(row["about"])), shown(row["task"]))
     assert fault == (None if row["code"] == "judge" else row["code"])
@@ -103,8 +98,7 @@ def test_what_a_prompt_shows_is_sound_and_may_not_be_repeated(name: str, size: s
 
 def test_example_captions_are_sound_and_may_not_be_repeated() -> None:
     for example in load_prompt("expand_caption").examples:
-        assert caption_fault(example.answer, example.values["seed"]) is None
-        assert (
-            caption_fault(example.answer, example.values["seed"], shown=shingles([example.answer])) == "repeats_prompt"
-        )
-        assert len(example.answer.split()) == pytest.approx(int(example.values["words"]), rel=0.1)
+        seed, text = example.values["seed"], example.answer
+        assert caption_fault(text, seed) is None
+        assert caption_fault(text, seed, shown=shingles([text])) == "repeats_prompt"
+        assert len(text.split()) == pytest.approx(int(example.values["words"]), rel=0.1)
