@@ -9,6 +9,7 @@ built directory or a pinned revision of the Hub::
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ class Unicorn12M(UnicornBuilder):
     """Dense captions with synthetic image embeddings, made from text only."""
 
     NAME = "unicorn-1.2m"
-    TITLE = "Unicorn-1.2M"
     INSTRUCTIONS = False
+    card = staticmethod(partial(render_card, "unicorn_1_2m.md", "Unicorn-1.2M"))
 
     def columns(self, sources: list[str]) -> dict[str, Any]:
         """Return the features of the columns; one row is one caption."""
@@ -56,13 +57,7 @@ class Unicorn12M(UnicornBuilder):
 
     def extra_files(self, run: FinishedRun) -> list[Path]:
         """Return the vectors for trainers, and the statistics that real images must be treated with."""
-        shards = [run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage]]
-        return [run.statistics, *shards]
-
-    @classmethod
-    def card(cls, **facts: Any) -> str:
-        """Return the card: ``dataset_card/unicorn_1_2m.md``, filled with the facts of the build."""
-        return render_card("unicorn_1_2m.md", cls.TITLE, **facts)
+        return [run.statistics, *(run.run.verified(run.vectors_stage, one) for one in run.records[run.vectors_stage])]
 
 
 def pair_conversations(captions: pa.Table) -> pa.Array:
@@ -75,10 +70,8 @@ def pair_conversations(captions: pa.Table) -> pa.Array:
     turns = pa.StructArray.from_arrays([speakers, texts.take(pa.array(order))], ["from", "value"])
     pairs = pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
     own = captions["conversations"].combine_chunks()
-    if own.null_count == rows:
-        return pairs
     kept = own.is_valid().to_numpy(zero_copy_only=False)
-    return pa.concat_arrays([pairs, own]).take(pa.array(np.arange(rows) + rows * kept))
+    return pa.concat_arrays([pairs, own]).take(pa.array(np.arange(rows) + rows * kept)) if kept.any() else pairs
 
 
 if __name__ == "__main__":

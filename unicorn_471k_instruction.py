@@ -8,6 +8,7 @@ writes a directory that ``load_dataset("unicorn-471k-instruction")`` reads. The 
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ class Unicorn471KInstruction(UnicornBuilder):
     """Multi-turn visual instructions with synthetic image embeddings, made from text only."""
 
     NAME = "unicorn-471k-instruction"
-    TITLE = "Unicorn-471K-Instruction"
     INSTRUCTIONS = True
+    card = staticmethod(partial(render_card, "unicorn_471k_instruction.md", "Unicorn-471K-Instruction"))
 
     def columns(self, sources: list[str]) -> dict[str, Any]:
         """Return the features of the columns; one row is one conversation."""
@@ -57,11 +58,6 @@ class Unicorn471KInstruction(UnicornBuilder):
         order = np.argsort([stable_hash("order", *key) for key in keys])
         place = table.column_names.index("grounded")
         return table.set_column(place, "grounded", list_means(table["grounded"])).take(pa.array(order))
-
-    @classmethod
-    def card(cls, **facts: Any) -> str:
-        """Return the card: ``dataset_card/unicorn_471k_instruction.md``, filled with the facts of the build."""
-        return render_card("unicorn_471k_instruction.md", cls.TITLE, **facts)
 
 
 def list_means(column: pa.ChunkedArray) -> pa.Array:

@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,17 @@ from ..files import explained, read_table, sha256, write_json
 from ..logs import Progress
 from ..stages import CAPTIONS
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
-from .finished import FinishedRun
 from .published import PublishedDataset
-from .versions import changelog
 
 Builders = dict[str, UnicornBuilder]  # by config
-FILE_BYTES = 200_000_000  # a file ends with the shard that reaches it: files of 100 to 300 MB at full size
-TEXT_ROW_GROUP, VECTOR_ROW_GROUP = 20_000, 4_000  # rows; 4,000 vectors of d = 1280 take 10 MB
+FILE_BYTES = 200_000_000  # a file holds the shards that begin within so many bytes: 100 to 300 MB at full size
+ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
 # Columns with few values, and columns that readers filter by. For vectors either costs more time than all the rest.
 REPEATING = ("conversations.list.element.from", "task", "source", "license", "prompt", "model", "embedding_shard")
 SEARCHED = ("id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row")
 COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "duplicate_group", "letters")
-LEAVES = (  # the parts of columns of lists, as Parquet names them
-    "conversations.list.element.from",
-    "conversations.list.element.value",
-    "question_types.list.element",
-)
+LEAVES = ("conversations.list.element.from", "conversations.list.element.value", "question_types.list.element")
+PRIVATE: Any = {"directory": True, "cluster": True, "server": {"endpoints"}, "judge": {"endpoints"}}  # of the recipe
 WRITERS = 2  # files written at once; more only hold more rows in memory
 
 
@@ -57,21 +53,17 @@ def build(
     method: str | None = None,
     repo_id: str | None = None,
     previous: PublishedDataset | None = None,
+    duplicates: bool = False,
 ) -> dict[str, Any]:
-    """Build a data set and return its manifest. The same run gives the same bytes.
+    """Build a data set from a finished run and return its manifest. The same run gives the same bytes.
 
-    Args:
-        builder_class: which data set.
-        run_dir: a finished run.
-        output: the directory; an earlier build in it is replaced.
-        version: of the data set, semantic.
-        method: of the transfer; None: the recipe's.
-        repo_id: ``USER/NAME`` that the card's snippets load; None: the directory's name.
-        previous: the version before, whose changelog is carried on; None: the build in ``output``, if there is one.
+    An earlier build in ``output`` is replaced. ``method`` is of the transfer (None: the recipe's). The card's snippets
+    load ``repo_id`` (``USER/NAME``; None: the directory's name), and its changelog carries on that of ``previous``
+    (None: the build in ``output``). ``duplicates`` has near-duplicates searched even if the recipe does not drop them.
 
     Raises:
-        DatasetError: the run is not finished, or ``output`` holds something else than an earlier build.
-        RunError: a file cannot be read or written.
+        DatasetError: as of ``FinishedRun``, or ``output`` holds something else than an earlier build.
+        RunError: the run is not finished, or a file cannot be read or written.
     """
     _check_output(output, run_dir)
     new, old = output.with_name(f".{output.name}.new"), output.with_name(f".{output.name}.old")
@@ -84,8 +76,8 @@ def build(
     try:
         with explained(output), tempfile.TemporaryDirectory() as cache:
             new.mkdir(parents=True)
-            options = {"run_dir": str(run_dir), "method": method, "version": version, "cache_dir": cache}
-            builders = {name: builder_class(config_name=name, **options) for name in FOLDERS}
+            options = {"run_dir": str(run_dir), "method": method, "duplicates": duplicates, "version": version}
+            builders = {name: builder_class(config_name=name, cache_dir=cache, **options) for name in FOLDERS}
             builders[WITH_EMBEDDINGS].run = builders["default"].run  # so that each file is hashed once
             manifest = _write_all(builders, new, version, repo_id, previous)
             if output.exists():
@@ -125,112 +117,97 @@ def _write_all(
             os.link(path, target)  # takes no space
         except OSError:  # another file system
             shutil.copyfile(path, target)
-    files = _files(run, output, {})
+    hashes = _hashes(output, run.hashes)
     manifest: dict[str, Any] = {
         "name": first.NAME,
         "version": version,
-        "digest": hashlib.sha256(repr([(name, one["sha256"]) for name, one in files.items()]).encode()).hexdigest(),
+        "digest": hashlib.sha256(repr([*hashes.items()]).encode()).hexdigest(),
         "code": __version__,
         "created": run.run.created,
         "method": run.method,
         "dimension": run.dimension,
         "sources": run.sources,
         "original_id": run.imported,
+        "duplicates_searched": run.duplicates is not None,
         "counts": _counts(first, output),
-        "recipe": _public(run.run.recipe.model_dump(mode="json")),
+        "recipe": run.run.recipe.model_dump(mode="json", exclude=PRIVATE),
         "stages": {
-            stage.name: run.run.facts(stage)
-            | {"shards": {f"{number:05d}": asdict(one) for number, one in records.items()}}
-            for stage, records in run.records.items()
+            stage.name: run.run.facts(stage) | {"shards": {f"{shard:05d}": asdict(one) for shard, one in made.items()}}
+            for stage, made in run.records.items()
         },
         "vectors": {name: sha for name, sha in run.hashes.items() if name.startswith("image_embeddings/")},
         "text": {name: sha for name, sha in run.hashes.items() if name.startswith(("captions/", "instructions/"))},
     }
-    manifest["changelog"] = changelog(manifest, previous, output)
+    manifest["changelog"] = previous.changelog(manifest, output) if previous else [[version, "first version"]]
     infos = {name: _info(builder, output) for name, builder in builders.items()}
     text = first.card(manifest=manifest, infos=infos, directory=output, statistics=run.statistics, repo_id=repo_id)
     (output / "README.md").write_text(text, encoding="utf-8")
-    manifest["files"] = _files(run, output, files)
+    hashes = _hashes(output, hashes)
+    manifest["files"] = {name: {"bytes": (output / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
     write_json(output / "manifest.json", manifest)
     return manifest
 
 
 def _write_tables(builders: Builders, output: Path) -> None:
-    """Write the Parquet files of all configs, ``WRITERS`` at a time."""
-    run, shards = builders["default"].run, builders["default"].shards()
-    jobs = []
-    for config, folder in FOLDERS.items():
-        (output / folder).mkdir()
-        groups = list(_groups(run, shards, config))
-        for number, group in enumerate(groups):
-            jobs.append((config, group, f"{folder}/train-{number:05d}-of-{len(groups):05d}.parquet"))
+    """Write the Parquet files of all configs as the Hub's viewer likes them. Chunks of text are found by content, so
+    that a new version uploads little; vectors all move with the mean, and compress by a twelfth only."""
+    run, shards, jobs = builders["default"].run, builders["default"].shards(), []
 
-    def write(config: str, group: list[int], name: str) -> None:
-        with _open_writer(output / name, builders[config].info.features.arrow_schema) as writer:
+    def size(shard: int, config: str) -> float:  # by the bytes that the run's own files take
+        records = [run.records[stage][shard] for stage in (CAPTIONS, *run.tasks)]
+        text = [record.files[f"{shard:05d}.parquet"]["bytes"] for record in records]
+        vectors = 2 * run.dimension * run.rows(shard) if config == WITH_EMBEDDINGS else 0
+        return float(text[0] * run.rows(shard) / records[0].rows + sum(text[1:]) + vectors)
+
+    def write(config: str, group: list[int], path: Path) -> None:
+        schema = builders[config].info.features.arrow_schema
+        codecs = dict.fromkeys((*schema.names, *LEAVES), "zstd") | {"image_embedding.list.element": "NONE"}
+        with pq.ParquetWriter(
+            path,
+            schema,
+            compression=codecs,
+            write_page_index=True,
+            use_content_defined_chunking=config != WITH_EMBEDDINGS,
+            use_dictionary=list(REPEATING),
+            write_statistics=list(SEARCHED),
+        ) as writer:
             for table in map(builders[config].table, group):
-                writer.write_table(table, VECTOR_ROW_GROUP if config == WITH_EMBEDDINGS else TEXT_ROW_GROUP)
+                writer.write_table(table, ROW_GROUP[config])
                 bar.update(len(table))
 
-    total = len(FOLDERS) * sum(run.rows(shard) for shard in shards)
-    pool = ThreadPoolExecutor(WRITERS)
-    with Progress("build", total) as bar:
-        try:
-            for done in [pool.submit(write, *job) for job in jobs]:
-                done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _groups(run: FinishedRun, shards: list[int], config: str) -> Iterator[list[int]]:
-    """Yield the shards of each file, by the bytes that the run's own files take."""
-    group, size = list[int](), 0.0
-    for shard in shards:
-        captions, rows = run.records[CAPTIONS][shard], run.rows(shard)
-        records = [run.records[stage][shard] for stage in run.tasks]
-        text = [record.files[f"{shard:05d}.parquet"]["bytes"] for record in (captions, *records)]
-        size += text[0] * rows / captions.rows + sum(text[1:])
-        size += 2 * run.dimension * rows if config == WITH_EMBEDDINGS else 0
-        group.append(shard)
-        if size >= FILE_BYTES:
-            yield group
-            group, size = [], 0.0
-    if group:
-        yield group
-
-
-def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a file as the Hub's viewer likes it. Chunks of text are found by their content, so that a version that
-    changes some rows uploads little; vectors all move with the mean, and compress by a twelfth only."""
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression=dict.fromkeys((*schema.names, *LEAVES), "zstd") | {"image_embedding.list.element": "NONE"},
-        write_page_index=True,
-        use_content_defined_chunking="image_embedding" not in schema.names,
-        use_dictionary=list(REPEATING),
-        write_statistics=list(SEARCHED),
-    )
+    for config, folder in FOLDERS.items():
+        (output / folder).mkdir()
+        starts = dict(zip(shards, accumulate((size(one, config) for one in shards), initial=0.0), strict=False))
+        groups = [list(group) for _, group in groupby(shards, lambda shard: starts[shard] // FILE_BYTES)]  # noqa: B023
+        for number, group in enumerate(groups):
+            jobs.append((config, group, output / folder / f"train-{number:05d}-of-{len(groups):05d}.parquet"))
+    total = len(FOLDERS) * sum(map(run.rows, shards))
+    with Progress("build", total) as bar, ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, *zip(*jobs, strict=True)))
 
 
 def _counts(builder: UnicornBuilder, output: Path) -> dict[str, dict[str, int]]:
     """Return the rows of ``default`` by value, for each column in ``COUNTED``; scores are rounded, nulls left out.
-    ``letters`` are the right answers of multiple choice."""
-    features, found = builder.info.features, {name: Counter[Any]() for name in COUNTED}
+    ``letters`` are the right answers of multiple choice, ``dropped`` the items that the checks took out, by reason."""
+    features, found = builder.info.features, {name: Counter[Any]() for name in (*COUNTED, "dropped")}
     for path in sorted((output / FOLDERS["default"]).glob("*.parquet")):
         for name in (name for name in COUNTED if name in features or "task" in features):
-            column = read_table(path, [{"letters": "conversations"}.get(name, name)])[0].combine_chunks()
+            column = read_table(path, [{"letters": "conversations"}.get(name, name)])[0].combine_chunks().drop_null()
             if name == "letters":
                 texts = column.flatten().field("value")
                 column = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
-            elif name == "duplicate_group":
-                column = column.is_valid().filter(column.is_valid())
             elif pa.types.is_list(column.type):
                 column = pc.list_flatten(column)
             elif pa.types.is_floating(column.type):
                 column = pc.round(column.cast(pa.float64()), 2)
             names = getattr(features.get(name), "names", None)  # of class labels
-            for entry in pc.value_counts(column.drop_null()).to_pylist():
+            for entry in pc.value_counts(column).to_pylist():
                 found[name][names[entry["values"]] if names else entry["values"]] += entry["counts"]
+    found["duplicate_group"] = Counter({"rows": found["duplicate_group"].total()})
+    for stage in builder.run.tasks:
+        for shard in builder.run.records[stage]:
+            lists = builder.run.run.table(stage, shard, ["dropped"])["dropped"]
+            found["dropped"].update(pc.list_flatten(lists).to_pylist())
     return {name: {str(value): counter[value] for value in sorted(counter)} for name, counter in found.items()}
 
 
@@ -245,20 +222,8 @@ def _info(builder: UnicornBuilder, output: Path) -> datasets.DatasetInfo:
     return info
 
 
-def _files(run: FinishedRun, output: Path, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and sha256 of all files, as far as they are not ``known`` or in the run's records."""
-
-    def facts(name: str) -> dict[str, Any]:
-        path = output / name
-        return known.get(name) or {"bytes": path.stat().st_size, "sha256": run.hashes.get(name) or sha256(path)}
-
+def _hashes(output: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the sha256 of all files by name; those that are ``known`` are not read."""
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     with ThreadPoolExecutor(WRITERS) as pool:
-        return dict(zip(names, pool.map(facts, names), strict=True))
-
-
-def _public(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe without what concerns only its author's machines."""
-    for section in ("server", "judge"):
-        (recipe[section] or {}).pop("endpoints", None)
-    return {key: value for key, value in recipe.items() if key not in ("directory", "cluster")}
+        return dict(zip(names, pool.map(lambda name: known.get(name) or sha256(output / name), names), strict=True))

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,19 +24,13 @@ FIRST_VERSION = "1.0.0"
 
 @dataclass
 class UnicornConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """``default`` (text only, which keeps the Hub's viewer fast) or ``with_embeddings``.
-
-    Attributes:
-        run_dir: a finished run to take the rows from; or else
-        method: with ``run_dir``: the transfer method, if the run has several.
-        data_dir: (of the base class) a built directory, or ``hf://datasets/USER/NAME@REVISION``.
-        embeddings: with ``data_dir``: where to take the vectors from, a built Unicorn-1.2M or a revision of it; None
-            reads the vectors that are stored with the text.
-    """
+    """``default`` (text only, which keeps the Hub's viewer fast) or ``with_embeddings``. Rows come from ``run_dir`` or
+    the base class's ``data_dir``, a built directory or ``hf://datasets/USER/NAME@REVISION``."""
 
     run_dir: str | None = None
-    method: str | None = None
-    embeddings: str | None = None
+    method: str | None = None  # of the transfer, with run_dir; None: the recipe's
+    duplicates: bool = False  # with run_dir: search near-duplicates, which takes minutes for a million captions
+    embeddings: str | None = None  # with data_dir: a built Unicorn-1.2M to take the vectors from; None: those stored
 
 
 class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
@@ -50,6 +44,9 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     DEFAULT_CONFIG_NAME = "default"
     NAME: str  # of the data set's directory and repository
     INSTRUCTIONS: bool  # whether rows are conversations about captions
+    card: Callable[
+        ..., str
+    ]  # renders the card: ``dataset_card.render_card`` with the name of its template and a title
 
     @abstractmethod
     def columns(self, sources: list[str]) -> dict[str, Any]:
@@ -59,16 +56,17 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the rows of one caption shard with these columns, names in place of class labels."""
 
+    def extra_files(self, run: FinishedRun) -> list[Path]:
+        """Return the files of the run that travel with the data set."""
+        return []
+
     @cached_property
     def run(self) -> FinishedRun:
-        """The run that the rows come from.
-
-        Raises:
-            DatasetError: none was named, or it is not finished.
-        """
-        if not self.config.run_dir:
+        """The run that the rows come from; errors as of ``FinishedRun``."""
+        config = self.config
+        if not config.run_dir:
             raise DatasetError(f"{type(self).__name__} needs run_dir=, a finished run, or data_dir=, a built data set")
-        return FinishedRun(Path(self.config.run_dir), self.config.method, self.INSTRUCTIONS)
+        return FinishedRun(Path(config.run_dir), config.method, self.INSTRUCTIONS, config.duplicates)
 
     @cached_property
     def _published(self) -> PublishedDataset:
@@ -81,13 +79,13 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             if manifest["name"] != self.NAME:
                 raise DatasetError(f"{self.config.data_dir} is a built {manifest['name']}, not {self.NAME}")
             self.config.version = datasets.Version(manifest["version"])
-            digest, sources, dimension = manifest["digest"], manifest["sources"], manifest["dimension"]
-            original = manifest["original_id"]
-            if self.config.embeddings:
-                digest += PublishedDataset(self.config.embeddings).manifest["digest"]
+            sources, dimension, original = (manifest[name] for name in ("sources", "dimension", "original_id"))
+            joined = PublishedDataset(self.config.embeddings).manifest["digest"] if self.config.embeddings else ""
+            digest = manifest["digest"] + joined
         else:
             run = self.run
-            digest, sources, dimension, original = repr(run.hashes), run.sources, run.dimension, run.imported
+            sources, dimension, original = run.sources, run.dimension, run.imported
+            digest = repr((run.hashes, run.model_name, run.duplicates))
         self.hash: str | None = hashlib.sha256(f"{digest} {self.hash}".encode()).hexdigest()[:32]
         features = self.columns(list(sources))
         if original:
@@ -96,58 +94,43 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             features["image_embedding"] = datasets.Sequence(datasets.Value("float16"), length=dimension)
         return datasets.DatasetInfo(description=type(self).__doc__ or "", features=datasets.Features(features))
 
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        if self.config.data_dir:
-            joined = self.config.name == "default" or self.config.embeddings
-            folder = FOLDERS["default" if joined else WITH_EMBEDDINGS]
-            parts: list[Any] = [name for name in self._published.manifest["files"] if name.startswith(f"{folder}/")]
-        else:
-            parts = self.shards()
-        return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs={"parts": parts})]
-
     def shards(self) -> list[int]:
-        """Return the caption shards of the run that give rows.
-
-        Raises:
-            DatasetError: none does.
-        """
+        """Return the caption shards of the run that give rows; a DatasetError says that none does."""
         if shards := [shard for shard in self.run.records[CAPTIONS] if self.run.rows(shard)]:
             return shards
         raise DatasetError(f"{self.run.run.path}: no row was accepted; the report shows the rejected rows by reason")
 
-    def extra_files(self, run: FinishedRun) -> list[Path]:
-        """Return the files of the run that travel with the data set."""
-        return []
-
-    @classmethod
-    @abstractmethod
-    def card(cls, **facts: Any) -> str:
-        """Return the card; ``facts`` are the arguments of ``dataset_card.render_card``."""
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        parts: list[Any]
+        if self.config.data_dir:
+            folder = FOLDERS["default" if self.config.embeddings else self.config.name]
+            parts = [name for name in self._published.manifest["files"] if name.startswith(f"{folder}/")]
+        else:
+            parts = self.shards()
+        return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs={"parts": parts})]
 
     def _generate_tables(self, parts: list[Any]) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the rows of shards of the run, or of built files, in the builder's schema."""
+        config = self.config
         for number, part in enumerate(parts):
-            for place, table in enumerate(self._tables(part)):
-                yield f"{number}-{place}", table
-
-    def _tables(self, part: Any) -> Iterator[pa.Table]:
-        """Yield the rows of a shard of the run, or of a built file, in the builder's schema."""
-        if not self.config.data_dir:
-            yield self.table(part)
-        elif self.config.name == WITH_EMBEDDINGS and self.config.embeddings:
-            vectors = PublishedDataset(self.config.embeddings)
-            yield from map(self._cast, self._published.joined_tables(part, vectors))
-        else:
-            yield from map(self._cast, self._published.tables(part))
+            if not config.data_dir:
+                tables = iter([self.table(part)])
+            elif config.name == WITH_EMBEDDINGS and config.embeddings:
+                tables = self._published.joined_tables(part, PublishedDataset(config.embeddings))
+            else:
+                tables = self._published.tables(part)
+            for place, table in enumerate(tables):
+                yield f"{number}-{place}", self._cast(table)
 
     def table(self, shard: int) -> pa.Table:
         """Return the rows of one shard of the run, in the builder's schema."""
         table = self.rows(self.run, shard)
-        for place, (name, feature) in enumerate(self.info.features.items()):
+        for name, feature in self.info.features.items():
             if isinstance(feature, datasets.ClassLabel):
-                labels = pc.index_in(table[name], value_set=pa.array(feature.names)).cast(pa.int64())
+                labels = pc.index_in(table[name], value_set=pa.array(feature.names))
                 table = table.set_column(table.column_names.index(name), name, labels)
-            elif name == "image_embedding":
-                table = table.add_column(place, name, vector_column(self.run.vectors(shard), table))
+        if self.config.name == WITH_EMBEDDINGS:
+            table = table.append_column("image_embedding", vector_column(self.run.vectors(shard), table))
         return self._cast(table)
 
     def _cast(self, table: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import datasets
 import typer
@@ -14,12 +14,15 @@ import typer
 from ..cli import run_command
 from ..logs import Progress, say
 from .build import build
-from .builder import FIRST_VERSION, FOLDERS, UnicornBuilder
+from .builder import FIRST_VERSION, UnicornBuilder
 
 Push = Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload and tag it v<version>; needs $HF_TOKEN.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")]
 Discard = Annotated[bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")]
-Fill = Annotated[str | None, typer.Option(metavar="[CONFIG]", help="Make load_dataset(NAME) work from any directory.")]
+Fill = Annotated[
+    Literal["default", "with_embeddings"] | None, typer.Option(help="Make load_dataset(NAME) work from any directory.")
+]
+Search = Annotated[bool, typer.Option("--duplicates", help="Search near-duplicate captions: minutes for a million.")]
 
 
 def main(builder_class: type[UnicornBuilder]) -> int:
@@ -31,20 +34,23 @@ def main(builder_class: type[UnicornBuilder]) -> int:
     def build_command(
         run_dir: Annotated[Path, typer.Option(help="A finished run.")],
         output: Annotated[Path, typer.Option(help="Directory to write; an earlier build in it is replaced.")],
-        version: Annotated[str, typer.Option(callback=_check_version, help="Of the data set.")] = FIRST_VERSION,
+        version: Annotated[str, typer.Option(help="Of the data set, semantic.")] = FIRST_VERSION,
         method: Annotated[str | None, typer.Option(help="Transfer method; default: the recipe's.")] = None,
+        duplicates: Search = False,
         push_to_hub: Push = None,
         private: Private = False,
         discard_edits: Discard = False,
         fill_cache: Fill = None,
     ) -> None:
         target = None
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+            raise typer.BadParameter(f"{version!r} is not a semantic version such as 1.0.0")
         if push_to_hub:
             from .publish import Publication
 
             target = Publication(push_to_hub, version, private, discard_edits)  # refuses before anything is built
         previous = target.previous if target else None
-        manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous)
+        manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous, duplicates)
         say(f"{output}: {builder_class.NAME} {version}, built from {run_dir}")
         if fill_cache:
             _fill_cache(builder_class, output, fill_cache)
@@ -53,17 +59,7 @@ def main(builder_class: type[UnicornBuilder]) -> int:
             target.upload(output, manifest)
             say(f'Published. Load it with load_dataset("{push_to_hub}", revision="v{version}")')
 
-    arguments = sys.argv[1:]
-    for place, text in reversed([*enumerate(arguments)]):
-        if text == "--fill-cache" and arguments[place + 1 : place + 2] not in ([config] for config in FOLDERS):
-            arguments.insert(place + 1, "default")
-    return run_command(app, arguments, f"{name} {shlex.join(arguments)}")
-
-
-def _check_version(text: str) -> str:
-    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
-        raise typer.BadParameter(f"{text!r} is not a semantic version such as 1.0.0")
-    return text
+    return run_command(app, sys.argv[1:], f"{name} {shlex.join(sys.argv[1:])}")
 
 
 def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
@@ -75,9 +71,9 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
         __module__ = builder_class.__module__  # datasets replaces ``Path`` in the module of a builder
         BUILDER_CONFIGS = configs
 
-        def _tables(self, part: Any) -> Iterator[Any]:
-            for table in super()._tables(part):
-                yield table
+        def _generate_tables(self, parts: list[Any]) -> Iterator[Any]:
+            for key, table in super()._generate_tables(parts):
+                yield key, table
                 bar.update(len(table))
 
     datasets.disable_progress_bars()  # they know no total and are not JSON

@@ -1,5 +1,6 @@
 """A finished run as the builders read it: completeness checked first, rows joined with captions and vectors by id."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,19 @@ from ..store import Run
 from ..transfer.stage import statistics_file, statistics_input
 from ..vectors import VectorShard
 
+_NO_NAME = "^(/.*|unknown)$"  # what a server that serves a local directory, or a gateway, calls its model
+
 
 class FinishedRun:
-    """A run whose stages are complete.
-
-    Args:
-        path: the run directory.
-        method: of the transfer; None: the recipe's.
-        instructions: whether the data set needs the instruction stages.
+    """A run whose stages are complete, with ``instructions`` the instruction stages too. ``method`` is of the transfer
+    (None: the recipe's); ``search`` has near-duplicates searched even if the recipe does not drop them.
 
     Raises:
-        DatasetError: it is a built data set.
+        DatasetError: it is a built data set, or the model that wrote it has no name.
         RunError: it is not a run directory, or a stage is not complete.
     """
 
-    def __init__(self, path: Path, method: str | None, instructions: bool) -> None:
+    def __init__(self, path: Path, method: str | None, instructions: bool, search: bool = False) -> None:
         if (path / "manifest.json").is_file() and not (path / "run.json").is_file():
             raise DatasetError(
                 f"{path} is a built data set, not a run. Give the run that it was built from; classes read a built "
@@ -42,30 +41,36 @@ class FinishedRun:
             )
         run = self.run = Run(path)
         self.method = method or run.recipe.transfer.method
+        self.search = search or run.recipe.captions.drop_duplicates is not None
         self.vectors_stage, self.statistics = image_stage(self.method), statistics_file(run, self.method)
         self.tasks = [INSTRUCTIONS[task] for task in TASKS] if instructions else []
-        self.imported = "imported" in run.facts(CAPTIONS).get("identity", {})  # from the original's release
+        identities = {stage: run.facts(stage).get("identity", {}) for stage in (CAPTIONS, *self.tasks)}
+        self.imported = "imported" in identities[CAPTIONS]  # from the original's release
         self.records = {stage: run.require(stage) for stage in (SEEDS, CAPTIONS, TEXT_EMBEDDINGS)}
         self.records[self.vectors_stage] = run.require(self.vectors_stage, statistics_input(run, self.method))
         for stage, task in zip(self.tasks, TASKS, strict=False):
-            imported = "imported" in run.facts(stage).get("identity", {})
-            self.records[stage] = run.require(stage, {} if imported else selection_inputs(run, task))
+            selection = {} if "imported" in identities[stage] else selection_inputs(run, task)
+            self.records[stage] = run.require(stage, selection)
         for stage in (CAPTION_JUDGEMENTS, *(JUDGEMENTS.values() if instructions else ())):
-            needed = run.recipe.judge is not None and stage is not CAPTION_JUDGEMENTS
-            if needed or run.shards(stage):
-                self.records[stage] = run.require(stage) if needed else run.records(stage)
+            if run.recipe.judge and stage is not CAPTION_JUDGEMENTS:
+                self.records[stage] = run.require(stage)
+            elif run.shards(stage):
+                self.records[stage] = run.records(stage)
+        self.model_name = run.recipe.server.model_name
+        models = [str(identity.get("model", "")) for identity in identities.values()]
+        if not self.model_name and (nameless := [model for model in models if re.fullmatch(_NO_NAME, model)]):
+            raise DatasetError(
+                f"{path}: the server calls the model that wrote the text {nameless[0]!r}. Name it in the recipe as "
+                "`server: {model_name: OWNER/NAME}`, and give `python -m generation run --config RECIPE --run-dir "
+                f"{path}`: nothing is made again"
+            )
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The sha256 of all data files that rows and vectors come from, by path in the run."""
-        files = {
-            f"{stage.name}/{name}": str(facts["sha256"])
-            for stage, records in self.records.items()
-            for record in records.values()
-            for name, facts in record.files.items()
-            if not name.endswith(".rejected.parquet")
-        }
-        return dict(sorted(files.items()))
+        records = [(stage.name, record) for stage, made in self.records.items() for record in made.values()]
+        files = {f"{stage}/{name}": facts["sha256"] for stage, one in records for name, facts in one.files.items()}
+        return {name: files[name] for name in sorted(files) if not name.endswith(".rejected.parquet")}
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -88,12 +93,16 @@ class FinishedRun:
         return sum(self.records[stage][shard].rows for stage in self.tasks or (CAPTIONS,))
 
     @cached_property
-    def duplicates(self) -> dict[str, str]:
-        """The group of each caption that has a near-duplicate; searched once and kept in ``.duplicates.json``."""
+    def duplicates(self) -> dict[str, str] | None:
+        """The group of each caption that has a near-duplicate, or None if it was not searched for: that takes minutes
+        for a million captions. The groups are kept in the run's ``.duplicates.json``, for the other data set too."""
         path = self.run.path / ".duplicates.json"
         captions = {name: digest for name, digest in self.hashes.items() if name.startswith("captions/")}
-        if path.is_file() and (known := read_json(path)).get("captions") == captions:
+        known = read_json(path) if path.is_file() else {}
+        if known.get("captions") == captions:
             return dict(known["groups"])
+        if not self.search:
+            return None
         groups = duplicate_groups(self.run)
         write_json(path, {"captions": captions, "groups": groups})
         return groups
@@ -104,27 +113,26 @@ class FinishedRun:
 
     def captions(self, shard: int) -> pa.Table:
         """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
-        table, ids = self.run.table(CAPTIONS, shard), self.vectors(shard).ids
-        own = table["id"].to_pylist()
+        table, ids = self._named(self.run.table(CAPTIONS, shard)), self.vectors(shard).ids
+        own, verdicts = table["id"].to_pylist(), dict[int, str]()
         rows = np.arange(len(ids)) if ids == own else _places(table["id"], pa.array(ids), shard)
-        judge: list[float | None] = [None] * len(own)
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
-            found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"]).to_pydict()
-            share = {hash: float(verdict == CONFIRMED) for hash, verdict in zip(*found.values(), strict=True)}
-            pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
-            judge = [share.get(text_hash(*pair)) for pair in pairs]
+            found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
+            verdicts = dict(zip(*found.to_pydict().values(), strict=True))
+        pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
+        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(own)
         return (
             table.append_column("embedding_shard", pa.array(np.full(len(table), shard, np.int32)))
             .append_column("embedding_row", pa.array(rows, pa.int32()))
-            .append_column("duplicate_group", pa.array(map(self.duplicates.get, own), pa.string()))
-            .append_column("judge", pa.array(judge, pa.float32()))
+            .append_column("duplicate_group", pa.array(map((self.duplicates or {}).get, own), pa.string()))
+            .append_column("judge", pc.equal(pa.array(judged, pa.string()), CONFIRMED).cast(pa.float32()))
         )
 
     def conversations(self, shard: int) -> pa.Table:
         """Return the conversations of a shard, task after task, each with columns of the caption it is about."""
         captions, parts = self.captions(shard), []
         for stage, task in zip(self.tasks, TASKS, strict=True):
-            table = self.run.table(stage, shard)
+            table = self._named(self.run.table(stage, shard))
             own = captions.take(pa.array(_places(table["id"], captions["id"].combine_chunks(), shard)))
             shares = judged_share(self.run, task, shard) if JUDGEMENTS[task] in self.records else {}
             for name in ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group"):
@@ -133,13 +141,16 @@ class FinishedRun:
             parts.append(table.append_column("judge", judge))
         return pa.concat_tables(parts)
 
+    def _named(self, table: pa.Table) -> pa.Table:
+        """Return rows with ``server.model_name`` for a model that its server did not name."""
+        if not self.model_name:
+            return table
+        models = pc.replace_substring_regex(table["model"], _NO_NAME, self.model_name)
+        return table.set_column(table.column_names.index("model"), "model", models)
+
 
 def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> np.ndarray[Any, Any]:
-    """Return where each id stands among ``known``.
-
-    Raises:
-        DatasetError: an id is not there.
-    """
+    """Return where each id stands among ``known``; a DatasetError names one that does not."""
     found = pc.index_in(ids, value_set=known)
     if found.null_count:
         missing = ids.filter(pc.is_null(found))[0]
@@ -149,15 +160,10 @@ def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> np.ndarray[Any
 
 
 def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
-    """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row`` and proven
-    by id and text hash; rows in the order of the shard are a view of the mapped file.
-
-    Raises:
-        DatasetError: a row is not in the shard, or its vector was made from another text.
-    """
+    """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row``; rows in
+    order are a view of the mapped file. A DatasetError names a row whose vector is missing or of another text."""
     rows = table["embedding_row"].to_numpy()
-    found = zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True)
-    for row, id, caption in found:
+    for row, id, caption in zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
         if row >= len(shard) or shard.ids[row] != id or shard.input_hashes[row] != text_hash(caption):
             raise DatasetError(f"{shard.path}, row {row}: not the vector of row {id}; take both from one build")
     vectors, first = shard.vectors.numpy(), int(rows[0]) if len(rows) else 0

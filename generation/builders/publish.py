@@ -4,7 +4,6 @@ Only files of the last manifest are replaced or removed. Files that somebody add
 somebody edited are named and refused, unless their edits are to be discarded.
 """
 
-import hashlib
 import logging
 import re
 import sys
@@ -19,6 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import DatasetError
+from ..files import sha256
 from ..logs import Progress
 from .published import PublishedDataset
 
@@ -26,18 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 class Publication:
-    """A repository of the Hub in which a version is to be published, checked before anything is built.
-
-    The token is huggingface_hub's: ``$HF_TOKEN``, or that of ``hf auth login``.
-
-    Args:
-        repo_id: ``USER/NAME``.
-        version: of the data set; its tag must not exist.
-        private: the repository must be private; a new one is made so.
-        discard_edits: replace files that somebody edited on the Hub.
-
-    Attributes:
-        previous: what the repository holds now, or None.
+    """A repository ``USER/NAME`` of the Hub in which a version is to be published, checked before anything is built;
+    ``previous`` is what it holds now, or None. The token is ``$HF_TOKEN``, or that of ``hf auth login``.
 
     Raises:
         DatasetError: the name, the token, the tag, the visibility or an edited file is in the way.
@@ -49,11 +39,15 @@ class Publication:
         if not get_token():
             raise DatasetError("--push-to-hub needs a token of the Hub that may write: set $HF_TOKEN to it")
         self.repo_id, self._private, self._tag = repo_id, private, f"v{version}"
-        self._hub, self._head = HfApi(), None
-        self._files: dict[str, RepoFile] = {}
+        self._hub, self._head, self._files = HfApi(), None, dict[str, RepoFile]()
         self.previous: PublishedDataset | None = None
         with self._explained("cannot be read"):
-            self._check_token(self._hub.whoami())
+            who = self._hub.whoami()
+            role = who.get("auth", {}).get("accessToken", {}).get("role")  # a fine-grained token has another
+            names = [who["name"], *(group["name"] for group in who.get("orgs", []))]
+            if role == "read" or (role == "write" and repo_id.split("/")[0] not in names):
+                may = "only read" if role == "read" else f"write for {', '.join(names)} only"
+                raise DatasetError(f"--push-to-hub {repo_id}: the token may {may}; set $HF_TOKEN to another")
             try:
                 info = self._hub.dataset_info(repo_id)
             except RepositoryNotFoundError:
@@ -69,39 +63,24 @@ class Publication:
             self.previous = PublishedDataset(f"hf://datasets/{repo_id}@{info.sha}")
         self._check_edits(discard_edits)
 
-    def _check_token(self, who: dict[str, Any]) -> None:
-        role = who.get("auth", {}).get("accessToken", {}).get("role")  # a fine-grained token has another
-        names = [who["name"], *(group["name"] for group in who.get("orgs", []))]
-        if role == "read" or (role == "write" and self.repo_id.split("/")[0] not in names):
-            may = "only read" if role == "read" else f"write for {', '.join(names)} only"
-            raise DatasetError(f"--push-to-hub {self.repo_id}: the token may {may}; set $HF_TOKEN to another")
-
     def _check_edits(self, discard_edits: bool) -> None:
+        edited = [] if self.previous else [name for name in self._files if name == "README.md"]  # written on the Hub
         known = self.previous.manifest["files"] if self.previous else {}
-        foreign = sorted(self._files.keys() - known - {"manifest.json", ".gitattributes"})
-        edited = [name for name in self._files if name in known and self._sha256(name) != known[name]["sha256"]]
-        if self.previous is None and "README.md" in foreign:
-            edited, foreign = ["README.md"], [name for name in foreign if name != "README.md"]
+        for name, file in self._files.items():
+            if self.previous and name in known:
+                found = file.lfs.sha256 if file.lfs else sha256(self.previous.file(name, verify=False))
+                edited += [name] if found != known[name]["sha256"] else []
         if edited and not discard_edits:
             raise DatasetError(
                 f"{self.repo_id}: somebody edited {', '.join(edited)} on the Hub. Move the edits into the recipe's "
                 "section 'card' or the template, then give --discard-edits"
             )
-        if foreign:
+        if foreign := sorted(self._files.keys() - known - {"manifest.json", ".gitattributes", *edited}):
             logger.warning("%s: kept files that no build wrote: %s", self.repo_id, ", ".join(foreign))
 
-    def _sha256(self, name: str) -> str:
-        if lfs := self._files[name].lfs:
-            return str(lfs.sha256)
-        assert self.previous is not None
-        return hashlib.sha256(self.previous.file(name, verify=False).read_bytes()).hexdigest()
-
     def upload(self, directory: Path, manifest: dict[str, Any]) -> None:
-        """Upload a built directory and tag it. Interrupted, the same call goes on: what arrived is not sent again.
-
-        Raises:
-            DatasetError: the version was published with other contents, or the Hub refuses.
-        """
+        """Upload a built directory and tag it. Interrupted, the same call goes on: what arrived is not sent again. A
+        DatasetError says that the version was published with other contents, or what the Hub refuses."""
         old = self.previous.manifest if self.previous else {"version": None, "files": {}}
         if old["version"] == manifest["version"] and old["digest"] != manifest["digest"]:
             raise DatasetError(f"{self.repo_id} holds version {old['version']} with other contents; raise --version")
