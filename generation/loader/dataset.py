@@ -72,19 +72,17 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     def _map(self) -> None:
         """Map the files into memory: in the first process, and in each worker that was not forked from it."""
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(self._texts))).read_all()
+            self._table = pa.ipc.open_file(pa.memory_map(str(self._texts))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
             fault = f"the cache {self._texts} is damaged: {error}"
             raise DatasetError(f"{fault}; remove it to have it made again") from error
-        self._numbers = table["id"].to_numpy()  # int64 [n], ids as integers
-        self._places = np.stack([table["embedding_shard"].to_numpy(), table["embedding_row"].to_numpy()], 1)
-        self._columns = {name: table[name].chunks for name in ("caption", "conversations")}
-        self._ends = np.cumsum([len(chunk) for chunk in table["id"].chunks])
+        self._numbers = self._table["id"].to_numpy()  # int64 [n], ids as integers
+        self._places = np.stack([self._table[name].to_numpy() for name in ("embedding_shard", "embedding_row")], 1)
         self._vectors = {number: VectorShard(path).vectors.numpy() for number, path in self._paths.items()}
         self.dimension = int(next(iter(self._vectors.values())).shape[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_numbers", "_places", "_columns", "_vectors")
+        mapped = ("_table", "_numbers", "_places", "_vectors")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,7 +121,8 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         chosen = np.asarray(rows, np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()}: {self._rows.url} has {len(self)} rows")
-        numbers = self._numbers[chosen].tolist()
+        numbers, columns = self._numbers[chosen].tolist(), (self._table["caption"], self._table["conversations"])
+        captions, turns = ([column[row].as_py() for row in chosen.tolist()] for column in columns)  # faster than take
         embeds = torch.from_numpy(
             np.stack([self._vectors[shard][row] for shard, row in self._places[chosen].tolist()])
         )
@@ -133,16 +132,10 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             embeds = self.statistics.move(self._stored.invert(embeds), numbers if noise else (), seed)
         return {
             "id": [f"{number:010d}" for number in numbers],
-            "caption": self._take("caption", chosen),
-            "conversations": [orjson.loads(text) for text in self._take("conversations", chosen)],
+            "caption": captions,
+            "conversations": [orjson.loads(text) for text in turns],
             "embeds": embeds,
         }
-
-    def _take(self, column: str, rows: np.ndarray[Any, Any]) -> list[str]:
-        """Return texts one by one, which is faster for random rows than ``pyarrow.take`` over many chunks."""
-        chunks, numbers = self._columns[column], np.searchsorted(self._ends, rows, "right")
-        places = rows - np.concatenate([[0], self._ends])[numbers]
-        return [chunks[number][place].as_py() for number, place in zip(numbers.tolist(), places.tolist(), strict=True)]
 
     def verify(self) -> None:
         """Read everything: the sha256 of each file, and for each row whether its vector was made from its caption.
@@ -154,7 +147,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             for name in (name for name in built.manifest["files"] if name.startswith(folder)):
                 built.file(name)
         hashes = {number: VectorShard(path).input_hashes for number, path in self._paths.items()}
-        captions = chain.from_iterable(chunk.to_pylist() for chunk in self._columns["caption"])
+        captions = chain.from_iterable(chunk.to_pylist() for chunk in self._table["caption"].chunks)
         rows = zip(self._numbers.tolist(), self._places.tolist(), captions, strict=True)
         for number, (shard, row), caption in counted(rows, "verify captions", "row", len(self)):
             if hashes[shard][row] != text_hash(caption):
