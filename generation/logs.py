@@ -11,6 +11,7 @@ every ten seconds. Machines read JSON, one object a line with ``time`` (ISO 8601
   ``message``.
 """
 
+import io
 import itertools
 import json
 import logging
@@ -33,16 +34,9 @@ _numbers = itertools.count(1)
 _json: TextIO | None = None  # where events go, or None
 
 
-def setup(log_json: str | None = None, verbose: bool = False) -> None:
-    """Send log records, and with ``log_json`` all events, to where they belong.
-
-    Args:
-        log_json: a file to append to, ``-`` for stderr (nothing else is then written there), or None.
-        verbose: log at level DEBUG.
-
-    Raises:
-        RunError: the file cannot be opened.
-    """
+def setup(log_json: str | None = None) -> None:
+    """Send log records to stderr, and with ``log_json`` all events to a file that is appended to, or to stderr alone
+    (``-``). A RunError says that the file cannot be opened."""
     global _json
     if log_json is not None and log_json != STDERR:
         try:
@@ -55,8 +49,8 @@ def setup(log_json: str | None = None, verbose: bool = False) -> None:
     logging.raiseExceptions = False  # a closed or full stderr does not end a run
     logger = logging.getLogger()
     logger.handlers = [_Events()] if log_json == STDERR else [_AboveBars(), *([_Events()] if _json else [])]
-    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    logging.getLogger("generation").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.WARNING)
+    logging.getLogger("generation").setLevel(logging.INFO)
 
 
 def emit(event: str, **facts: Any) -> None:
@@ -100,21 +94,17 @@ class _Events(logging.Handler):
         emit(record.levelname.lower(), logger=record.name, message=self.format(record))
 
 
-class _Lines:
+class _Lines(io.StringIO):
     """A stderr that is not a terminal: each state of a bar is a line of its own."""
 
-    def __init__(self) -> None:
-        self._last = ""
+    _last = ""
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         """Write the text unless it is blank or a repetition."""
-        line = text.strip()
-        if line and line != self._last:
+        if (line := text.strip()) and line != self._last:
             self._last = line
             say(line, sys.stderr)
-
-    def flush(self) -> None:
-        """Do nothing: every line is flushed."""
+        return len(text)
 
 
 class Progress:
@@ -182,19 +172,9 @@ class Progress:
         self._next_event, self._told = now + EVENT_S, True
         rate = (self.done - self._first) / max(now - self._start, 1e-3)
         left = None if self._total is None else max(0, self._total - self.done)
-        eta = 0.0 if left == 0 else left / rate if left and rate else None
-        emit(
-            "progress",
-            stage=self._stage,
-            bar=self._number,
-            state=state,
-            done=self.done,
-            total=self._total,
-            unit=self._unit,
-            rate=round(rate, 3),
-            eta_s=None if eta is None else round(eta, 1),
-            **self._facts,
-        )
+        eta = 0.0 if left == 0 else round(left / rate, 1) if left and rate else None
+        place = {"stage": self._stage, "bar": self._number, "state": state, "done": self.done, "total": self._total}
+        emit("progress", **place, unit=self._unit, rate=round(rate, 3), eta_s=eta, **self._facts)
 
 
 def counted(items: Iterable[T], stage: str, unit: str, total: int | None = None) -> Iterator[T]:

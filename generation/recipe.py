@@ -47,14 +47,10 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: the YAML file.
-        server: keys of the ``server`` section given on the command line; they win over the file's.
+    """Read and check a recipe; keys of ``server`` (from the command line) win over those of its section.
 
     Raises:
-        RecipeError: the file cannot be read, or a key or value is wrong. All faults are named.
+        RecipeError: the file cannot be read, or keys or values are wrong; all are named.
     """
     if not path.is_file():
         known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.yaml")))
@@ -66,15 +62,10 @@ def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None = None) -> Recipe:
-    """Check a recipe that is already read, such as the one that ``run.json`` remembers.
-
-    Args:
-        data: the recipe, ``directory`` included.
-        what: what it is, for messages.
-        server: keys of the ``server`` section that win over those of ``data``.
+    """Check a recipe that is already read; ``what`` names it in messages.
 
     Raises:
-        RecipeError: a key or value is wrong. All faults are named.
+        RecipeError: keys or values are wrong; all are named.
     """
     try:
         str(data.get("directory")).encode()
@@ -91,11 +82,7 @@ def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None 
 
 
 def validate(kind: type[S], data: dict[str, Any], what: str) -> S:
-    """Build a section from plain data.
-
-    Raises:
-        RecipeError: one error that names every wrong key and value.
-    """
+    """Build a section from plain data; one RecipeError names every wrong key and value."""
     try:
         return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:

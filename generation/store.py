@@ -63,12 +63,11 @@ class Run:
             raise RunError(f"{file} has format {described.get('format')!r}; this version of the code reads {FORMAT}")
         if not isinstance(described.get("recipe"), dict) or "created" not in described:
             raise RunError(f"{file} holds no recipe or no time of creation; restore it, or choose another --run-dir")
-        remembered = parse_recipe(described["recipe"], str(file))
+        remembered, self.created = parse_recipe(described["recipe"], str(file)), str(described["created"])
         self.recipe = recipe or remembered
-        self.created = str(described["created"])
-        if recipe is not None and recipe != remembered:
-            self._refuse_changes(recipe, extend)
-            write_json(file, self._description(recipe) | {"created": self.created})
+        if self.recipe != remembered:
+            self._refuse_changes(self.recipe, extend)
+            write_json(file, self._description(self.recipe) | {"created": self.created})
 
     def _description(self, recipe: Recipe) -> dict[str, Any]:
         return {"format": FORMAT, "code": __version__, "created": now(), "recipe": recipe.model_dump(mode="json")}
@@ -95,10 +94,8 @@ class Run:
     def begin(self, stage: Stage, identity: Mapping[str, Any] | None = None, replace: bool = False) -> None:
         """Write what a stage is begun with, or compare it with what another process or session wrote.
 
-        Args:
-            stage: the stage.
-            identity: what decides its rows besides the recipe: prompt and its hash, model, encoder.
-            replace: overwrite instead of comparing.
+        ``identity`` decides the rows besides the recipe: prompt and its hash, model, encoder. ``replace`` overwrites
+        instead of comparing.
 
         Raises:
             RunError: it was begun with other settings or another identity.
@@ -226,8 +223,6 @@ class Run:
         """Finish a shard: write its files, then its record.
 
         Args:
-            stage: its stage.
-            shard: its number.
             rows: how many rows ``write`` writes.
             write: writes the data file; ``parquet(table)`` for rows.
             rejected: rejected rows; an older file of them is removed if there are none.
@@ -286,11 +281,7 @@ class Run:
         return read_table(self.verified(stage, shard, suffix)) if known else None
 
     def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:
-        """Return the records of a stage that is complete.
-
-        Raises:
-            RunError: it has no shard, or some of its shards are due.
-        """
+        """Return the records of a stage; a RunError says that it has none, or that some of its shards are due."""
         records = self.records(stage) if self.facts(stage).get("finished", True) else {}  # seeds say when they are
         due = self.due(stage, extra) if stage.source is not None else []
         if not records or due:

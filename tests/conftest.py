@@ -13,7 +13,7 @@ _THINGS = ("kite", "boat", "chair")
 SEEDS = [f"A {c} {t} in a {p}." for c in ("red", "blue") for t in _THINGS for p in ("park", "yard", "hall")]  # 18
 
 
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, timeout_s: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` in the clone's root to its end."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -21,7 +21,7 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout_s,
     )
 
 
