@@ -24,6 +24,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
+TOKENS = {"hf_write": "write", "hf_read": "read"}
+Files = dict[str, bytes]
+Reply = tuple[int, Any, Mapping[str, str]]  # status, bytes or JSON value, headers
 
 
 class Refusal(Exception):
@@ -31,7 +34,16 @@ class Refusal(Exception):
 
     def __init__(self, status: int, message: str, code: str = "", **headers: str) -> None:
         super().__init__(message)
-        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message, **headers}
+        self.reply: Reply = status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **headers}
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def etag(path: str, data: bytes) -> str:
+    """Return the name that LFS or git gives to a file."""
+    return sha(data) if path.endswith(LFS_SUFFIXES) else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass
@@ -40,56 +52,47 @@ class Repo:
 
     name: str
     private: bool
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
+    commits: dict[str, Files] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)  # main and tags
+    objects: Files = field(default_factory=dict)  # LFS, by sha256
 
-    def commit(self, files: dict[str, bytes]) -> str:
+    def commit(self, files: Files) -> str:
         facts = [self.refs.get("main"), len(self.commits), sorted((path, sha(data)) for path, data in files.items())]
         found = hashlib.sha1(json.dumps(facts).encode()).hexdigest()
         self.commits[found], self.refs["main"] = files, found
         return found
 
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
-        found = self.refs.get(revision) or self.tags.get(revision) or revision
+    def at(self, revision: str) -> tuple[str, Files]:
+        found = self.refs.get(revision, revision)
         if found not in self.commits:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found, self.commits[found]
 
 
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def is_lfs(path: str) -> bool:
-    return path.endswith(LFS_SUFFIXES)
-
-
-def oid(data: bytes) -> str:
-    """Return the name that git gives to a file."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
 @dataclass
 class Request:
-    """A request as a route sees it."""
+    """A request as a route sees it; ``role`` is that of its token, or None without one."""
 
-    parts: dict[str, str]
+    repo: Repo
+    revision: str
+    path: str
     query: dict[str, list[str]]
     body: bytes
-    role: str | None  # of the token: "write", "read", or None without one
+    role: str | None
     range: str | None
 
     @property
     def data(self) -> Any:
         return json.loads(self.body or b"{}")
 
+    @property
+    def files(self) -> Files:
+        return self.repo.at(self.revision)[1]
 
-Reply = tuple[int, bytes | Any, Mapping[str, str]]
+
 _API, _REV = r"/api/datasets/(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 _PAGE = r"/datasets/(?P<name>[^/]+/[^/]+?)"
-ROUTES = [
+ROUTES = [  # method, path, name; those that write need a token that may
     ("GET", "/api/whoami-v2", "whoami"),
     ("POST", "/api/repos/create", "create"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
@@ -104,16 +107,14 @@ ROUTES = [
     ("PUT", r"/lfs/(?P<name>[^/]+/[^/]+)/(?P<path>\w+)", "lfs_upload"),
     ("(?:GET|HEAD)", rf"{_PAGE}/resolve/{_REV}/(?P<path>.+)", "resolve"),
 ]
+WRITING = ("tag", "preupload", "commit", "lfs_batch")
 
 
 class FakeHub:
     """The Hub in a thread: ``with FakeHub() as hub:`` serves on ``hub.url`` until the block ends.
 
-    Args:
-        fail: given a route's name and how many requests it had before, the HTTP status to fail with, or None.
+    ``fail`` is given a route's name and how many requests it had before, and returns the HTTP status to fail with.
     """
-
-    TOKENS = {"hf_write": "write", "hf_read": "read"}
 
     def __init__(self, fail: Callable[[str, int], int | None] = lambda route, number: None) -> None:
         self.repos: dict[str, Repo] = {}
@@ -128,8 +129,7 @@ class FakeHub:
             def log_message(self, format: str, *values: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._lock = threading.Lock()
+        self._server, self._lock = ThreadingHTTPServer(("127.0.0.1", 0), Handler), threading.Lock()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -150,27 +150,11 @@ class FakeHub:
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        split, sent = urlsplit(handler.path), handler.headers.get("Authorization", "")
-        asked = f"{handler.command} {split.path}"
-        known = ((route, re.fullmatch(f"{method} {pattern}", asked)) for method, pattern, route in ROUTES)
         try:
-            route, found = next((one for one in known if one[1]), ("", None))
-            if found is None:
-                raise Refusal(404, f"the fake Hub has no route {asked}")
             with self._lock:
-                status = self.fail(route, self.seen[route])
-                self.seen[route] += 1
-                if status:
-                    raise Refusal(status, "scripted failure")
-                if sent and sent.removeprefix("Bearer ") not in self.TOKENS:
-                    raise Refusal(401, "Invalid credentials in Authorization header")
-                parts = {key: unquote(value) for key, value in found.groupdict().items() if value}
-                role = self.TOKENS.get(sent.removeprefix("Bearer "))
-                request = Request(parts, parse_qs(split.query), body, role, handler.headers.get("Range"))
-                reply: Reply = getattr(self, f"_{route}")(request)
+                status, value, headers = self._answer(handler, body)
         except Refusal as refusal:
-            reply = refusal.status, {"error": str(refusal)}, refusal.headers
-        status, value, headers = reply
+            status, value, headers = refusal.reply
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         handler.send_response(status)
         for name, text in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
@@ -179,13 +163,28 @@ class FakeHub:
         if handler.command != "HEAD":
             handler.wfile.write(content)
 
-    def _repo(self, request: Request, write: bool = False) -> Repo:
-        repo = self.repos.get(request.parts["name"])
-        if repo is None or (repo.private and not request.role):
-            raise Refusal(404 if request.role else 401, "Repository not found", "RepoNotFound")
-        if write and request.role != "write":
+    def _answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> Reply:
+        split, token = urlsplit(handler.path), handler.headers.get("Authorization", "").removeprefix("Bearer ")
+        asked = f"{handler.command} {split.path}"
+        known = ((route, re.fullmatch(f"{method} {pattern}", asked)) for method, pattern, route in ROUTES)
+        route, found = next((one for one in known if one[1]), ("", None))
+        if found is None:
+            raise Refusal(404, f"the fake Hub has no route {asked}")
+        self.seen[route] += 1
+        if status := self.fail(route, self.seen[route] - 1):
+            raise Refusal(status, "scripted failure")
+        if token and token not in TOKENS:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        parts, role = {key: unquote(value) for key, value in found.groupdict().items() if value}, TOKENS.get(token)
+        repo = self.repos.get(parts.get("name", ""), Repo("", private=False))
+        if "name" in parts and (not repo.name or (repo.private and not role and route != "lfs_upload")):
+            raise Refusal(404 if role else 401, "Repository not found", "RepoNotFound")
+        if route in WRITING and role != "write":
             raise Refusal(403, "the token may not write")
-        return repo
+        query, revision = parse_qs(split.query), parts.get("revision", "main")
+        request = Request(repo, revision, parts.get("path", ""), query, body, role, handler.headers.get("Range"))
+        reply: Reply = getattr(self, f"_{route}")(request)
+        return reply
 
     def _whoami(self, request: Request) -> Reply:
         if not request.role:
@@ -206,95 +205,86 @@ class FakeHub:
         return 200, {"errors": [], "warnings": []}, {}
 
     def _info(self, request: Request) -> Reply:
-        repo = self._repo(request)
-        commit, files = repo.at(request.parts.get("revision", "main"))
+        repo, (commit, files) = request.repo, request.repo.at(request.revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
         facts = {"id": repo.name, "sha": commit, "private": repo.private, "tags": [], "siblings": siblings}
         return 200, facts | {"lastModified": DATE, "gated": False, "disabled": False, "downloads": 0, "likes": 0}, {}
 
-    def _entries(self, files: dict[str, bytes]) -> Iterator[dict[str, Any]]:
+    def _entries(self, files: Files) -> Iterator[dict[str, Any]]:
         commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
         for folder in {str(parent) for path in files for parent in Path(path).parents} - {"."}:
-            yield {"type": "directory", "path": folder, "oid": oid(folder.encode()), "size": 0, **commit}
+            yield {"type": "directory", "path": folder, "oid": etag("", folder.encode()), "size": 0, **commit}
         for path, data in files.items():
-            lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}} if is_lfs(path) else {}
-            yield {"type": "file", "path": path, "oid": oid(data), "size": len(data), **lfs, **commit}
+            lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}}
+            file = {"type": "file", "path": path, "oid": etag("", data), "size": len(data), **commit}
+            yield file | (lfs if path.endswith(LFS_SUFFIXES) else {})
 
     def _tree(self, request: Request) -> Reply:
-        _, files = self._repo(request).at(request.parts["revision"])
-        folder = request.parts.get("path", "").strip("/")
-        below = [one for one in self._entries(files) if not folder or one["path"].startswith(f"{folder}/")]
+        start = f"{request.path.strip('/')}/".lstrip("/")
+        below = [one for one in self._entries(request.files) if one["path"].startswith(start)]
         if request.query.get("recursive", ["false"])[0].lower() != "true":
-            start = len(folder) + 1 if folder else 0
-            below = [one for one in below if "/" not in one["path"][start:]]
+            below = [one for one in below if "/" not in one["path"][len(start) :]]
         return 200, sorted(below, key=lambda one: str(one["path"])), {}
 
     def _paths_info(self, request: Request) -> Reply:
-        _, files = self._repo(request).at(request.parts["revision"])
         wanted = {path.strip("/") for path in parse_qs(request.body.decode()).get("paths", [])}
-        return 200, [one for one in self._entries(files) if one["path"] in wanted], {}
+        return 200, [one for one in self._entries(request.files) if one["path"] in wanted], {}
 
     def _refs(self, request: Request) -> Reply:
-        repo = self._repo(request)
-        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in repo.tags.items()]
+        refs = [(name, at) for name, at in request.repo.refs.items() if name != "main"]
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in refs]
         return 200, {"branches": [], "converts": [], "tags": tags}, {}
 
     def _tag(self, request: Request) -> Reply:
-        repo = self._repo(request, write=True)
-        if request.data["tag"] in repo.tags:
+        if request.data["tag"] in request.repo.refs:
             raise Refusal(409, "Tag reference exists already")
-        repo.tags[request.data["tag"]], _ = repo.at(request.parts["revision"])
+        request.repo.refs[request.data["tag"]], _ = request.repo.at(request.revision)
         return 200, {}, {}
 
     def _preupload(self, request: Request) -> Reply:
-        _, there = self._repo(request, write=True).at(request.parts["revision"])
         found = []
         for path in (file["path"] for file in request.data["files"]):
-            known = (sha if is_lfs(path) else oid)(there[path]) if path in there else None
-            mode = "lfs" if is_lfs(path) else "regular"
+            known = etag(path, request.files[path]) if path in request.files else None
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
             found.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known})
         return 200, {"files": found}, {}
 
     def _lfs_batch(self, request: Request) -> Reply:
-        repo, objects = self._repo(request, write=True), []
+        objects = []
         for one in request.data["objects"]:
-            upload = {"href": f"{self.url}/lfs/{repo.name}/{one['oid']}"}
-            objects.append(one | ({} if one["oid"] in repo.objects else {"actions": {"upload": upload}}))
+            upload = {"href": f"{self.url}/lfs/{request.repo.name}/{one['oid']}"}
+            objects.append(one | ({} if one["oid"] in request.repo.objects else {"actions": {"upload": upload}}))
         return 200, {"transfer": "basic", "objects": objects}, {}
 
     def _lfs_upload(self, request: Request) -> Reply:
-        if sha(request.body) != request.parts["path"]:
+        if sha(request.body) != request.path:
             raise Refusal(400, "other bytes than the name says")
-        self.repos[request.parts["name"]].objects[request.parts["path"]] = request.body
+        request.repo.objects[request.path] = request.body
         return 200, b"", {}
 
     def _commit(self, request: Request) -> Reply:
-        repo = self._repo(request, write=True)
-        head, files = repo.at(request.parts["revision"])
+        repo, (head, files) = request.repo, request.repo.at(request.revision)
         files = dict(files)
-        for line in request.body.splitlines():
-            key, value = (found := json.loads(line))["key"], found["value"]
-            if key == "header" and value.get("parentCommit", head) != head:
-                raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-            if key == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif key == "lfsFile":
-                files[value["path"]] = repo.objects[value["oid"]]
-            elif key == "deletedFile":
-                del files[value["path"]]
-        found_commit = repo.commit(files)
-        url = f"{self.url}/datasets/{repo.name}/commit/{found_commit}"
-        return 200, {"success": True, "commitOid": found_commit, "commitUrl": url}, {}
+        for line in map(json.loads, request.body.splitlines()):
+            match line["key"], line["value"]:
+                case "header", {"parentCommit": parent} if parent != head:
+                    raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+                case "file", {"path": path, "content": content}:
+                    files[path] = base64.b64decode(content)
+                case "lfsFile", {"path": path, "oid": oid}:
+                    files[path] = repo.objects[oid]
+                case "deletedFile", {"path": path}:
+                    del files[path]
+        made = repo.commit(files)
+        return 200, {"success": True, "commitOid": made, "commitUrl": f"{self.url}/datasets/{repo.name}"}, {}
 
     def _resolve(self, request: Request) -> Reply:
-        commit, files = self._repo(request).at(request.parts["revision"])
-        path = request.parts["path"]
+        (commit, files), path = request.repo.at(request.revision), request.path
         if path not in files:
             raise Refusal(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": commit})
-        data = files[path]
-        name = sha(data) if is_lfs(path) else oid(data)
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{name}"', "Accept-Ranges": "bytes"}
-        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{name}"'} if is_lfs(path) else {}
+        data, name = files[path], f'"{etag(path, files[path])}"'
+        headers = {"X-Repo-Commit": commit, "ETag": name, "Accept-Ranges": "bytes"}
+        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": name} if path.endswith(LFS_SUFFIXES) else {}
         if request.range is None:
             return 200, data, headers
         begin, end = request.range.removeprefix("bytes=").split("-")
