@@ -37,8 +37,7 @@ class JudgeTask:
     """What the engine asks about each item of the conversations, or each caption: which of its answers are right.
 
     A first vote for the one right letter of four confirms. All else is asked again, the answers in another order, and
-    two votes of three decide. So a judge who errs once in twenty times loses one good item in two hundred, and lets one
-    defect in sixty pass.
+    two votes of three decide: a judge who errs once in twenty times loses one good item in two hundred.
     """
 
     def __init__(self, run: Run, source: Stage, judge: Judge) -> None:
@@ -49,13 +48,12 @@ class JudgeTask:
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return what is to be judged of a shard, and what was dropped from it earlier: those verdicts stay."""
-        captions, found = _captions(run, shard), dict[str, Item]()
-        for row in run.table(self.source, shard).to_pylist():
-            caption = captions[row["id"]]
-            for hash, qa in _judged(row, caption):
+        found = dict[str, Item]()
+        for row, parts in _judged(run, self.source, shard):
+            for hash, values in parts:
                 id = f"{row['id']}/{hash}"
-                found[id] = Item(id, hash, qa | {"caption": caption, "shown": []})
-        gone = [Item(row["id"], row["input_hash"], {}) for row in _verdicts(run, self.stage, shard)]
+                found[id] = Item(id, hash, values | {"shown": []})
+        gone = (Item(row["id"], row["input_hash"], {}) for row in _verdicts(run, self.stage, shard))
         return [*found.values(), *(item for item in gone if item.id not in found)]
 
     def request(self, item: Item, attempt: int) -> Request:
@@ -74,9 +72,20 @@ class JudgeTask:
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the verdict on an item once the votes decide, and the letters named, as the conversation has them."""
         given = item.values["Answer"] if "Options" in item.values else "A"
-        asked = zip(answers, item.values["shown"][-len(answers) :], strict=True)
-        votes = [_named(answer.text, shown) for answer, shown in asked]
-        verdicts = [_verdict(given, right) for right in votes if right is not None]
+        votes: list[list[str] | None] = []
+        for answer, shown in zip(answers, item.values["shown"][-len(answers) :], strict=True):
+            match read_object(answer.text):
+                case {"Right": list(named)} if shown.keys() >= set(map(str, named)):
+                    votes.append(sorted({shown[letter] for letter in named}))
+                case _:
+                    votes.append(None)
+        verdicts = [
+            CONFIRMED if right == [given]
+            else "unsupported" if not right
+            else "two_right" if given in right
+            else "wrong_letter"
+            for right in votes if right is not None
+        ]  # fmt: skip
         against = [verdict for verdict in verdicts if verdict != CONFIRMED]
         if len(against) >= 2:
             decided = Counter(against).most_common(1)[0][0]
@@ -85,20 +94,6 @@ class JudgeTask:
         else:
             return "schema" if votes[-1] is None else "undecided"
         return {"verdict": decided, "votes": json.dumps(votes)}
-
-
-def _named(text: str, shown: Mapping[str, str]) -> list[str] | None:
-    """Return the letters of the conversation that an answer names as right, or None if it cannot be read."""
-    named = (read_object(text) or {}).get("Right")
-    if not isinstance(named, list) or not all(letter in shown for letter in map(str, named)):
-        return None
-    return sorted({shown[letter] for letter in named})
-
-
-def _verdict(given: str, right: list[str]) -> str:
-    if given in right:
-        return CONFIRMED if len(right) == 1 else "two_right"
-    return "wrong_letter" if right else "unsupported"
 
 
 def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
@@ -152,9 +147,9 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     """Return the share of confirmed items of each conversation of a shard that was judged."""
     known = {row["input_hash"]: row["verdict"] == CONFIRMED for row in _verdicts(run, JUDGEMENTS[task], shard)}
-    captions, shares = _captions(run, shard), {}
-    for row in run.table(INSTRUCTIONS[task], shard, ["id", "conversations"]).to_pylist() if known else []:
-        if judged := [known[hash] for hash, _ in _judged(row, captions[row["id"]]) if hash in known]:
+    shares = {}
+    for row, parts in _judged(run, INSTRUCTIONS[task], shard) if known else ():
+        if judged := [known[hash] for hash, _ in parts if hash in known]:
             shares[row["id"]] = sum(judged) / len(judged)
     return shares
 
@@ -174,41 +169,37 @@ def _judge(run: Run, tasks: Sequence[JudgeTask], judge: Judge, rank: int, world_
 
 def _drop(run: Run, task: JudgeTask, shard: int) -> bool:
     """Rewrite a judged shard without what was not confirmed; return whether it is now another, or due."""
-    with run.claim(task.source, shard, _WAIT_S) as mine:
-        record = run.record(task.source, shard)
+    source = task.source
+    with run.claim(source, shard, _WAIT_S) as mine:
+        record, before = run.record(source, shard), run.rejected(source, shard)
         if not mine or record is None:
-            raise RunError(f"{run.file(task.source, shard)} is held by another process; wait for its end")
-        table, before, captions = (
-            run.table(task.source, shard),
-            run.rejected(task.source, shard),
-            _captions(run, shard),
-        )
+            raise RunError(f"{run.file(source, shard)} is held by another process; wait for its end")
         known = {row["input_hash"]: row["verdict"] for row in _verdicts(run, task.stage, shard)}
-        old = table.to_pylist()
-        rows = [_left(run, row, captions[row["id"]], known) for row in old]
+        old = list(_judged(run, source, shard))
+        rows = [_left(run, row, [(known.get(hash, CONFIRMED), qa) for hash, qa in parts]) for row, parts in old]
         kept = [row for row in rows if "reason" not in row]
         rejected = [*(before.to_pylist() if before else ()), *(row for row in rows if "reason" in row)]
-        if rows != old:
+        changed = rows != [row for row, _ in old]
+        if changed:
             counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
             counts |= {"dropped": dict(Counter(reason for row in kept for reason in row.get("dropped", ())))}
-            own = run.inputs(task.source, shard) or {}
+            own = run.inputs(source, shard) or {}
             extra = {key: value for key, value in record.inputs.items() if key not in own}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
-            left = parquet(pa.Table.from_pylist(kept, table.schema))
-            run.commit(task.source, shard, len(kept), left, aside, extra, record.counts | counts)
+            left = parquet(pa.Table.from_pylist(kept, source.schema))
+            run.commit(source, shard, len(kept), left, aside, extra, record.counts | counts)
         if again := any(row["reason"] == AGAIN for row in rejected):
-            UnfinishedShard(run, task.source, shard).reopen_rejected({AGAIN})
-        return rows != old or again
+            UnfinishedShard(run, source, shard).reopen_rejected({AGAIN})
+        return changed or again
 
 
-def _left(run: Run, row: Row, caption: str, known: Mapping[int, str]) -> Row:
-    """Return what is left of a row: the row, a smaller one, or a rejected one. Items without verdict are kept."""
-    judged = [(known.get(hash, CONFIRMED), qa) for hash, qa in _judged(row, caption)]
+def _left(run: Run, row: Row, judged: list[tuple[str, QA]]) -> Row:
+    """Return what is left of a row, given the verdicts on its items: the row, a smaller one, or a rejected one."""
     kept = [place for place, (verdict, _) in enumerate(judged) if verdict == CONFIRMED]
     if len(kept) == len(judged):
         return row
     if "seed" in row:
-        return row | {"reason": FINAL, "raw": caption, "request": None}
+        return row | {"reason": FINAL, "raw": row["caption"], "request": None}
     if len(kept) < run.recipe.task(row["task"]).items[0]:
         reason = AGAIN if row["attempts"] < run.recipe.attempts else FINAL
         return row | {"reason": reason, "raw": json.dumps(row["conversations"], ensure_ascii=False), "request": None}
@@ -218,17 +209,19 @@ def _left(run: Run, row: Row, caption: str, known: Mapping[int, str]) -> Row:
     return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
 
 
-def _judged(row: Row, caption: str) -> Iterator[tuple[int, QA]]:
-    """Yield what is judged of a row, each with its hash: the seed of a caption, or the items of a conversation."""
-    if "seed" in row:
-        yield text_hash(row["seed"], caption), {"Question": "", "Answer": row["seed"]}
-        return
-    for qa in items_of(row["conversations"]):
-        yield text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]), qa
-
-
-def _captions(run: Run, shard: int) -> dict[str, str]:
-    return {row["id"]: row["caption"] for row in run.table(CAPTIONS, shard, ["id", "caption"]).to_pylist()}
+def _judged(run: Run, source: Stage, shard: int) -> Iterator[tuple[Row, list[tuple[int, QA]]]]:
+    """Yield each row of a shard, and what is judged of it with its hash: a caption's seed, or the row's questions."""
+    captions = dict(zip(*run.table(CAPTIONS, shard, ["id", "caption"]).to_pydict().values(), strict=True))
+    for row in run.table(source, shard).to_pylist():
+        caption = captions[row["id"]]
+        if source is CAPTIONS:
+            hashed = [(text_hash(row["seed"], caption), {"Question": "", "Answer": row["seed"]})]
+        else:
+            items = items_of(row["conversations"])
+            hashed = [
+                (text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]), qa) for qa in items
+            ]
+        yield row, [(hash, qa | {"caption": caption}) for hash, qa in hashed]
 
 
 def _verdicts(run: Run, stage: Stage, shard: int) -> list[Row]:

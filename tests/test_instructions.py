@@ -7,8 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from generation.captions import CaptionTask, make_captions
 from generation.checks.items import LETTERS, QUESTION_TYPES
@@ -53,8 +51,8 @@ def add_captions(run: Run, shard: int, rows: int = 20) -> None:
     run.commit(CAPTIONS, shard, rows, parquet(pa.Table.from_pylist(found, CAPTION_SCHEMA)))
 
 
-def selected(run: Run, task: str, shard: int = 0) -> set[str]:
-    return {item.id for item in InstructionTask(run, task).items(run, shard)}
+def selected(run: Run, task: str) -> set[str]:
+    return {item.id for item in InstructionTask(run, task).items(run, 0)}
 
 
 def said(*items: Any, end: str = "stop") -> Answer:
@@ -63,9 +61,6 @@ def said(*items: Any, end: str = "stop") -> Answer:
 
 def qa(question: str, answer: str = "A ball.") -> dict[str, str]:
     return {"Question": question, "Answer": answer}
-
-
-# -- captions ----------------------------------------------------------------------------------------------------
 
 
 def test_lengths_and_openings_are_drawn_with_the_paper_s_spread(tmp_path: Path) -> None:
@@ -94,39 +89,21 @@ def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None
     assert task.accept(item, [Answer("I cannot see it.", "stop", 1, 1)]) == "refusal"
 
 
-# -- selection ---------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.sampled_from([0.05, 0.2, 0.33, 0.6, 1.0]), min_size=2, max_size=2).map(sorted), st.booleans())
-def test_a_higher_fraction_only_adds(fractions: list[float], overlap: bool) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        found = []
-        for number, fraction in enumerate(fractions):
-            tasks = {"multiple_choice": {"prompt": "multiple_choice", "fraction": fraction}, "overlap": overlap}
-            tasks |= {name: {"prompt": name, "fraction": 0.001} for name in TASKS[1:]} if not overlap else {}
-            tasks["multiple_choice"]["fraction"] = min(fraction, 0.9)
-            run = make_run(Path(folder) / str(number), instructions=tasks)
+def test_a_higher_fraction_only_adds_and_without_overlap_each_caption_serves_one_task(tmp_path: Path) -> None:
+    for overlap in (True, False):
+        before: dict[str, set[str]] = {}
+        for share in (0.05, 0.2, 0.33, 0.5):
+            fractions = dict(zip(TASKS, (share, 0.3, 0.2), strict=True))
+            tasks = {name: {"prompt": name, "fraction": fraction} for name, fraction in fractions.items()}
+            run = make_run(tmp_path / f"{overlap}{share}", instructions=tasks | {"overlap": overlap})
             add_captions(run, 0)
-            found.append(selected(run, "multiple_choice"))
-            assert len(found[-1]) == round(min(fraction, 0.9) * 20)
-        assert found[0] <= found[1]
-
-
-def test_without_overlap_each_caption_serves_one_task(tmp_path: Path) -> None:
-    fractions = {"multiple_choice": 0.5, "question_answering": 0.3, "complex_reasoning": 0.2}
-    tasks = {name: {"prompt": name, "fraction": fraction} for name, fraction in fractions.items()}
-    run = make_run(tmp_path / "run", instructions=tasks | {"overlap": False})
-    add_captions(run, 0)
-    found = {name: selected(run, name) for name in TASKS}
-    assert {name: len(ids) for name, ids in found.items()} == {name: round(f * 20) for name, f in fractions.items()}
-    assert len(set().union(*found.values())) == 20
-    assert selection_inputs(run, "complex_reasoning") == {name: str(f) for name, f in fractions.items()}
-
-
-# -- conversations -----------------------------------------------------------------------------------------------
+            found = {name: selected(run, name) for name in TASKS}
+            assert {name: len(ids) for name, ids in found.items()} == {n: round(f * 20) for n, f in fractions.items()}
+            assert before.get(TASKS[0], set()) <= found[TASKS[0]]
+            assert overlap or len(set().union(*found.values())) == sum(map(len, found.values()))
+            before = found
+        own = fractions if not overlap else {TASKS[2]: 0.2}
+        assert selection_inputs(run, TASKS[2]) == {name: str(fraction) for name, fraction in own.items()}
 
 
 def test_sound_items_are_kept_from_answer_to_answer(tmp_path: Path) -> None:
@@ -134,22 +111,17 @@ def test_sound_items_are_kept_from_answer_to_answer(tmp_path: Path) -> None:
     item = Item("0", 0, {"caption": SCENE})
     first = said(qa("What does the dog carry?"), qa("What does the caption say?"), qa("Who is it?", "I think a dog."))
     again = said(qa("What does the dog carry?"), qa("What is the pier made of?", "Wood."))
-    assert task.accept(item, [said(end="length")]) == "cut_off"
-    assert task.accept(item, [said()]) == "too_few_items"
-    assert task.accept(item, [first]) == "leak"
-    row = task.accept(item, [first, said(end="length"), again])
-    assert isinstance(row, dict)
-    assert {found["Question"] for found in items_of(row["conversations"])} == {
-        "What does the dog carry?",
-        "What is the pier made of?",
-    }
+    many = said(*(qa(f"What does the {thing} carry?") for thing in ("dog", "gull", "kite", "pier", "beach")))
+    reasons = [task.accept(item, [answer]) for answer in (said(end="length"), said(), first)]
+    assert reasons == ["cut_off", "too_few_items", "leak"]
+    row, full = task.accept(item, [first, said(end="length"), again]), task.accept(item, [many])
+    assert isinstance(row, dict) and isinstance(full, dict)
+    asked = {found["Question"] for found in items_of(row["conversations"])}
+    assert asked == {"What does the dog carry?", "What is the pier made of?"}
     assert row["dropped"] == ["leak", "first_person", "cut_off", "duplicate_question"]
     assert sorted(row["question_types"]) == ["attribute", "object"]
     assert row["grounded"] == [1.0, 1.0]
-    many = said(*(qa(f"What does the {thing} carry?") for thing in ("dog", "gull", "kite", "pier", "beach")))
-    row = task.accept(item, [many])
-    assert isinstance(row, dict)
-    assert len(row["conversations"]) == 6  # max_items is 3
+    assert len(full["conversations"]) == 6  # max_items is 3
 
 
 def test_options_are_shuffled_alike_and_turns_can_be_read_back() -> None:
@@ -173,6 +145,9 @@ def test_options_are_shuffled_alike_and_turns_can_be_read_back() -> None:
 
 
 def test_captions_and_conversations_are_made_and_a_higher_fraction_asks_only_about_more(tmp_path: Path) -> None:
+    def rows(run: Run, stage: Any) -> list[dict[str, Any]]:
+        return [row for shard in (0, 1) for row in run.table(stage, shard).to_pylist()]
+
     with FakeServer("tgi", max_total_tokens=9_000) as server:
         run = make_run(tmp_path / "run", server={"endpoints": [server.url]})
         with pytest.raises(RunError, match="stage 'seeds' is not complete"):
@@ -183,25 +158,28 @@ def test_captions_and_conversations_are_made_and_a_higher_fraction_asks_only_abo
         asked = server.counts["requests"]
         make_captions(run)
         assert server.counts["requests"] == asked
-        captions = [row for shard in (0, 1) for row in run.table(CAPTIONS, shard).to_pylist()]
+        captions = rows(run, CAPTIONS)
         assert len(captions) == 10
         assert all(row["words"] == len(row["caption"].split()) >= 51 for row in captions)
         make_instructions(run)
-        assert {task: run.record(INSTRUCTIONS[task], 0).rows for task in TASKS} == dict.fromkeys(TASKS, 3)  # type: ignore[union-attr]
         for task in TASKS:
-            for row in run.table(INSTRUCTIONS[task], 0).to_pylist():
+            found, records = rows(run, INSTRUCTIONS[task]), run.records(INSTRUCTIONS[task])
+            dropped = Counter(reason for row in found for reason in row["dropped"])
+            assert sum((Counter(record.counts.get("dropped")) for record in records.values()), Counter()) == dropped
+            assert len(found) == 3 + 2
+            for row in found:
                 items = items_of(row["conversations"])
                 assert 2 <= len(items) == len(row["question_types"]) == len(row["grounded"]) <= 3
                 assert set(row["question_types"]) <= set(QUESTION_TYPES)
                 assert all(("Options" in item) == (task == "multiple_choice") for item in items)
         stage = INSTRUCTIONS["multiple_choice"]
-        asked, before = server.counts["requests"], [row for n in (0, 1) for row in run.table(stage, n).to_pylist()]
+        asked, before = server.counts["requests"], rows(run, stage)
         more = {"multiple_choice": {"prompt": "multiple_choice", "fraction": 0.9, "items": [2, 3]}}
         data = run.recipe.model_dump(mode="json")
         run = Run(run.path, parse_recipe(data | {"instructions": data["instructions"] | more}, "test"))
         make_instructions(run)
-        rows = [row for shard in (0, 1) for row in run.table(stage, shard).to_pylist()]
-        assert len(rows) == 5 + 4  # round(0.9 x 6) and round(0.9 x 4)
-        assert all(row in rows for row in before)
-        new = sum(row["attempts"] for row in rows if row not in before)
+        after = rows(run, stage)
+        assert len(after) == 5 + 4  # round(0.9 x 6) and round(0.9 x 4)
+        assert all(row in after for row in before)
+        new = sum(row["attempts"] for row in after if row not in before)
         assert server.counts["requests"] == asked + new + 1  # and one request to warm up

@@ -1,5 +1,6 @@
 """The judge: what it does not confirm goes, nothing is judged twice, and what is left too small is asked again."""
 
+import copy
 import json
 import re
 from collections import Counter
@@ -95,7 +96,7 @@ def test_a_judge_who_errs_once_in_twenty_times_drops_the_defects_and_keeps_the_g
     rows: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {task: [] for task in TASKS}
     truth, bad, lost = Truth(), set[str](), Counter[bool]()
     for number, row in enumerate(GOOD["conversations"] + [row for row in DEFECTS if row["stage"] != "caption"]):
-        items, task = answered(row), row.get("task", row.get("stage"))
+        items, task = copy.deepcopy(answered(row)), row.get("task", row.get("stage"))
         for place, item in enumerate(items):
             item["Question"] = f"{number}.{place}: {item['Question']}"
             if place in row.get("bad", []):

@@ -39,12 +39,12 @@ def test_evaluate_loads_every_folder_offline_and_without_this_project(tmp_path: 
     assert quality["letters"] == {"A": 1, "B": 0, "C": 0, "D": 0}
 
 
+def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
+
+
 def bleu(tokens: list[str], others: list[list[str]]) -> float:
     """Return BLEU-4 as its paper defines it, one n-gram and one reference at a time."""
-
-    def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
-        return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
-
     logs = 0.0
     for n in (1, 2, 3, 4):
         own = grams(tokens, n)
@@ -61,19 +61,18 @@ def bleu(tokens: list[str], others: list[list[str]]) -> float:
 def test_figures_of_captions_agree_with_a_reference(captions: list[list[str]]) -> None:
     joined = [" ".join(words) for words in captions]
     made = caption_diversity.measure(joined) | caption_diversity.compare(joined)
-    ratios = [len(set(words)) / len(words) for words in captions]
-    entropies = [-sum(p * math.log2(p) for w in set(c) for p in [c.count(w) / len(c)]) for c in captions]
-    assert made["mean_words"] == pytest.approx(sum(map(len, captions)) / len(captions))
-    assert made["type_token_ratio"] == pytest.approx(sum(ratios) / len(ratios))
-    assert made["entropy_bits"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-9)
-    for percent in (5, 25, 50, 75, 95):
-        lengths = sorted(map(len, captions))
-        assert made[f"words_p{percent:02d}"] == np.percentile(lengths, percent, method="inverted_cdf")
+    lengths = sorted(map(len, captions))
+    shares = [[words.count(word) / len(words) for word in set(words)] for words in captions]
     scores = [bleu(own, captions[:place] + captions[place + 1 :]) for place, own in enumerate(captions)]
-    assert made["self_bleu"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+    means = {"mean_words": lengths, "type_token_ratio": [len(set(words)) / len(words) for words in captions]}
+    means |= {"entropy_bits": [-sum(p * math.log2(p) for p in own) for own in shares], "self_bleu": scores}
+    for name, values in means.items():
+        assert made[name] == pytest.approx(np.mean(values), abs=1e-9)
+    for percent in (5, 25, 50, 75, 95):
+        assert made[f"words_p{percent:02d}"] == np.percentile(lengths, percent, method="inverted_cdf")
     for n in (1, 2, 3):
-        grams = [tuple(c[place : place + n]) for c in captions for place in range(len(c) - n + 1)]
-        assert made[f"distinct_{n}"] == pytest.approx(len(set(grams)) / max(1, len(grams)))
+        found = [gram for words in captions for gram in grams(words, n)]
+        assert made[f"distinct_{n}"] == pytest.approx(len(set(found)) / max(1, len(found)))
 
 
 def test_samples_are_seeded_and_empty_sets_give_zeros() -> None:
@@ -99,10 +98,11 @@ def test_p_is_that_of_the_printed_tables(critical: float, p: float) -> None:
 
 
 def test_leaks_are_counted_and_impossible_values_are_refused_with_their_row() -> None:
-    asked = ["What is it?", "What does the passage say?", "What is printed?"]
-    made = instruction_quality.measure(
-        asked, ["A dog.", "Yes.", "It is not mentioned."], ["object"] * 3, [0.2, 0.4, 1.0]
+    asked, said = (
+        ["What is it?", "What does the passage say?", "What is printed?"],
+        ["A dog.", "Yes.", "Not mentioned."],
     )
+    made = instruction_quality.measure(asked, said, ["object"] * 3, [0.2, 0.4, 1.0])
     assert made["leak_rate"] == pytest.approx(2 / 3)
     assert made["grounded_p05"] == 0.2
     with pytest.raises(ValueError, match="row 1"):

@@ -88,14 +88,14 @@ def sound_items(
 
 def read_object(text: str) -> dict[str, Any] | None:
     """Return the one JSON object in a text, or None; prose or a Markdown fence around it is skipped."""
-    start = text.find("{")
-    if start < 0 or len(text) > _MAX_CHARACTERS or text.lstrip().startswith("["):
+    start, end = text.find("{"), text.rfind("}") + 1
+    if not 0 <= start < end or len(text) > _MAX_CHARACTERS or text.lstrip().startswith("["):
         return None
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        found: dict[str, Any] = json.loads(text[start:end], object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and "{" not in text[end:] else None
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -105,26 +105,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:
     """Return the first reason code for which one item is not sound by itself, or None."""
     return _shape_fault(item, task) or first(_faults(item, task, scene, shown))
 
 
 def _shape_fault(item: Any, task: str) -> str | None:
-    keys = {"Question", "Answer"} | ({"Options"} if task == "multiple_choice" else set())
-    if not isinstance(item, dict) or item.keys() != keys or not isinstance(item["Question"], str):
-        return "schema"
-    if task != "multiple_choice":
-        return None if isinstance(item["Answer"], str) else "schema"
-    options = item["Options"]
-    if not isinstance(options, dict) or not all(isinstance(option, str) for option in options.values()):
-        return "schema"
-    if options.keys() != set(LETTERS):
-        return "not_four_options"
-    return None if item["Answer"] in LETTERS else "answer_not_an_option"
+    match item:
+        case {"Question": str(), "Answer": str(), **rest} if task != "multiple_choice" and not rest:
+            return None
+        case {"Question": str(), "Options": dict(options), "Answer": answer, **rest} if task == "multiple_choice":
+            if rest or not all(isinstance(option, str) for option in options.values()):
+                return "schema"
+            if options.keys() != set(LETTERS):
+                return "not_four_options"
+            return None if answer in LETTERS else "answer_not_an_option"
+    return "schema"
 
 
 def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[str, object]]:
