@@ -62,8 +62,7 @@ def make(folder: Path, rows: int) -> None:
 
 def _captions(generator: np.random.Generator, rows: int) -> list[str]:
     words = ["".join(generator.choice(list("abcdefghijklmnoprstuvw"), length)) for length in range(2, 10)] * 8
-    picks = generator.integers(0, len(words), (rows, WORDS)).tolist()
-    return [" ".join([words[pick] for pick in row]) for row in picks]
+    return [" ".join([words[pick] for pick in row]) for row in generator.integers(0, len(words), (rows, WORDS))]
 
 
 def _write_shard(built: Path, shard: int, vectors: torch.Tensor, texts: list[str]) -> None:

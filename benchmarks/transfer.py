@@ -3,10 +3,10 @@
     python -m benchmarks.transfer [--rows 1200000 --rounds 5 --folder DIR]
 
 ``ours`` opens all shards, fits ``unicorn`` from the stored sums, and writes all shards to new files in one pass: rows
-validated, float16 out. Hashing and fsync, which the stage adds, are in ``committed``. Each turn is a fresh process whose
-imports are not counted; turns alternate, the page cache is warm, and medians count. Anonymous memory is sampled in a
-process of its own. The original's way is timed on 20,000 rows and scaled: a pickled list of {"id", "caption", "embed"}
-is loaded, a float32 sum and a subtraction go row by row, and a pickle is written.
+validated, float16 out. Hashing and fsync, which the stage adds, are in ``committed``. Each turn is a fresh process;
+its imports are not counted; turns alternate, the page cache is warm, and medians count. Anonymous memory is sampled in
+a process of its own. The original's way is timed on 20,000 rows and scaled: a pickled list of {"id", "caption",
+"embed"} is loaded, a float32 sum and a subtraction go row by row, and a pickle is written.
 
 Needs twice the vectors on disk (6 GB). The last line is one JSON object.
 """
@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,10 +36,10 @@ DIMENSION, SHARD_ROWS, ORIGINAL_ROWS = 1280, 10_000, 20_000
 
 def make_shards(folder: Path, rows: int) -> None:
     """Write text-embedding shards of random unit rows around a common mean."""
-    generator = torch.Generator().manual_seed(0)
-    centre = torch.randn(DIMENSION, generator=generator) * 0.008
+    torch.manual_seed(0)
+    centre = torch.randn(DIMENSION) * 0.008
     for shard in range(rows // SHARD_ROWS):
-        raw = torch.randn(SHARD_ROWS, DIMENSION, generator=generator) / 36 + centre
+        raw = torch.randn(SHARD_ROWS, DIMENSION) / 36 + centre
         vectors = torch.nn.functional.normalize(raw, dim=1).half()
         ids = [f"{shard:05d}{row:05d}" for row in range(SHARD_ROWS)]
         write_vectors(folder / f"{shard:05d}.safetensors", vectors, ids, list(range(SHARD_ROWS)), {})
@@ -52,12 +53,12 @@ def ours(source: Path, target: Path, committed: bool) -> float:
     fitted = fit(parse_transfer("unicorn"), torch.stack([shard.sum for shard in shards]).sum(0) / rows, rows)
 
     def one(shard: VectorShard) -> None:
-        path = target / Path(shard.path).name
+        write = partial(write_moved, source=shard, statistics=fitted, facts={})
         if committed:
-            sha256(Path(shard.path))
-            write_atomically(path, lambda temporary: write_moved(temporary, shard, fitted, {}))
+            sha256(shard.path)
+            write_atomically(target / shard.path.name, write)
         else:
-            write_moved(path, shard, fitted, {})
+            write(target / shard.path.name)
 
     with one_thread_per_core() as pool:
         list(pool.map(one, shards))
@@ -66,19 +67,14 @@ def ours(source: Path, target: Path, committed: bool) -> float:
 
 def peak_anonymous_mb(source: Path, target: Path) -> float:
     """Return the peak of the memory that no file stands behind, in MB, sampled every 5 ms."""
-    peak, over = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.005):
+    with ThreadPoolExecutor(1) as pool:
+        done, peak = pool.submit(ours, source, target, committed=False), 0.0
+        while not done.done():
             status = Path("/proc/self/status").read_text()
-            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) / 1000)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    ours(source, target, committed=False)
-    over.set()
-    thread.join()
-    return peak[0]
+            peak = max(peak, int(status.split("RssAnon:")[1].split()[0]) / 1000)
+            time.sleep(0.005)
+    done.result()
+    return peak
 
 
 def original(folder: Path) -> float:
@@ -98,20 +94,15 @@ def original(folder: Path) -> float:
     return (time.perf_counter() - start) / ORIGINAL_ROWS
 
 
-def copied(source: Path, target: Path) -> float:
-    """Return the seconds that ``cp`` takes."""
-    start = time.perf_counter()
-    subprocess.run(["cp", *map(str, sorted(source.iterdir())), str(target)], check=True)
-    return time.perf_counter() - start
-
-
 def child(way: str, source: Path, target: Path) -> float:
     """Return what one way gives, measured in a fresh process on an empty target."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     subprocess.run(["sync"], check=True)  # so that what was written before does not slow this turn
     if way == "cp":
-        return copied(source, target)
+        start = time.perf_counter()
+        subprocess.run(["cp", *map(str, sorted(source.iterdir())), str(target)], check=True)
+        return time.perf_counter() - start
     command = [sys.executable, "-m", "benchmarks.transfer", "--child", way, str(source), str(target)]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 

@@ -45,11 +45,8 @@ def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str
 
     ``dataset`` is a built directory, or ``hf://datasets/USER/NAME@REVISION``. ``output``, a file or for ``webdataset``
     a directory, must not exist, and appears whole or not at all. ``webdataset`` takes the vectors from ``embeddings``,
-    a built Unicorn-1.2M; None: those stored with the rows.
-
-    Raises:
-        DatasetError: ``output`` exists or does not fit the format, or a file of the data set is missing or changed.
-        RunError: ``output`` cannot be written.
+    a built Unicorn-1.2M; None: those stored with the rows. Raise DatasetError if the output exists or does not fit the
+    format, or if a file of the data set is missing or changed.
     """
     if form not in FORMATS:
         raise DatasetError(f"format {form!r} is not one of {', '.join(FORMATS)}")

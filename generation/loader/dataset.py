@@ -40,7 +40,6 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     Raises:
         DatasetError: this is not a built data set, or vectors and rows do not belong together.
         EmbeddingError: a shard or the images cannot be used, or baked noise prevents another transfer.
-        RecipeError: an unknown method.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(self._texts))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            fault = f"the cache {self._texts} is damaged: {error}"
-            raise DatasetError(f"{fault}; remove it to have it made again") from error
+            raise DatasetError(f"the cache {self._texts} is damaged: {error}; remove it") from error
         self._numbers = self._table["id"].to_numpy()  # int64 [n], ids as integers
         self._places = np.stack([self._table[name].to_numpy() for name in ("embedding_shard", "embedding_row")], 1)
         self._vectors = {number: VectorShard(path).vectors.numpy() for number, path in self._paths.items()}
@@ -138,11 +136,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         }
 
     def verify(self) -> None:
-        """Read everything: the sha256 of each file, and for each row whether its vector was made from its caption.
-
-        Raises:
-            DatasetError: a file was changed, or a vector belongs to another text.
-        """
+        """Compare the sha256 of each file, and of each row the caption with the text that its vector was made from."""
         for built, folder in ((self._rows, "data/"), (self._source, "image_embeddings/")):
             for name in (name for name in built.manifest["files"] if name.startswith(folder)):
                 built.file(name)

@@ -25,11 +25,7 @@ class _Section(config.Section):
 
 
 def parse_transfer(transfer: str | Mapping[str, Any]) -> config.Transfer:
-    """Return a recipe's ``transfer`` section from a method's name or from the keys of the section.
-
-    Raises:
-        RecipeError: an unknown method or key.
-    """
+    """Return a recipe's ``transfer`` section from a method's name or from the keys of the section."""
     keys = {"method": transfer} if isinstance(transfer, str) else dict(transfer)
     if keys.get("method") in ("anchor", "realign"):
         keys = {"images": "given"} | keys
@@ -48,10 +44,8 @@ def fit(
 
     Only ``realign`` and ``decap`` read the ``texts`` (unit rows, float32 [any, d] at a time, which are overwritten).
     ``anchor`` and ``realign`` need ``images``: mean, float64 [d], and number of unpaired unit image embeddings.
-    ``seed`` is that of baked noise.
-
-    Raises:
-        EmbeddingError: images are missing or of another dimension, or all texts are equal.
+    ``seed`` is that of baked noise. An EmbeddingError says if images are missing or of another dimension, or if all
+    texts are equal.
     """
     method, tensors = METHODS[section.method], {"mean_text": mean_text}
     facts: dict[str, Any] = {"method": section.method, "text_ops": method.text, "image_ops": method.image}

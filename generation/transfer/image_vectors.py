@@ -25,9 +25,7 @@ def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Ite
 
     ``images`` are vectors [m, d] of any norm; a .npy file of them; a .safetensors file of one 2-D tensor, or one named
     ``embeddings`` or ``vectors``; or a folder of pictures, which ``encode`` turns into vectors in the order of names.
-
-    Raises:
-        EmbeddingError: the path cannot be used, or a row is zero or not finite; names file and row.
+    An EmbeddingError names the path that cannot be used, and the row that is zero or not finite.
     """
     source: torch.Tensor | list[Path] = images if isinstance(images, torch.Tensor) else _stored(images)
     if isinstance(source, list) and encode is None:
@@ -44,21 +42,15 @@ def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Ite
 
 
 def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tuple[torch.Tensor, int]:
-    """Return the mean, float64 [d], of unit image embeddings, and their number; see ``image_rows``.
-
-    Raises:
-        EmbeddingError: there are fewer than two, all are equal, or ``image_rows`` refuses them.
-    """
+    """Return the mean, float64 [d], and the number of ``image_rows``: at least two, and not all equal."""
     total, count = torch.zeros(1, dtype=torch.float64), 0
     for rows in image_rows(images, encode):
         total, count = total + rows.sum(0, dtype=torch.float64), count + len(rows)
     mean = total / max(count, 1)
     if count < 2 or 1 - float(mean.square().sum()) < SMALLEST_SPREAD:
         where, equal = images if isinstance(images, Path) else "images", "s that are all equal" if count > 1 else "(s)"
-        raise EmbeddingError(
-            f"{where}: {count} image embedding{equal} cannot say where images lie; give at least two that differ "
-            "(with 10,000 the error of their mean is below 0.01)"
-        )
+        fault = f"{where}: {count} image embedding{equal} cannot say where images lie"
+        raise EmbeddingError(f"{fault}; give two that differ, or better 10,000: the error of their mean is below 0.01")
     return mean, count
 
 

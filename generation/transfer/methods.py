@@ -106,9 +106,7 @@ class Statistics:
         """Return the unit text embeddings, float32 [n, d], of which ``move`` made these rows.
 
         Of y = Norm(s x + t) with |x| = |y| = 1 follows s x = c y - t with c = y.t + sqrt((y.t)^2 + s^2 - |t|^2).
-
-        Raises:
-            EmbeddingError: noise is baked into the rows, or a shift is so long that two texts fit.
+        Raise EmbeddingError if noise is baked into the rows, or if a shift is so long that two texts fit.
         """
         method, zero = self.facts["method"], torch.zeros(rows.shape[1])
         if self.facts["noise"] and self.facts["noise"]["baked"]:
@@ -144,10 +142,7 @@ def apply_to_images(
     Methods fitted on text only need ``image_mean`` [d], the mean of unit embeddings of images like those that the
     model will see, as the function of that name computes it (Unicorn, section 3.3). ``transfer`` names the method by
     which vectors were moved when they were loaded, if it is not that of ``statistics``. The result is float32, by the
-    papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``.
-
-    Raises:
-        EmbeddingError: an unknown method, another dimension, a row without direction, or a mean that is missing.
+    papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``. What does not fit raises EmbeddingError.
     """
     tensors, method = statistics.tensors, transfer or statistics.facts["method"]
     dimension = len(tensors["mean_text"])

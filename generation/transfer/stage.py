@@ -34,11 +34,8 @@ def make_image_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the due shards of synthetic image embeddings, and first the statistics if what they depend on has changed.
 
     Shards added to a run move the mean, so that all shards are due again, unless the recipe's ``transfer.statistics``
-    names the earlier statistics.
-
-    Raises:
-        RunError: an earlier stage is not complete, or one of its files was changed.
-        EmbeddingError: the images or the statistics cannot be used, or a row has no direction.
+    names the earlier statistics. Raise RunError if an earlier stage is not complete or one of its files was changed,
+    and EmbeddingError if the images, the statistics or a row cannot be used.
     """
     stage = image_embeddings(run.recipe.transfer.method)
     sources = run.require(TEXT_EMBEDDINGS)
@@ -98,11 +95,8 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
     """Write a text-embedding shard again with moved vectors, without their sum, and ``facts`` as its metadata.
 
     Rows go into the safetensors file (length of the header, header, tensors) as they are made; collecting and then
-    saving whole tensors takes twice as long.
-
-    Raises:
-        EmbeddingError: a row is not a finite unit vector, or equals the mean; names file and row.
-        OSError: the file cannot be written.
+    saving whole tensors takes twice as long. An EmbeddingError names the file, and the row that is not a finite unit
+    vector or equals the mean.
     """
     with safe_open(source.path, "pt") as original:
         hashes, ids = original.get_tensor("input_hashes"), original.get_tensor("ids")
