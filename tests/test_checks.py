@@ -88,47 +88,18 @@ def test_the_bounds_of_the_paper_are_included(words: int, code: str | None) -> N
     assert caption_fault(" ".join(text) + ".", "") == code
 
 
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        ("A dog runs. It ba", "A dog runs."),
-        ('It says "Stop." and mo', 'It says "Stop."'),
-        ("It is 1.5 m high. It is 2.5", "It is 1.5 m high."),
-        ("It runs. It sees Dr. Smith and", "It runs."),
-        ("A dog", ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "cut"), CASES["cut"])
 def test_only_an_answer_cut_for_length_is_shortened(text: str, cut: str) -> None:
     assert finish(f" {text}\n", "length") == cut
     assert finish(f" {text}\n", "stop") == text
 
 
-@pytest.mark.parametrize(
-    ("question", "leak"),
-    [
-        ("What text is printed on the page?", False),
-        ("Where does the narrow passage lead?", False),
-        ("Which word is on the page?", False),
-        ("What is the subject of the text?", True),
-        ("According to the passage, what lies there?", True),
-        ("The text mentions a dog; what else is there?", True),
-        ("As the caption has it, what lies there?", False),  # a scene with writing may have one
-    ],
-)
+@pytest.mark.parametrize(("question", "leak"), CASES["leaks"])
 def test_a_word_that_the_scene_holds_leaks_only_where_it_means_the_source(question: str, leak: bool) -> None:
     assert leaks(question, Scene(WRITTEN)) == leak
 
 
-@pytest.mark.parametrize(
-    ("question", "said", "score"),
-    [
-        ("What is there?", "Yes.", 1.0),
-        ("What is there?", "A dog with an umbrella.", 0.5),
-        ("Which umbrella?", "Dogs carrying balls", 0.75),
-        ("How many gulls are there?", "4", 1.0),
-        ("What is there?", "Likely a dog, because it appears so.", 1.0),
-    ],
-)
+@pytest.mark.parametrize(("question", "said", "score"), CASES["grounded"])
 def test_groundedness_is_the_share_of_content_words_that_are_held(question: str, said: str, score: float) -> None:
     assert groundedness(question, said, Scene(SCENE)) == score
 
@@ -140,26 +111,9 @@ def test_measurements_are_numbers_with_a_unit() -> None:
 
 
 def test_every_type_of_question_is_recognised() -> None:
-    asked = {
-        "hypothesis": "What would happen if it rained?",
-        "before_after": "What will the dog do next?",
-        "reason": "Why is the sand wet?",
-        "purpose": "What is the pier used for?",
-        "conclusion": "What can be concluded from the sand?",
-        "comparison": "How do the two gulls differ?",
-        "count": "How many gulls are there?",
-        "lettering": "What is written on the sign?",
-        "position": "Where is the kite?",
-        "action": "What is the dog doing?",
-        "attribute": "Which colour is the kite?",
-        "person": "Who stands at the water?",
-        "yes_no": "Is the child alone?",
-        "object": "What reaches into the sea?",
-        "other": "How deep is the water?",
-    }
-    assert {name: question_type(question) for name, question in asked.items()} == {
-        name: name for name in QUESTION_TYPES
-    }
+    asked = CASES["question_types"]
+    assert asked.keys() == set(QUESTION_TYPES)
+    assert [question_type(question) for question in asked.values()] == list(asked)
 
 
 @pytest.mark.parametrize(
