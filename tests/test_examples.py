@@ -19,7 +19,7 @@ from tests.tiny_models import byte_bpe, tiny_clip, tiny_siglip
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
 
-STEPS = ("--max-steps", "4", "--save-steps", "1", "--batch-size", "3", "--accumulate", "2", "--image-tokens", "3")
+STEPS = ("--max-steps", "4", "--save-steps", "2", "--batch-size", "3", "--accumulate", "2", "--image-tokens", "3")
 
 
 @pytest.fixture(scope="module")
