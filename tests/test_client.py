@@ -78,6 +78,12 @@ def test_what_each_kind_says_of_itself() -> None:
     assert "secret" not in str(found["sglang"])
     given = with_endpoint(FakeServer("gateway"), info, model_name="Qwen/Q", kind="vllm")
     assert (given.model_id, given.kind) == ("Qwen/Q", "vllm")
+    for kind in ("sglang", "llama.cpp"):
+        server = FakeServer(kind, side={"/v1/models": Reply(status=403)})
+        assert with_endpoint(server, info).kind == kind
+    nothing = FakeServer(side=dict.fromkeys(SIDE_ROUTES, Reply(status=404)), script=lambda _, n: Reply(status=404))
+    with pytest.raises(FatalServerError, match="give the server's base URL"):
+        with_endpoint(nothing, info, kind="tgi")
 
 
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "model": "m"}
