@@ -226,6 +226,6 @@ def _judged(run: Run, source: Stage, shard: int) -> Iterator[tuple[Row, list[tup
 
 def _verdicts(run: Run, stage: Stage, shard: int) -> list[Row]:
     """Return id, hash and verdict of all that was judged, also while more is to be judged."""
-    path = run.file(stage, shard)
+    path = run.verified(stage, shard) if run.record(stage, shard) else run.file(stage, shard)
     rows: list[Row] = read_table(path, ["id", "verdict", "input_hash"]).to_pylist() if path.is_file() else []
     return rows
