@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,8 @@ def built_copy(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    yield
 
 
 def python(*arguments: object, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -126,40 +126,38 @@ def test_rows_are_those_of_the_run_and_vectors_those_of_the_shards(run: Path, bu
     assert not talks
 
 
-def test_near_duplicates_share_a_group_and_rows_that_were_not_judged_have_none(tmp_path: Path) -> None:
-    opened = make_run(tmp_path / "run", shards=1)
-    table = opened.table(CAPTIONS, 0).to_pylist()
-    assert {row["judge"] for row in stream(Unicorn12M(run_dir=str(opened.path)))} == {None}
-    (opened.path / ".duplicates.json").unlink()
-    import generation.builders.finished as finished
-
-    groups = {table[1]["id"]: table[1]["id"], table[4]["id"]: table[1]["id"]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finished, "duplicate_groups", lambda run: groups)
-        found = stream(Unicorn12M(run_dir=str(opened.path)))
-    assert [row["duplicate_group"] for row in found] == [groups.get(row["id"]) for row in table]
+def test_near_duplicates_are_searched_on_request_and_then_known_to_both_sets(tmp_path: Path) -> None:
+    salt = " ".join(["", *map(str, range(300))])  # the same words in every caption: all are nearly equal
+    run, first = make_run(tmp_path / "run", shards=1, salt=salt).path, "0000000000"
+    assert {(row["judge"], row["duplicate_group"]) for row in stream(Unicorn12M(run_dir=str(run)))} == {(None, None)}
+    for searched, said in [(False, "Near-duplicates were not searched"), (True, "Near-duplicates: 6 of 6 captions")]:
+        manifest = build(Unicorn12M, run, tmp_path / "out", duplicates=searched)
+        assert manifest["duplicates_searched"] == searched
+        assert said in (tmp_path / "out" / "README.md").read_text()
+    for cls in BOTH:  # not searched again
+        assert {row["duplicate_group"] for row in stream(cls(run_dir=str(run)))} == {first}
+    recipe = {"captions": {"drop_duplicates": 0.8}}
+    other = make_run(tmp_path / "other", shards=1, salt=salt, recipe=recipe).path
+    assert stream(Unicorn12M(run_dir=str(other)))[5]["duplicate_group"] == first  # since the recipe drops duplicates
 
 
 @pytest.mark.parametrize("cls", BOTH)
-def test_stored_joined_and_from_the_run_are_the_same_rows(cls: type[UnicornBuilder], built: Path, run: Path) -> None:
+def test_stored_joined_prepared_and_from_the_run_are_the_same_rows(
+    cls: type[UnicornBuilder], built: Path, run: Path
+) -> None:
     options = {"config_name": "with_embeddings", "data_dir": str(built / cls.NAME)}
     stored = stream(cls(**options))
+    assert len(stored[0]["image_embedding"]) == 16
     assert stored == stream(cls(**options, embeddings=str(built / "unicorn-1.2m")))
     assert stored == stream(cls(config_name="with_embeddings", run_dir=str(run)))
-    assert len(stored[0]["image_embedding"]) == 16
-    plain = stream(cls(data_dir=str(built / cls.NAME)))
-    assert plain == [{name: value for name, value in row.items() if name != "image_embedding"} for row in stored]
-
-
-def test_preparing_with_several_processes_gives_the_same_rows(run: Path, built: Path) -> None:
-    builder = Unicorn12M(config_name="with_embeddings", run_dir=str(run))
+    builder = cls(config_name="with_embeddings", run_dir=str(run))
     builder.download_and_prepare(num_proc=2)
     prepared = builder.as_dataset(split="train")
-    assert prepared.to_list() == stream(
-        Unicorn12M(config_name="with_embeddings", data_dir=str(built / "unicorn-1.2m"))
-    )
+    assert prepared.to_list() == stored
     assert prepared.features["image_embedding"] == datasets.List(datasets.Value("float16"), length=16)
     assert prepared.features["source"].names == ["alpha", "beta"]
+    plain = stream(cls(data_dir=str(built / cls.NAME)))
+    assert plain == [{name: value for name, value in row.items() if name != "image_embedding"} for row in stored]
 
 
 def by_duckdb(folder: Path) -> dict[str, list[Any]]:
@@ -175,16 +173,16 @@ READERS: list[Callable[[Path], Any]] = [
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("cls", BOTH)
-def test_other_readers_see_every_value(read: Callable[[Path], Any], cls: type[UnicornBuilder], built: Path) -> None:
-    folder = built / cls.NAME / "with_embeddings"
-    wanted, found = rows(folder), read(folder)
-    assert set(found) == set(wanted[0])
-    for name in ("id", "caption", "embedding_row", "words"):
-        assert list(found[name]) == [row[name] for row in wanted]
-    assert [list(turns) for turns in found["conversations"]] == [row["conversations"] for row in wanted]
-    vectors = np.array([row["image_embedding"] for row in wanted], np.float16)
-    assert np.array_equal(np.array([list(vector) for vector in found["image_embedding"]]), vectors)
+def test_other_readers_see_every_value(read: Callable[[Path], Any], built: Path) -> None:
+    for cls in BOTH:
+        folder = built / cls.NAME / "with_embeddings"
+        wanted, found = rows(folder), read(folder)
+        assert set(found) == set(wanted[0])
+        for name in ("id", "caption", "embedding_row", "words"):
+            assert list(found[name]) == [row[name] for row in wanted]
+        assert [list(turns) for turns in found["conversations"]] == [row["conversations"] for row in wanted]
+        vectors = np.array([row["image_embedding"] for row in wanted], np.float16)
+        assert np.array_equal(np.array([list(vector) for vector in found["image_embedding"]]), vectors)
 
 
 def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
@@ -207,22 +205,20 @@ def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
         assert set(tasks[:10]) == {0, 1, 2} and tasks != sorted(tasks)
 
 
-def test_the_same_run_builds_the_same_bytes_and_shards_are_links(run: Path, built: Path, tmp_path: Path) -> None:
+def test_the_same_run_builds_the_same_bytes_and_shards_are_links_where_there_are_links(
+    run: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cls in BOTH:
         build(cls, run, tmp_path / cls.NAME, version="1.2.0")
         build(cls, run, tmp_path / cls.NAME, version="1.2.0")  # over an earlier build
         assert files(built / cls.NAME) == files(tmp_path / cls.NAME)
     name = "image_embeddings/unicorn/00000.safetensors"
     assert (tmp_path / "unicorn-1.2m" / name).samefile(run / name)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
-
-
-def test_without_links_shards_are_copied(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", lambda *_: os.stat("/this/is/an/OSError"))
-    build(Unicorn12M, run, tmp_path / "out")
-    name = "image_embeddings/unicorn/00000.safetensors"
-    assert not (tmp_path / "out" / name).samefile(run / name)
-    assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes()
+    build(Unicorn12M, run, tmp_path / "unicorn-1.2m", version="1.2.0")
+    assert not (tmp_path / "unicorn-1.2m" / name).samefile(run / name)
+    assert files(built / "unicorn-1.2m") == files(tmp_path / "unicorn-1.2m")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
 
 
 def tamper(path: Path) -> None:
@@ -232,33 +228,27 @@ def tamper(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["captions/00001.parquet", "image_embeddings/unicorn/00000.safetensors"])
-def test_a_changed_file_of_the_run_is_named_and_nothing_is_left(file: str, run_copy: Path, tmp_path: Path) -> None:
-    tamper(run_copy / file)
-    with pytest.raises(RunError, match=f"{file} was changed"):
-        build(Unicorn12M, run_copy, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+def test_a_changed_file_of_the_run_is_named_and_nothing_is_left(run_copy: Path, tmp_path: Path) -> None:
+    for file in ("captions/00001.parquet", "image_embeddings/unicorn/00000.safetensors"):  # vectors are read first
+        tamper(run_copy / file)
+        with pytest.raises(RunError, match=f"{file} was changed"):
+            build(Unicorn12M, run_copy, tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-@pytest.mark.parametrize(
-    ("file", "options"),
-    [
-        ("with_embeddings/train-00000-of-00001.parquet", {"config_name": "with_embeddings"}),
-        ("data/train-00000-of-00001.parquet", {}),
-        ("image_embeddings/unicorn/00001.safetensors", {"config_name": "with_embeddings", "embeddings": "itself"}),
-    ],
-)
-def test_a_changed_or_missing_file_of_a_built_set_is_refused(
-    file: str, options: dict[str, str], built_copy: Path
-) -> None:
+def test_a_changed_or_missing_file_of_a_built_set_is_refused(built_copy: Path) -> None:
     folder = built_copy / "unicorn-1.2m"
-    options = options | ({"embeddings": str(folder)} if "embeddings" in options else {})
-    tamper(folder / file)
-    with pytest.raises(DatasetError, match=f"{file} was changed"):
-        stream(Unicorn12M(data_dir=str(folder), **options))
-    (folder / file).unlink()
-    with pytest.raises(DatasetError, match=f"has no {file}"):
-        stream(Unicorn12M(data_dir=str(folder), **options))
+    for file, options in [
+        ("with_embeddings/train-00000-of-00001.parquet", {"config_name": "with_embeddings"}),
+        ("image_embeddings/unicorn/00001.safetensors", {"config_name": "with_embeddings", "embeddings": str(folder)}),
+        ("data/train-00000-of-00001.parquet", {}),
+    ]:
+        tamper(folder / file)
+        with pytest.raises(DatasetError, match=f"{file} was changed"):
+            stream(Unicorn12M(data_dir=str(folder), **options))
+        (folder / file).unlink()
+        with pytest.raises(DatasetError, match=f"has no {file}"):
+            stream(Unicorn12M(data_dir=str(folder), **options))
 
 
 def test_vectors_of_another_build_are_refused(built: Path, tmp_path: Path) -> None:
@@ -284,24 +274,34 @@ def test_what_cannot_be_read_is_named_for_what_it_is(run: Path, built: Path, tmp
             Unicorn12M(**options)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda run: (run / "captions/00002.json").unlink(), r"'captions' is not complete \(2 of 3 shards\). Run `"),
-        (
-            lambda run: shutil.rmtree(run / "image_embeddings"),
-            "image_embeddings/unicorn' is not .* generation transfer",
-        ),
-        (lambda run: (run / "transfer/unicorn.safetensors").write_bytes(b"x"), "image_embeddings/unicorn' .*0 of 3"),
-    ],
-)
-def test_an_unfinished_run_says_what_to_run(
-    damage: Callable[[Path], None], message: str, run_copy: Path, tmp_path: Path
-) -> None:
-    damage(run_copy)
-    with pytest.raises(RunError, match=message):
+def test_an_unfinished_run_says_what_to_run(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy / "transfer/unicorn.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match="image_embeddings/unicorn' .*0 of 3"):
+        build(Unicorn12M, run_copy, tmp_path / "out")
+    shutil.rmtree(run_copy / "image_embeddings")
+    with pytest.raises(RunError, match=r"image_embeddings/unicorn' is not .* generation transfer"):
+        build(Unicorn12M, run_copy, tmp_path / "out")
+    (run_copy / "captions/00002.json").unlink()
+    with pytest.raises(RunError, match=r"'captions' is not complete \(2 of 3 shards\). Run `"):
         build(Unicorn12M, run_copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("served", ["/data", "unknown"])
+def test_a_model_that_its_server_does_not_name_is_named_by_the_recipe(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.runs.MODEL", served)
+    path = make_run(tmp_path / "run", shards=1).path
+    for cls in BOTH:
+        with pytest.raises(DatasetError, match=rf"'{served}'.*model_name: OWNER/NAME.*run --config RECIPE"):
+            build(cls, path, tmp_path / cls.NAME)
+    make_run(path, shards=1, recipe={"server": {"model_name": "owner/Model-7B"}})
+    for cls in BOTH:
+        build(cls, path, tmp_path / cls.NAME)
+        assert {row["model"] for row in rows(tmp_path / cls.NAME / "data")} == {"owner/Model-7B"}
+        card = (tmp_path / cls.NAME / "README.md").read_text()
+        assert "owner/Model-7B" in card and not re.search(rf"written by [^.]*{served}", card)
 
 
 def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path: Path) -> None:
@@ -371,12 +371,10 @@ def test_the_command_builds_logs_json_and_refuses_a_version_that_is_none(
 ) -> None:
     options = ["--run-dir", run, "--output", tmp_path / "out"]
     done = python("unicorn_471k_instruction.py", *options, "--version", "2.0.0", "--log-json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stderr.splitlines()[-1])["status"] == "done"
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["status"]) == (0, "done"), done.stderr
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["version"] == "2.0.0"
     monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, options), "--version", "v1"])
-    assert main(Unicorn12M) == 2
-    assert "not a semantic version" in capfd.readouterr().err
+    assert (main(Unicorn12M), "not a semantic version" in capfd.readouterr().err) == (2, True)
 
 
 def test_a_stream_that_is_left_early_leaves_no_thread_that_could_abort_the_exit(built: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 import tests.runs
-from dataset_card import plain
 from dataset_card.examples import choose_examples
 from generation.builders.build import build
 from generation.errors import DatasetError
@@ -27,10 +26,10 @@ EVIL = [
     "$x$ **bold** # head",
     "1. *",
 ]
-SECTIONS = [
-    "Use it", "Rows", "Example", "Columns", "How it was made", "Quality", "Limits", "Intended use", "Bias", "Licences",
-    "Versions", "Citation and contact", "Changelog",
-]  # fmt: skip
+SECTIONS = (
+    "Use it|Rows|Examples?|Columns|How it was made|Quality|Limits|Intended use.*|Bias|Licences|Versions|"
+    "Citation and contact|Changelog"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,7 @@ def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
 ) -> None:
     card = cards[name]
     found = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
-    assert len(found) == len(SECTIONS)
-    assert all(title.startswith(wanted) for title, wanted in zip(found, SECTIONS, strict=True))
+    assert all(re.fullmatch(*pair) for pair in zip(SECTIONS.split("|"), found, strict=True))
     screen = card.text[:1800]
     assert "figures/record.png" in screen and "There are no images in it" in screen
     assert f'load_dataset("user/{name}", split="train", revision="v1.2.3")' in screen
@@ -60,12 +58,15 @@ def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
     for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
         assert fact in card.text
     assert ("27 multi-turn conversations" if "471k" in name else "18 dense captions") in screen
-    prompts = {"unicorn-1.2m": {"expand_caption", "judge_captions"}}
-    wanted = prompts.get(name, {"multiple_choice", "question_answering", "complex_reasoning", "judge"})
+    wanted = {"expand_caption", "judge_captions"}
+    if "471k" in name:
+        wanted = {"multiple_choice", "question_answering", "complex_reasoning", "judge"}
+        assert "| what | 27 | 50.0 % |" in card.text  # questions by type
+        assert "27 questions were dropped from accepted answers" in card.text and "| letter | 27 |" in card.text
     assert {found.split("@")[0] for found in re.findall(r"^`(\w+@[\d.]+)`", card.text, re.MULTILINE)} == wanted
 
 
-def test_metadata_is_legal_and_other_is_said_only_where_licences_differ(
+def test_metadata_is_legal_other_is_said_only_where_licences_differ_and_a_small_model_is_called_so(
     cards: dict[str, DatasetCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, card in cards.items():
@@ -76,19 +77,13 @@ def test_metadata_is_legal_and_other_is_said_only_where_licences_differ(
         assert [config["config_name"] for config in data["configs"]] == ["default", "with_embeddings"]
         assert {config["version"] for config in data["configs"]} == {"1.2.3"}
     monkeypatch.setitem(tests.runs.LICENSES, "alpha", "Apache-2.0")
-    make_run(tmp_path / "run")
-    build(Unicorn12M, tmp_path / "run", tmp_path / "out")
-    data = DatasetCard.load(tmp_path / "out" / "README.md").data
-    assert (data.license, data.get("license_link")) == ("apache-2.0", None)
-
-
-def test_a_small_models_text_is_called_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tests.runs, "MODEL", "HuggingFaceTB/SmolLM2-135M-Instruct")
     make_run(tmp_path / "run")
     for cls in BOTH:
         build(cls, tmp_path / "run", tmp_path / cls.NAME)
-        text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
-        assert "A small model wrote this text" in text.split("![")[1][:200]
+        card = DatasetCard.load(tmp_path / cls.NAME / "README.md")
+        assert (card.data.license, card.data.get("license_link")) == ("apache-2.0", None)
+        assert "A small model wrote this text" in card.text.split("![")[1][:200]
 
 
 def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +100,6 @@ def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert not re.search(r"href=.javascript", html)
         assert "<strong>bold" not in html and "<code>c</code>" not in html
         assert "a | b `c` {{ 7 * 7 }}" in html and "&lt;script&gt;alert(1)" in html
-
-
-def test_plain_text_comes_back_from_markdown() -> None:
-    for text in EVIL:
-        shown = plain(text).replace("\\", "").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-        assert shown == text
 
 
 def test_the_examples_repeat_no_few_shot_example_and_no_list_of_question_types() -> None:
@@ -131,12 +120,11 @@ def test_the_examples_repeat_no_few_shot_example_and_no_list_of_question_types()
 
 
 def test_a_prompt_that_was_changed_since_the_run_fails_the_build_and_leaves_nothing(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run").path
-    stage = read_json(run / "captions" / "stage.json")
-    stage["identity"]["prompt_sha256"] = "0" * 64
-    write_json(run / "captions" / "stage.json", stage)
+    path = make_run(tmp_path / "run").path / "captions" / "stage.json"
+    stage = read_json(path)
+    write_json(path, stage | {"identity": stage["identity"] | {"prompt_sha256": "0" * 64}})
     with pytest.raises(DatasetError, match="was changed since the run"):
-        build(Unicorn12M, run, tmp_path / "out")
+        build(Unicorn12M, tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
