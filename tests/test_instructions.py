@@ -45,16 +45,6 @@ def add_seeds(run: Run, shard: int, rows: int = 6) -> None:
     run.commit(SEEDS, shard, rows, parquet(pa.Table.from_pylist(found, SEED_SCHEMA)))
 
 
-def add_captions(run: Run, shard: int, rows: int = 20) -> None:
-    found = [{"id": row_id(shard, row), "caption": f"{SCENE} It is day {row}."} for row in range(rows)]
-    add_seeds(run, shard, rows)
-    run.commit(CAPTIONS, shard, rows, parquet(pa.Table.from_pylist(found, CAPTION_SCHEMA)))
-
-
-def selected(run: Run, task: str) -> set[str]:
-    return {item.id for item in InstructionTask(run, task).items(run, 0)}
-
-
 def said(*items: Any, end: str = "stop") -> Answer:
     return Answer(json.dumps({"QA Pairs": items}), end, 1, 1)
 
@@ -90,18 +80,20 @@ def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None
 
 
 def test_a_higher_fraction_only_adds_and_without_overlap_each_caption_serves_one_task(tmp_path: Path) -> None:
+    captions = [{"id": row_id(0, row), "caption": f"{SCENE} It is day {row}."} for row in range(20)]
     for overlap in (True, False):
-        before: dict[str, set[str]] = {}
+        before = set[str]()
         for share in (0.05, 0.2, 0.33, 0.5):
             fractions = dict(zip(TASKS, (share, 0.3, 0.2), strict=True))
             tasks = {name: {"prompt": name, "fraction": fraction} for name, fraction in fractions.items()}
             run = make_run(tmp_path / f"{overlap}{share}", instructions=tasks | {"overlap": overlap})
-            add_captions(run, 0)
-            found = {name: selected(run, name) for name in TASKS}
+            add_seeds(run, 0, 20)
+            run.commit(CAPTIONS, 0, 20, parquet(pa.Table.from_pylist(captions, CAPTION_SCHEMA)))
+            found = {name: {item.id for item in InstructionTask(run, name).items(run, 0)} for name in TASKS}
             assert {name: len(ids) for name, ids in found.items()} == {n: round(f * 20) for n, f in fractions.items()}
-            assert before.get(TASKS[0], set()) <= found[TASKS[0]]
             assert overlap or len(set().union(*found.values())) == sum(map(len, found.values()))
-            before = found
+            assert before <= found[TASKS[0]]
+            before = found[TASKS[0]]
         own = fractions if not overlap else {TASKS[2]: 0.2}
         assert selection_inputs(run, TASKS[2]) == {name: str(fraction) for name, fraction in own.items()}
 

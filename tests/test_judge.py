@@ -78,11 +78,6 @@ def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> N
         run.commit(INSTRUCTIONS[name], 0, len(table), parquet(table), None, extra, {"rejected": {}})
 
 
-def reasons(run: Run, stage: Any = STAGE) -> list[str]:
-    rejected = run.rejected(stage, 0)
-    return [] if rejected is None else list(rejected["reason"].to_pylist())
-
-
 def chosen(number: int, given: str = "A") -> dict[str, Any]:
     options = {"A": "a ball", "B": "a shoe", "C": "a fish", "D": "a hat"}
     return {"Question": f"What does dog {number} carry?", "Options": options, "Answer": given}
@@ -136,9 +131,11 @@ def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_pat
         assert len(row["question_types"]) == len(row["grounded"]) == 2
         verdicts = run.table(JUDGEMENTS[TASK], 0).to_pylist()
         assert {verdict["id"].partition("/")[0] for verdict in verdicts} == {row["id"]}
-        votes = [(verdict["verdict"], json.loads(verdict["votes"])) for verdict in verdicts]
-        wrong, two_right = ("wrong_letter", [["A"], ["A"]]), ("two_right", [["A", "C"], ["A", "C"]])
-        assert sorted(votes) == [(CONFIRMED, [["A"]]), (CONFIRMED, [["A"]]), two_right, wrong]
+        assert sorted((verdict["verdict"], verdict["votes"]) for verdict in verdicts) == [
+            *[(CONFIRMED, '[["A"]]')] * 2,
+            ("two_right", '[["A", "C"], ["A", "C"]]'),
+            ("wrong_letter", '[["A"], ["A"]]'),
+        ]
         assert server.judged == dict(zip(questions, (1, 2, 1, 2), strict=True))
         assert judged_share(run, TASK, 0) == {row["id"]: 1.0}
         # A kill after the conversations were rewritten leaves the verdicts due: they are found by their texts.
@@ -167,7 +164,7 @@ def test_what_has_too_little_left_is_asked_again_and_once_more_by_retry(tmp_path
         assert server.counts["requests"] == asked
         server.script = None  # a judge who finds its own questions sound
         assert retry_rejected(run, ["judge_final"]) == {"instructions/multiple_choice": 1}
-        assert reasons(run) == []
+        assert run.rejected(STAGE, 0) is None
         assert len(run.table(STAGE, 0)) == 2
         assert set(judged_share(run, TASK, 0).values()) == {1.0}
         verify_path(run.path)
@@ -227,7 +224,8 @@ def test_captions_that_leave_their_seed_are_dropped(tmp_path: Path) -> None:
         fill(run, TASK, [("A dog.", [chosen(0)]), ("A horse.", [chosen(1)])])
         assert main(["judge", "--captions", "--run-dir", str(run.path)]) == 0
         assert run.table(CAPTIONS, 0)["caption"].to_pylist() == ["A dog."]
-        assert reasons(run, CAPTIONS) == ["judge_final"]
+        rejected = run.rejected(CAPTIONS, 0)
+        assert rejected is not None and rejected["reason"].to_pylist() == ["judge_final"]
         asked = server.counts["requests"]
         judge_captions(run)
         assert server.counts["requests"] == asked

@@ -24,12 +24,10 @@ Args:
     sample, seed: at most so many captions, drawn with this seed, are compared with each other.
 Returns:
     captions: how many; mean_words, min_words, max_words, words_p05 ... words_p95: white-space separated words, and the
-    quantiles of their number (nearest rank);
-    type_token_ratio: distinct tokens / tokens; entropy_bits: Shannon entropy of the tokens; both of each caption,
-    averaged;
-    sampled: how many were compared; distinct_1, distinct_2, distinct_3: distinct n-grams / n-grams of them all;
-    self_bleu: mean BLEU-4 of each against all others, 0 (nothing in common) to 1. A token is a lower-cased run of
-    letters, digits and apostrophes.
+    quantiles of their number (nearest rank); type_token_ratio: distinct tokens / tokens, and entropy_bits: Shannon
+    entropy of the tokens, of each caption, averaged; sampled: how many were compared; distinct_1, distinct_2,
+    distinct_3: distinct n-grams / n-grams of them all; self_bleu: mean BLEU-4 of each against all others, 0 (nothing
+    in common) to 1. A token is a lower-cased run of letters, digits and apostrophes.
 Examples:
     >>> made = CaptionDiversity().compute(data=["a cat and a dog", "a red bus"])
     >>> made["mean_words"], made["words_p50"], made["type_token_ratio"], made["distinct_1"]

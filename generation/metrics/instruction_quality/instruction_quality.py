@@ -27,13 +27,11 @@ Args (lists with one value a question):
     grounded: share of its content words that the caption holds, 0 to 1 (column `grounded`).
 Returns:
     items: how many; multiple_choice: how many have options; letters: how often each is right; letters_chi_square
-    (3 degrees of freedom) and letters_p: against equal counts (p is small where they crowd, 1.0 for none);
-    longest_right: the chance to be right by taking a longest option, 0.25 is chance; leak_rate: share that speaks of
-    the text behind the scene; question_types: counts, the commonest first; grounded_mean, grounded_p05: mean, and the
-    value that one question in twenty does not exceed.
+    (3 degrees of freedom), letters_p: against equal counts (p is small where they crowd, 1.0 for none); longest_right:
+    the chance to be right by taking a longest option, 0.25 is chance; leak_rate: share that speaks of the text behind
+    the scene; question_types: counts, the commonest first; grounded_mean; grounded_p05: one in twenty is not above it.
 Examples:
-    >>> measurement = InstructionQuality()
-    >>> made = measurement.compute(
+    >>> made = InstructionQuality().compute(
     ...     question=["What is it?\\nA: a dog\\nB: a big cat\\nC: a fox\\nD: a bee", "Why does the caption say so?"],
     ...     answer=["B", "It rains."], question_type=["object", "reason"], grounded=[1.0, 0.5])
     >>> made["letters"], made["letters_chi_square"], round(made["letters_p"], 4)
