@@ -27,13 +27,9 @@ TokenCount = Callable[[Sequence[Message]], int]
 
 
 def estimate_run(
-    run_dir: Path,
-    recipe: Recipe,
-    probes: int = 8,
-    tokenizer: Path | None = None,
-    usd_per_million: tuple[float, float] | None = None,
-    usd_per_hour: float = 0.0,
-) -> None:
+    run_dir: Path, recipe: Recipe, probes: int = 8, tokenizer: Path | None = None,
+    usd_per_million: tuple[float, float] | None = None, usd_per_hour: float = 0.0,
+) -> None:  # fmt: skip
     """Print what captions and instructions of a run, begun or not, would request. Nothing is written in it.
 
     As many rows as there are ``probes`` are requested for real, at once, to measure rate and length; their answers are
@@ -75,25 +71,25 @@ async def _estimate(
         context = scheduler.infos[0].max_total_tokens or "not said"
         prompts, counted_by = await _prompt_tokens(scheduler, sample, count)
         answers, seconds = await _probe(scheduler, sample, probes)
-    rate, measured = len(answers) / seconds, f"{len(answers)} probes at once; more at once are faster"
+    rate, measured = len(answers) / max(seconds, 1e-3), f"{len(answers)} probes at once; more at once are faster"
     if sessions := [session for session in run.sessions(task.stage) if session["rows"] and session["seconds"]]:
         rate, measured = sessions[-1]["rows"] / sessions[-1]["seconds"], f"this run, {sessions[-1]['time']}"
     limit, longest = task.prompt.sampling.max_tokens, max(prompts)
+    needed = longest + limit
     lengths = [answer.completion_tokens + answer.thinking_tokens for answer in answers] or [limit]
     prompt, answer = sum(prompts[1:]) / len(prompts[1:]), sum(lengths) / len(lengths)
     hours = rows / rate / 3600 if rate else 0.0
     cost = rows * (prompt * prices[0] + answer * prices[1]) / 1e6 + hours * prices[2]
     basis = f"{len(answers)} probes" if answers else "the most that the prompt allows"
     time_ = f"{hours:8.2f} hours at {rate:.2f} rows/s   ({measured})" if rate else " unknown   (ask for probes)"
-    say(
-        f"{task.stage.name}: {rows:,} rows to request, prompt {task.prompt.name}, up to {task.attempts} answers each\n"
-        f"  prompt tokens  {prompt:8.0f} a row, {rows * prompt:16,.0f} in all   ({counted_by})\n"
-        f"  answer tokens  {answer:8.0f} a row, {rows * answer:16,.0f} in all   ({basis})\n"
-        f"  context        {longest + limit:8.0f} tokens: longest prompt {longest:.0f} + max_tokens {limit}; the "
-        f"server has {context}\n"
-        f"  time           {time_}"
-        + (f"\n  cost           {cost:8.2f} USD, if each row takes one answer" * bool(cost))
-    )
+    say(f"""\
+{task.stage.name}: {rows:,} rows to request, prompt {task.prompt.name}, up to {task.attempts} answers each
+  prompt tokens  {prompt:8.0f} a row, {rows * prompt:16,.0f} in all   ({counted_by})
+  answer tokens  {answer:8.0f} a row, {rows * answer:16,.0f} in all   ({basis})
+  context        {needed:8.0f} tokens: longest prompt {longest:.0f} + max_tokens {limit}; the server has {context}
+  time           {time_}""")
+    if cost:
+        say(f"  cost           {cost:8.2f} USD, if each row takes one answer")
     for number, item in enumerate([items[0], items[len(items) // 2], items[-1]], 1):
         turns = (f"[{message['role']}]\n{message['content']}" for message in task.request(item, 1).messages)
         say("\n".join([f"\n--- prompt {number} of 3, row {item.id}", *turns]))
