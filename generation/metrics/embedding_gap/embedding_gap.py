@@ -80,16 +80,15 @@ def _figures(**both: Rows) -> dict[str, float]:
 
 def _chunks(both: dict[str, Rows]) -> Iterator[list[Array]]:
     """Yield pairs of float64 [at most CHUNK_ROWS, d]."""
-    in_memory = [len(rows) > 0 and not isinstance(rows[0], str | Path) for rows in both.values()]
-    parts, others = ([rows] if whole else rows for rows, whole in zip(both.values(), in_memory, strict=True))
-    one, other = both
+    lists = {name: rows if not len(rows) or isinstance(rows[0], str | Path) else [rows] for name, rows in both.items()}
+    (one, parts), (other, others) = lists.items()
     if len(parts) != len(others):
         raise ValueError(f"{one} has {len(parts)} files and {other} {len(others)}; give them file for file")
     for pair in zip(parts, others, strict=True):
-        (name, u), (other_name, v) = (_read(*named) for named in zip(both, pair, strict=True))
+        (name, u), (other_name, v) = map(_read, lists, pair)
         if u.ndim != 2 or u.shape != v.shape:
-            shapes = f"{name} is {list(u.shape)} and {other_name} {list(v.shape)}"
-            raise ValueError(f"{shapes}; both must be the same [n, d]")
+            shapes = list(u.shape), list(v.shape)
+            raise ValueError(f"{name} is {shapes[0]} and {other_name} {shapes[1]}; both must be the same [n, d]")
         for first in range(0, len(u), CHUNK_ROWS):
             yield [rows[first : first + CHUNK_ROWS].astype(np.float64) for rows in (u, v)]
 
