@@ -3,7 +3,7 @@
     python -m benchmarks.builder [--rows 60000 --generator-rows 6000 --folder DIR]
 
 A run of synthetic captions with d = 1280 is made (not timed), then each of these is a fresh process, start left out:
-``search`` finds the near-duplicates (once a run, both data sets use them); ``build`` is all the rest of
+``search`` finds the near-duplicates (once a run, if asked for); ``build`` is all the rest of
 `unicorn_1_2m.py`: both configs, vectors joined and proven by hash, Parquet, links, manifest, card; ``prepare`` puts
 ``with_embeddings`` into the cache of ``datasets`` by our class, and ``generate`` does so with a builder that yields
 the rows one by one as Python values, the way most builders are written, on fewer rows. Anonymous memory is sampled in
@@ -12,7 +12,6 @@ a build of its own. Ends with one line of JSON.
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import datasets
 import psutil
 import pyarrow as pa
 import torch
+from safetensors.numpy import load_file
 
 from generation.builders.build import build
 from generation.builders.finished import FinishedRun
@@ -47,13 +47,13 @@ SHARD_ROWS = 10_000
 
 def make_run(path: Path, rows: int) -> None:
     """Make a finished run: captions of about 129 words, random unit vectors, the transfer made for real."""
-    recipe = parse_recipe({"name": "benchmark", "directory": str(path.parent)}, "benchmark")
-    run, words = Run(path, recipe, create=True), [f"word{number}" for number in range(5000)]
-    drawn, generator, prompt = random.Random(0), torch.Generator().manual_seed(0), load_prompt("expand_caption")
+    run = Run(path, parse_recipe({"name": "benchmark", "directory": str(path.parent)}, "benchmark"), create=True)
+    words, drawn, generator = [f"word{number}" for number in range(5000)], random.Random(0), torch.Generator()
+    generator.manual_seed(0)
+    prompt, encoder = load_prompt("expand_caption"), {"model": "synthetic", "commit": None, "pooling": "none"}
     run.begin(SEEDS)
     run.begin(CAPTIONS, {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "model": "synthetic"})
-    encoder = {"model": "synthetic", "commit": None, "pooling": "none", "dimension": DIMENSION, "max_tokens": 512}
-    run.begin(TEXT_EMBEDDINGS, encoder | {"joint_with_images": False})
+    run.begin(TEXT_EMBEDDINGS, encoder | {"dimension": DIMENSION, "max_tokens": 512, "joint_with_images": False})
     for shard in range(rows // SHARD_ROWS):
         ids = [row_id(shard, row) for row in range(SHARD_ROWS)]
         captions = [" ".join(drawn.choices(words, k=drawn.randint(80, 178))) for _ in ids]
@@ -71,57 +71,44 @@ def make_run(path: Path, rows: int) -> None:
     make_image_embeddings(run)
 
 
-def search(run: Path, folder: Path, rows: int) -> dict[str, float]:
+def search(run: Path, folder: Path, rows: int) -> None:
     """Find the near-duplicates of the run."""
-    start = time.perf_counter()
-    FinishedRun(run, None, False).duplicates  # noqa: B018
-    return {"seconds": time.perf_counter() - start}
+    FinishedRun(run, None, False, search=True).duplicates  # noqa: B018
 
 
-def build_it(run: Path, folder: Path, rows: int) -> dict[str, float]:
+def build_it(run: Path, folder: Path, rows: int) -> None:
     """Build the data set."""
-    start = time.perf_counter()
     build(Unicorn12M, run, folder / "built")
-    return {"seconds": time.perf_counter() - start}
 
 
 def memory(run: Path, folder: Path, rows: int) -> dict[str, float]:
     """Return the peak of anonymous memory of a build in MB, above that before it."""
-    process, peak, done = psutil.Process(), 0, threading.Event()
-
-    def anonymous() -> int:
-        found = process.memory_info()
-        return int(found.rss - found.shared)
+    process, sizes, done = psutil.Process(), list[int](), threading.Event()
 
     def sample() -> None:
-        nonlocal peak
         while not done.wait(0.02):
-            peak = max(peak, anonymous())
+            found = process.memory_info()
+            sizes.append(found.rss - found.shared)
 
-    thread, before = threading.Thread(target=sample), anonymous()
+    thread = threading.Thread(target=sample)
     thread.start()
+    time.sleep(0.1)
+    before = sizes[0]
     build(Unicorn12M, run, folder / "built")
     done.set()
     thread.join()
-    return {"peak": (peak - before) / 1e6}
+    return {"peak": (max(sizes) - before) / 1e6}
 
 
-def _ours(run: Path, cache: Path) -> Unicorn12M:
-    return Unicorn12M(config_name="with_embeddings", run_dir=str(run), cache_dir=str(cache))
-
-
-def prepare(run: Path, folder: Path, rows: int) -> dict[str, float]:
+def prepare(run: Path, folder: Path, rows: int) -> None:
     """Put ``with_embeddings`` into the cache of ``datasets`` by our class."""
-    start = time.perf_counter()
-    _ours(run, folder / "cache").download_and_prepare()
-    return {"seconds": time.perf_counter() - start}
+    Unicorn12M(config_name="with_embeddings", run_dir=str(run), cache_dir=str(folder / "a")).download_and_prepare()
 
 
-def generate(run: Path, folder: Path, rows: int) -> dict[str, float]:
+def generate(run: Path, folder: Path, rows: int) -> None:
     """The baseline: the same rows as Python values."""
-    from safetensors.numpy import load_file
-
-    ours = _ours(run, folder / "cache_ours")
+    ours = Unicorn12M(config_name="with_embeddings", run_dir=str(run), cache_dir=str(folder / "b"))
+    names = [name for name in ours.info.features if name != "image_embedding"]
 
     class Generator(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
         def _info(self) -> datasets.DatasetInfo:
@@ -132,15 +119,12 @@ def generate(run: Path, folder: Path, rows: int) -> dict[str, float]:
 
         def _generate_examples(self, shards: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
             for shard in shards:
-                text = ours.rows(ours.run, shard).select([name for name in ours.info.features if name in names])
+                text = ours.rows(ours.run, shard).select(names).slice(0, rows - shard * SHARD_ROWS)
                 vectors = load_file(run / f"image_embeddings/unicorn/{shard:05d}.safetensors")["vectors"]
-                for row in text.slice(0, rows - shard * SHARD_ROWS).to_pylist():
+                for row in text.to_pylist():
                     yield row["id"], row | {"image_embedding": vectors[row["embedding_row"]]}
 
-    names = set(ours.info.features) - {"image_embedding"}
-    start = time.perf_counter()
-    Generator(hash="x", cache_dir=str(folder / "cache_generator")).download_and_prepare()
-    return {"seconds": time.perf_counter() - start}
+    Generator(hash="x", cache_dir=str(folder / "c")).download_and_prepare()
 
 
 PARTS = {"search": search, "build": build_it, "memory": memory, "prepare": prepare, "generate": generate}
@@ -157,24 +141,17 @@ def main() -> None:
     if options.child:
         datasets.disable_progress_bars()
         part, run, folder, rows = options.child
-        print(json.dumps(PARTS[part](Path(run), Path(folder), int(rows))), flush=True)
+        start = time.perf_counter()
+        facts = PARTS[part](Path(run), Path(folder), int(rows)) or {"seconds": time.perf_counter() - start}
+        print(json.dumps(facts), flush=True)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder, found = Path(name), {}
-        make_run(folder / "run", options.rows)
+        found, run = {}, f"{name}/run"
+        make_run(Path(run), options.rows)
         for part in PARTS:
             rows = options.generator_rows if part == "generate" else options.rows
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.builder",
-                "--child",
-                part,
-                str(folder / "run"),
-                name,
-                str(rows),
-            ]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
+            command = [sys.executable, "-m", "benchmarks.builder", "--child", part, run, name, str(rows)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[part] = json.loads(done.stdout.splitlines()[-1])
     rates = {part: options.rows / found[part]["seconds"] for part in ("search", "build", "prepare")}
     theirs = options.generator_rows / found["generate"]["seconds"]

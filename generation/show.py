@@ -11,15 +11,8 @@ from .vectors import VectorShard
 
 
 def show_record(run: Run, id: str | None = None) -> str:
-    """Return the seed, caption, conversations, verdicts and vectors of one record, laid out for a terminal.
-
-    Args:
-        run: a run directory.
-        id: ten digits, zeros at the front may be left out; None: the first record that has a conversation.
-
-    Raises:
-        RunError: there is no such record, or nothing was made yet.
-    """
+    """Return seed, caption, conversations, verdicts and vectors of a record for a terminal: that of ``id`` (zeros at
+    the front may be left out), or the first with a conversation. A RunError says that there is no such record."""
     wanted = (stage for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS) if id is None)
     tables = (run.table(stage, shard, ["id"]) for stage in wanted for shard in run.shards(stage))
     id = (id or next((str(table["id"][0]) for table in tables if len(table)), "")).zfill(10)
@@ -40,7 +33,8 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
     for stage in (stage for stage in STAGES if stage.schema is not None and run.record(stage, shard)):
         rows = run.table(stage, shard).to_pylist()
         yield from ((stage.name, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
-        for row in getattr(run.rejected(stage, shard), "to_pylist", list)():
+        rejected = run.rejected(stage, shard)
+        for row in rejected.to_pylist() if rejected else []:
             if row["id"] == id:
                 yield f"{stage.name}, rejected", f"{row['reason']}: {row['raw']}"
     methods = sorted(path.name for path in run.path.glob("image_embeddings/*"))
