@@ -1,10 +1,8 @@
 """Child processes with an account: wall seconds, CPU seconds, and the peak memory of any process of the tree."""
 
-import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,13 +68,6 @@ def fake_server(*options: object, core: int | None = None) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def server_stats(url: str) -> dict[str, Any]:
-    """Return the fake server's counters."""
-    with urllib.request.urlopen(f"{url}/stats", timeout=30) as reply:
-        found: dict[str, Any] = json.load(reply)
-    return found
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:

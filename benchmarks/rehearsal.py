@@ -178,7 +178,10 @@ def chaos(folder: Path, rows: int, seed: int) -> dict[str, Any]:
                 victim = draw.choice(files)
                 content = bytearray(victim.read_bytes())
                 content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-                _ = victim.write_bytes(content) if draw.random() < 0.5 else victim.unlink()
+                if draw.random() < 0.5:
+                    victim.write_bytes(content)
+                else:
+                    victim.unlink()
                 done.append(f"damage of {victim.relative_to(stormy)}")
                 run_command("-m", "generation", "verify", stormy / "run", "--fix")
                 for earlier in ("seeds", "captions", "instructions", "embed (random)"):
