@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Step
 from hypothesis import strategies as st
 
+from generation.config import Server
 from generation.errors import RequestRejected, ServerError, TransientError
 from generation.prompts import Sampling
 from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
@@ -218,9 +220,9 @@ async def watch_for_silence(scheduler: Scheduler, wrong: list[str]) -> None:
         busy = (
             scheduler.running
             or scheduler._requested
-            or any(state.look and not state.look.done() for state in scheduler.states)
+            or any(state.look in scheduler._tasks for state in scheduler.states)
         )
-        due = now - 0.01 <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
+        due = now <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
         if scheduler.waiting and not busy and not due:
             wrong.append(f"{scheduler.waiting} rows wait at {now} s and nothing is due")
 
@@ -246,8 +248,9 @@ def simulate(
     async def everything() -> Outcome:
         loop = asyncio.get_running_loop()
         servers = [SimulatedServer(number, plan, fates) for number, plan in enumerate(plans)]
-        states = [EndpointState(server, most) for server in servers]  # type: ignore[arg-type]
-        scheduler = Scheduler(states, TIMEOUT_S, give_up_s)
+        server_settings = Server(max_in_flight=most, timeout_s=TIMEOUT_S, give_up_s=give_up_s)
+        states = [EndpointState(server, server_settings) for server in servers]  # type: ignore[arg-type]
+        scheduler = Scheduler(states, server_settings)
         await scheduler.warm_up([request(0)])
         for server, state in zip(servers, states, strict=True):
             server.state = state
@@ -320,6 +323,7 @@ FATES = ["unfit", "refused", "guarded", "broken", "poison", "impatient"]
     suppress_health_check=list(HealthCheck),
     print_blob=True,
     report_multiple_bugs=False,
+    phases=[Step.explicit, Step.reuse, Step.generate, *([Step.shrink] if SCHEDULES < 1000 else [])],
 )
 @given(
     st.lists(plans, min_size=1, max_size=3),

@@ -15,12 +15,9 @@ from .scheduler import Scheduler
 
 @asynccontextmanager
 async def connect(server: Server) -> AsyncIterator[Scheduler]:
-    """Connect to the endpoints of a recipe, or start the embedded model, and yield a scheduler over them.
+    """Yield a scheduler over the endpoints, or over the embedded model; servers that are loading are waited for.
 
-    Servers that are still loading are waited for.
-
-    Raises:
-        FatalServerError: an endpoint cannot be reached or used, or two of them serve different models.
+    FatalServerError: an endpoint cannot be reached or used, or two of them serve different models.
     """
     async with AsyncExitStack() as stack:
         urls, slots = server.endpoints, START_LIMIT
@@ -32,7 +29,6 @@ async def connect(server: Server) -> AsyncIterator[Scheduler]:
         if not all(same_model(infos[0], info) for info in infos):
             served = (f"{e.url}: {i.model_id} ({i.model_revision})" for e, i in zip(endpoints, infos, strict=True))
             raise FatalServerError("All endpoints must serve one model at one revision, but: " + "; ".join(served))
-        states = [EndpointState(endpoint, server.max_in_flight, slots) for endpoint in endpoints]
-        scheduler = Scheduler(states, server.timeout_s, server.give_up_s)
+        scheduler = Scheduler([EndpointState(endpoint, server, slots) for endpoint in endpoints], server)
         stack.push_async_callback(scheduler.close)
         yield scheduler

@@ -18,35 +18,33 @@ QUEUE_SHARE = 0.3  # of an answer's time, or of the requests in flight: more wai
 class AdaptiveLimit:
     """The limit of one endpoint: ``value``, at most ``ceiling``.
 
-    A sign of congestion counts only if its request started after the last decrease: requests of one burst carry the
-    same news. So read ``stamp`` when a request starts, and pass it on with the outcome.
+    A sign of congestion counts in full only if its request was sent after the last decrease, for the requests of one
+    burst carry the same news; but the more of them are refused, the less the server holds. Times are the event loop's.
     """
 
     def __init__(self, ceiling: int, start: int = START_LIMIT) -> None:
-        self.stamp = 0  # number of decreases and restarts
-        self.restart(ceiling, start)
-
-    def restart(self, ceiling: int, start: int = START_LIMIT) -> None:
-        """Begin anew, as for a server that was restarted."""
-        self.stamp += 1
         self.ceiling, self.value = ceiling, float(min(start, ceiling))
         self._peak = self._rounds = 0.0  # value at the last decrease (0: slow start); rounds since then
+        self._decreased_at, self._before, self._refused = -math.inf, 0.0, 0  # last decrease; value before it; refused
 
-    def answered(self, stamp: int, queue_share: float, in_flight: int) -> None:
-        """Count an answer: the limit grows if ``in_flight``, the answered request included, used it up."""
+    def answered(self, sent_at: float, now: float, queue_share: float, saturated: bool) -> None:
+        """Count an answer: the limit grows if it was ``saturated``, that is if more requests waited to be sent."""
         self._rounds += 1 / max(self.value, ROUND)
         if queue_share > QUEUE_SHARE:
-            self.congested(stamp)
-        elif in_flight >= int(self.value) - 1:
+            self.congested(sent_at, now, refused=False)
+        elif saturated:
             grown = min(self.value + 1, self.ceiling)
             if self._peak:
                 k = math.cbrt(self._peak * (1 - DECREASE) / GROWTH)  # rounds until the limit is back at its peak
                 grown = min(grown, GROWTH * (self._rounds - k) ** 3 + self._peak)
             self.value = max(self.value, grown)
 
-    def congested(self, stamp: int) -> None:
-        """Lower the limit: a request that started at ``stamp`` was refused, or waited too long in the server."""
-        if stamp == self.stamp:
-            self.stamp += 1
-            self._peak, self._rounds = self.value, 0.0
-            self.value = max(1.0, min(self.value * DECREASE, self.value - 1))
+    def congested(self, sent_at: float, now: float, refused: bool = True) -> None:
+        """Lower the limit: a request was refused, or waited too long in the server."""
+        if sent_at >= self._decreased_at:
+            self._decreased_at, self._before, self._refused, self._rounds = now, self.value, 0, 0.0
+        elif not refused:
+            return
+        self._refused += 1
+        self.value = max(1.0, min(self._before * DECREASE, self._before - self._refused))
+        self._peak = self.value / DECREASE

@@ -4,8 +4,9 @@
 probe) changes the state and requests a dispatch, which runs after the event, never inside it, and arms one timer for
 the next moment at which anything is due. All waiting is on the event loop's clock, so that tests can make it virtual.
 
-A row is at fault only if it fails alone on an endpoint that answers a known-good request before and after it. Rows
-that failed together are tested in groups, and a group that fails is halved (Dorfman's group testing).
+A row is at fault only if it fails while a known-good request is answered before, during and after it. Rows that failed
+repeatedly are tested together. If the known-good request fails with them, one of them takes the others with it, and
+the group is halved (Dorfman's group testing) down to single rows, which run with nothing else in flight.
 """
 
 import asyncio
@@ -18,15 +19,16 @@ from typing import Any
 
 import aiohttp
 
+from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError
-from .endpoint_state import EndpointState, warm_up
+from .endpoint_state import TICK_S, EndpointState, warm_up
 from .protocol import Answer, Request, ServerInfo
 
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
-FAILS_ALONE = 2  # tests that a row at fault fails alone
-REFUSED_IN_A_ROW = 50  # prompts refused by one endpoint and none answered: the fault is not theirs
-TICK_S = 0.005  # what is due so soon is due now: timers may fire early, under uvloop by more than 1 ms
+TEST_SHARE, TEST_AFTER_S = 8, 60.0  # a test begins when 1 in 8 calls is suspected, or one for so long
+FAILS_ALONE = 3  # tests that a row at fault fails alone
+REFUSED_IN_A_ROW = 50  # prompts refused and none answered: the fault is not theirs
 ALONE = f" (failed alone {FAILS_ALONE} times, between answers to another request)"
 
 
@@ -46,34 +48,29 @@ class _Job:
     stats: RequestStats
     turn: "asyncio.Future[EndpointState]"
     state: EndpointState | None = None  # set while a slot is held
-    stamp: int = 0  # of the endpoint's limit when the request was sent
     sent_at: float = 0.0
     failures: int = 0  # in company
     failed_alone: int = 0
-    error: ServerError | None = None
+    error: ServerError | None = None  # in the last test; None: it did not reach the server
 
 
 class Scheduler:
-    """Send each request to the least loaded endpoint that takes one.
+    """Send each request to the least loaded of the connected endpoints, which serve one model, that takes one."""
 
-    Args:
-        states: connected endpoints that serve one model.
-        timeout_s: of one request, queue time in the server included.
-        give_up_s: stop the run after so long without any answer from any endpoint.
-    """
-
-    def __init__(self, states: Sequence[EndpointState], timeout_s: float, give_up_s: float) -> None:
-        self.states, self._timeout_s, self._give_up_s = states, timeout_s, give_up_s
+    def __init__(self, states: Sequence[EndpointState], settings: Server) -> None:
+        self.states, self._settings = states, settings
         self.infos: list[ServerInfo] = [state.endpoint.info for state in states if state.endpoint.info]
         self._loop = asyncio.get_running_loop()
         self._jobs: set[_Job] = set()
         self._queue: deque[_Job] = deque()
+        self._saturated = False  # the last dispatch left some in the queue
         self._held: set[_Job] = set()  # in back-off or suspected
-        self._groups: list[list[_Job]] = [[]]  # suspects: the first group is not tested yet, others are parts of it
+        self._suspects: list[_Job] = []  # to be tested
         self._good: Request | None = None  # answered before
-        self._busy_since = 0.0
+        self._alive_at = 0.0  # last answer, or first call after a time without any
+        self._refused_in_a_row = 0
         self._fatal: FatalServerError | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # checks and tests
         self._timer: asyncio.Handle = self._loop.call_soon(self._changed)
         self._timer_at = 0.0  # uvloop's handles do not tell their time
         self._requested = False  # a dispatch is on its way
@@ -97,11 +94,9 @@ class Scheduler:
     async def warm_up(self, requests: Sequence[Request]) -> None:
         """Send ``requests`` to every endpoint before any row: one for each prompt and schema, with its longest values.
 
-        Raises:
-            FatalServerError: a context is too short, or a request is refused or gets no text; says what to change.
+        FatalServerError: a context is too short, or a request is refused or gets no text; says what to change.
         """
-        limits = self._timeout_s, self._give_up_s
-        await asyncio.gather(*(warm_up(state.endpoint, requests, *limits) for state in self.states))
+        await asyncio.gather(*(warm_up(state.endpoint, requests, self._settings) for state in self.states))
         self._good = requests[0] if requests else None
 
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
@@ -115,7 +110,7 @@ class Scheduler:
             raise self._fatal
         job = _Job(request, stats or RequestStats(), self._loop.create_future())
         if not self._jobs:
-            self._busy_since = self._loop.time()
+            self._alive_at = self._loop.time()
         self._jobs.add(job)
         self._queue.append(job)
         self._changed()
@@ -124,13 +119,14 @@ class Scheduler:
                 state = await job.turn
                 job.stats.requests += 1
                 try:
-                    answer = await state.ask(job.request, self._timeout_s)
+                    answer = await state.ask(job.request)
                 except ServerError as error:
                     self._failed(job, state, error)
                     self._release(job)
                 else:
-                    state.answered(job.stamp, answer.queue_share, self._loop.time())
-                    self._good = self._good or job.request
+                    state.answered(job.sent_at, answer.queue_share, self._saturated and not state.reserved)
+                    self._good, self._refused_in_a_row = self._good or job.request, 0
+                    self._alive_at = self._loop.time()
                     return answer
         finally:
             self._release(job)
@@ -144,39 +140,31 @@ class Scheduler:
         self._changed()
 
     def _failed(self, job: _Job, state: EndpointState, error: ServerError) -> None:
-        """Decide what becomes of a job whose request failed.
-
-        Raises:
-            RequestRejected: the prompt is refused.
-            FatalServerError: the run must stop.
-        """
-        now = self._loop.time()
-        if self._fatal or (isinstance(error, FatalServerError) and not (error.status in (401, 403) and self._good)):
-            raise self._fatal or self.stop(str(error))
-        if error.status is None and now - job.sent_at >= self._timeout_s and state.sign_at <= job.sent_at:
-            state.leave(error, now, unproven=True)  # it hangs, whatever a probe says
-        if isinstance(error, FatalServerError | RequestRejected):
-            error = RequestRejected(str(error), error.status, error.error_type)
-            state.answered_at = now
-        state.failed(job.stamp, error, now)
-        if state.refused_in_a_row >= REFUSED_IN_A_ROW:
-            raise self.stop(f"{error}. {state.endpoint.url} refused {REFUSED_IN_A_ROW} prompts in a row")
+        """Decide what becomes of a job whose request failed; raise if it ends, or if the run must stop."""
+        if self._fatal or isinstance(error, FatalServerError):
+            raise self.stop(str(error))
+        state.failed(job.sent_at, error)
         if isinstance(error, RequestRejected):
+            self._refused_in_a_row += 1
+            self._alive_at = self._loop.time()
+            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+                raise self.stop(f"{error}. The server refused {REFUSED_IN_A_ROW} prompts in a row")
             raise error
+        reached = not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
         job.turn = self._loop.create_future()
         job.stats.retries["429" if isinstance(error, RateLimited) else str(error.status or "connection")] += 1
         if isinstance(error, RateLimited):
             for other in self.states:
                 if other.host == state.host:
-                    other.told_until = max(other.told_until, now + (error.retry_after_s or 0))
+                    other.pause(error.retry_after_s or 0)
             self._requeue(job)
         elif job in self._held:
-            job.error = error  # a test decides
+            job.error = error if reached else None  # a test decides
         else:
             self._held.add(job)
-            job.failures += not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
+            job.failures += reached
             if job.failures >= SUSPECT_AFTER and self._good:
-                self._groups[0].append(job)
+                self._suspects.append(job)
             else:
                 longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
                 self._loop.call_later(random.uniform(0, longest_s), self._requeue, job)
@@ -199,37 +187,39 @@ class Scheduler:
         self._dispatched.clear()
         if self._fatal or not self._jobs:
             return
-        now = self._loop.time() + TICK_S
-        due = [max(self._busy_since, *(state.answered_at for state in self.states)) + self._give_up_s]
+        now, give_up_s = self._loop.time() + TICK_S, self._settings.give_up_s
+        due = [self._alive_at + give_up_s]
         if now >= due[0]:
             last = "; ".join(f"{state.endpoint.url}: {state.last_failure or 'no answer'}" for state in self.states)
-            self.stop(f"no request was answered for {self._give_up_s:g} s; are the servers still up? {last}")
+            self.stop(f"no request was answered for {give_up_s:g} s; are the servers still up? {last}")
             return
         for state in self.states:
-            if now >= state.check_at and (not state.look or state.look.done()):
-                state.look = self._spawn(state.check(self._good, self._timeout_s))
-            due += [at for at in (state.check_at, state.full_until, state.told_until) if at > now]
-        testing = any(state.reserved for state in self.states) or self._groups == [[]]
-        if not testing and (free := self._least_loaded(now)):
-            free.reserved = True
-            self._spawn(self._test(free))
-        while self._queue and (free := self._least_loaded(now)):
+            if now >= state.check_at and state.look not in self._tasks:
+                state.look = self._spawn(state.check(self._good))
+            due += [at for at in (state.check_at, state.full_until) if at > now]
+        if self._suspects and not any(state.reserved for state in self.states) and (free := self._least_loaded()):
+            enough = TEST_SHARE * len(self._suspects) >= len(self._jobs)
+            if enough or now >= self._suspects[0].sent_at + TEST_AFTER_S:
+                free.reserved = True
+                self._spawn(self._test(free))
+        while self._queue and (free := self._least_loaded()):
             job = self._queue.popleft()
             if not job.turn.done():  # else the caller is gone
                 self._grant(job, free)
+        self._saturated = bool(self._queue)
         if not now < self._timer_at <= min(due):
             self._timer.cancel()
             self._timer_at = min(due)
             self._timer = self._loop.call_at(self._timer_at, self._changed)
 
-    def _least_loaded(self, now: float) -> EndpointState | None:
+    def _least_loaded(self) -> EndpointState | None:
         """Return the free endpoint with the smallest share of its limit in use."""
-        free = [state for state in self.states if state.is_free(now)]
+        free = [state for state in self.states if state.is_free()]
         return min(free, key=lambda state: state.running / state.limit.value, default=None)
 
     def _grant(self, job: _Job, state: EndpointState) -> None:
         job.state, job.sent_at = state, self._loop.time()
-        job.stamp = state.started(job.sent_at)
+        state.started()
         job.turn.set_result(state)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -247,35 +237,45 @@ class Scheduler:
         return task
 
     async def _test(self, state: EndpointState) -> None:
-        """Test suspects in groups on a reserved endpoint, between answers to the known-good request."""
+        """Test the suspects on a reserved endpoint."""
+        groups, self._suspects = [self._suspects], []
         good = await self._recovers(state)
-        while good and self._groups != [[]]:
-            group = failed = [job for job in self._groups.pop() if not job.turn.done()]
-            self._groups = self._groups or [[]]
-            if len(group) <= state.limit.value:
+        while good and groups:
+            group = failed = [job for job in groups.pop() if not job.turn.done()]
+            alone = len(group) == 1
+            if alone or 1 < len(group) < int(state.limit.value):  # else it is halved untested
                 for job in group:
                     self._grant(job, state)
+                steady = not alone
+                while steady and state.running:
+                    steady = await self._is_good(state)
                 await self._until(lambda: not state.running)
-                failed = [job for job in group if job in self._held]
-                good = not failed or await self._recovers(state)
-                if failed and good and len(group) == 1:
-                    group[0].failed_alone += 1
-                    if group[0].failed_alone >= FAILS_ALONE:
-                        failed.pop().turn.set_exception(RequestRejected(f"{group[0].error}{ALONE}"))
-            middle = (len(failed) + 1) // 2
-            self._groups += [half for half in (failed[:middle], failed[middle:]) if half]
+                failed, alone = [job for job in group if job in self._held], alone or steady
+                good = steady or not failed or await self._recovers(state)
+                for job in failed if alone and good else ():
+                    job.failed_alone += job.error is not None
+                    if job.failed_alone >= FAILS_ALONE and not job.turn.done():
+                        job.turn.set_exception(RequestRejected(f"{job.error}{ALONE}"))
+            middle = len(failed) if alone else (len(failed) + 1) // 2
+            groups += [half for half in (failed[:middle], failed[middle:]) if half]
+        self._suspects += sum(groups, [])
         state.reserved = False
 
     async def _recovers(self, state: EndpointState) -> bool:
         """Return whether the known-good request is answered once the endpoint is up and nothing else in flight."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 while True:
                     self._changed()
-                    await self._until(lambda: not state.running and state.status(self._loop.time() + TICK_S) == "up")
-                    if self._good and await state.answers(self._good, self._timeout_s):
+                    await self._until(lambda: not state.running and state.is_up())
+                    if await self._is_good(state):
                         return True
         return False
+
+    async def _is_good(self, state: EndpointState) -> bool:
+        if good := self._good is not None and await state.answers(self._good):
+            self._alive_at = self._loop.time()
+        return good
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         while not is_true():  # asked after every dispatch
