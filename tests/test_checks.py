@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from generation.checks import dense, items
+from generation.checks import text as common
 from generation.checks.dense import caption_fault, finish
 from generation.checks.facts import measures
 from generation.checks.items import (
@@ -77,8 +78,8 @@ def test_an_item_fails_by_its_code_and_its_near_twin_passes(row: list[Any]) -> N
 
 
 def test_every_code_has_texts_on_both_sides() -> None:
-    for module, codes in ((dense, CAPTION_CODES), (items, ITEM_CODES)):
-        assert set(re.findall(r'yield "(\w+)"', inspect.getsource(module))) <= codes
+    for modules, codes in (((dense, common), CAPTION_CODES), ((items, common), ITEM_CODES)):
+        assert set(re.findall(r'yield "(\w+)"', "".join(map(inspect.getsource, modules)))) <= codes
 
 
 @pytest.mark.parametrize(("words", "code"), [(50, "too_short"), (51, None), (483, None), (484, "too_long")])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 
 from .facts import COLOURS, NUMBERS, changes, lettering, measures, names, subject
-from .text import Shingle, first, has_bad_characters, has_markup, is_finished, is_foreign, loops, shingles, talk_fault
+from .text import Shingle, form_faults, is_finished, loops, shingles, talk_fault
 from .words import ENGLISH, FUNCTION_WORDS, content, stems, tokens
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
@@ -32,21 +32,20 @@ def caption_fault(
     Words are counted between spaces; the bounds are those of the paper's captions (appendix D). ``shown`` are the
     ``shingles`` of the prompt.
     """
-    return first(_faults(text, seed, min_words, max_words, shown))
+    return next((code for code, found in _faults(text, seed, min_words, max_words, shown) if found), None)
 
 
 def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Shingle]) -> Iterator[tuple[str, object]]:
     words = text.split()
     yield "empty", not words
-    yield "bad_characters", max(map(len, words)) > _LONG_STRING or has_bad_characters(text)
+    yield "bad_characters", max(map(len, words)) > _LONG_STRING
     yield "too_long", len(words) > high or len(text) > high * _LONG_STRING  # before any pattern sees it
     talk = talk_fault(text)
     yield "refusal", talk == "refusal"
     yield "meta_talk", talk == "meta_talk"
-    yield "markup", has_markup(text)
+    yield from form_faults(text, seed)
     yield "several_paragraphs", "\n" in text.strip()
     yield "too_short", len(words) < low
-    yield "not_english", is_foreign(text, seed)
     yield "unfinished", not is_finished(text)
     yield "loop", loops(text)
     yield "mood", talk == "mood" and talk_fault(seed) != "mood"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from .facts import COLOURS, NUMBERS, disagrees, measures, values
-from .text import first, has_bad_characters, has_markup, is_finished, is_foreign, loops
+from .text import form_faults, is_finished, loops
 from .words import ENGLISH, FUNCTION_WORDS, content, pattern, sentences, stem, stems, tokens
 
 QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multiple choice
@@ -52,8 +52,9 @@ class Shown:
         """Return whether an item is one of the examples, a whole question type, or a list of types."""
         question = f" {' '.join(tokens(item['Question']))} "
         held = [name for name in self.types if name in question]
-        long = any(len(name.split()) >= 5 for name in held)
-        return long or len(held) >= 3 or (_key(item["Question"]), right_answer(item).lower()) in self.items
+        if len(held) >= 3 or any(len(name.split()) >= 5 for name in held):
+            return True
+        return (_key(item["Question"]), right_answer(item).lower()) in self.items
 
 
 _NOTHING = Shown()
@@ -107,7 +108,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:
     """Return the first reason code for which one item is not sound by itself, or None."""
-    return _shape_fault(item, task) or first(_faults(item, task, scene, shown))
+    fault = _shape_fault(item, task)
+    return fault or next((code for code, found in _faults(item, task, scene, shown) if found), None)
 
 
 def _shape_fault(item: Any, task: str) -> str | None:
@@ -129,9 +131,9 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     together, asked, said = "\n".join(texts), tokens(question), tokens(right)
     yield "too_long", max(map(len, texts)) > _MAX_TEXT  # before any pattern sees it
     yield "empty", not all(map(tokens, texts))
-    yield "bad_characters", has_bad_characters(together)
-    yield "markup", has_markup(together) or _SCRAPS.search(together)
-    yield "not_english", any(is_foreign(text, scene.caption) for text in texts)
+    yield "markup", _SCRAPS.search(together)
+    for text in texts:
+        yield from form_faults(text, scene.caption)
     yield "leak", leaks(together, scene)
     yield "not_a_question", len(asked) < 3 or not question.rstrip(" \t\n\"'”’)").endswith("?")
     yield "repeats_prompt", shown.repeated_by(item)

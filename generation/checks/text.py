@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import eq
 
 from .words import ENGLISH, FUNCTION_WORDS, pattern, sentences, tokens
@@ -34,25 +34,18 @@ _TALK = {
 _TRIGGERS = {code: frozenset(ENGLISH["triggers"][code].split()) for code in _TALK}
 
 
-def has_bad_characters(text: str) -> bool:
-    """Return whether there are control characters, unreadable ones, or marks that turn or hide their neighbours."""
-    return not (text.isascii() and text.isprintable()) and bool(_BAD_CHARACTERS.search(text))
+def form_faults(text: str, source: str) -> Iterator[tuple[str, object]]:
+    """Yield whether a text has bad characters, mark-up, or parts that are not English.
 
-
-def has_markup(text: str) -> bool:
-    """Return whether there is HTML, Markdown, a list, or a token of a chat template."""
-    return bool(_MARKUP.search(text.lower()))
-
-
-def is_foreign(text: str, source: str) -> bool:
-    """Return whether a part of the text is not English; letters of other scripts may come from ``source``."""
-    if not text.isascii() and any(found not in source for found in _NOT_LATIN.findall(text)):
-        return True
+    Mark-up is HTML, Markdown, lists, and tokens of chat templates. Letters of other scripts may come from ``source``.
+    """
+    yield "bad_characters", not (text.isascii() and text.isprintable()) and _BAD_CHARACTERS.search(text)
+    yield "markup", _MARKUP.search(text.lower())
+    yield "not_english", not text.isascii() and any(found not in source for found in _NOT_LATIN.findall(text))
     for words in sentences(text):
         foreign, known = (sum(map(listed.__contains__, words)) for listed in (_FOREIGN, FUNCTION_WORDS))
-        if len(words) >= _SENTENCE_MIN and (known < _SHARE * len(words) or foreign >= max(3, _SHARE * len(words))):
-            return True
-    return False
+        few_known, many_foreign = known < _SHARE * len(words), foreign >= max(3, _SHARE * len(words))
+        yield "not_english", len(words) >= _SENTENCE_MIN and (few_known or many_foreign)
 
 
 def is_finished(text: str) -> bool:
@@ -76,19 +69,13 @@ def loops(text: str) -> bool:
 def talk_fault(text: str) -> str | None:
     """Return ``refusal``, ``meta_talk`` (of the task, not the scene), ``mood`` (feelings, summary) or None."""
     lowered, words = text.lower(), set(tokens(text))
-    return first(
-        (code, not words.isdisjoint(_TRIGGERS[code]) and found.search(lowered)) for code, found in _TALK.items()
-    )
+    likely = (code for code in _TALK if not words.isdisjoint(_TRIGGERS[code]))
+    return next((code for code in likely if _TALK[code].search(lowered)), None)
 
 
 def shingles(texts: Iterable[str]) -> frozenset[Shingle]:
     """Return all runs of eight words in the texts: what a prompt shows and no answer may repeat."""
     return frozenset().union(*(_runs(tokens(text), _SHINGLE) for text in texts))
-
-
-def first(faults: Iterable[tuple[str, object]]) -> str | None:
-    """Return the code of the first fault found, or None. Those after it are not looked for and may rely on it."""
-    return next((code for code, found in faults if found), None)
 
 
 def _runs(words: Sequence[str], size: int) -> list[Shingle]:
