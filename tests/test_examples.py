@@ -24,7 +24,6 @@ STEPS = ("--max-steps", "4", "--save-steps", "2", "--batch-size", "3", "--accumu
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with both data sets, a language model, two dual encoders and pictures."""
     folder = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -101,11 +100,11 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return forward(self, *args, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train_vlm.VisionLanguageModel, "forward", interrupted)
-        assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 130
+    monkeypatch.setattr(train_vlm.VisionLanguageModel, "forward", interrupted)
+    assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 130
     assert not (tmp_path / "vlm" / "projector.safetensors").exists()
     assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 0
+    assert count == 16 + 1  # two phases of 4 steps of 2 batches, and the interrupted batch
     resumed, straight = weights(tmp_path / "vlm"), weights(trained)
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 

@@ -15,8 +15,7 @@ from .study import METHODS, NOT_CENTRED, REAL, SHUFFLED, one_seed
 from .world import ANSWERS
 
 ORDER = (SHUFFLED, *METHODS[:3], NOT_CENTRED, *METHODS[3:], REAL)
-COLUMNS = (*ANSWERS, "mean", "distance", "cosine")
-SCALE, CAPTION_HEIGHT = 6, 66  # of the contact sheet, in pixels
+SHOWN, CAPTION_HEIGHT = 192, 66  # pixels of a picture and of its text in the contact sheet
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -28,24 +27,25 @@ def table(results: list[dict[str, Any]]) -> str:
         means = [np.mean([row[key] for key in ANSWERS]) for row in rows]
         cells = [f"{np.mean([row[key] for row in rows]):.2f}" for key in ANSWERS]
         cells += [f"**{np.mean(means):.2f}**", f"{min(means):.2f}-{max(means):.2f}"]
-        cells += [f"{np.mean([row[key] for row in rows]):.2f}" if key in rows[0] else "" for key in COLUMNS[-2:]]
+        cells += [
+            f"{np.mean([row[key] for row in rows]):.2f}" if key in rows[0] else "" for key in ("distance", "cosine")
+        ]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
 def contact_sheet(result: dict[str, Any], path: Path) -> None:
     """Draw the first twelve held-out pictures with the answers of the default method, wrong ones in red."""
-    side = 32 * SCALE
-    sheet = Image.new("RGB", (4 * (side + 8), 3 * (side + CAPTION_HEIGHT)), "white")
+    sheet = Image.new("RGB", (4 * (SHOWN + 8), 3 * (SHOWN + CAPTION_HEIGHT)), "white")
     draw = ImageDraw.Draw(sheet)
     for number in range(12):
-        x, y = number % 4 * (side + 8) + 4, number // 4 * (side + CAPTION_HEIGHT)
-        picture = Image.fromarray(result["pictures"][number]).resize((side, side), Image.Resampling.NEAREST)
+        x, y = number % 4 * (SHOWN + 8) + 4, number // 4 * (SHOWN + CAPTION_HEIGHT)
+        picture = Image.fromarray(result["pictures"][number]).resize((SHOWN, SHOWN), Image.Resampling.NEAREST)
         sheet.paste(picture, (x, y))
         for place, (name, values) in enumerate(ANSWERS.items()):
             said, right = result["answers"][name][number], values[result["scenes"][number][place]]
             text = f"{name}: {said}" + ("" if said == right else f" ({right})")
-            at = (x + place % 2 * (side // 2), y + side + 3 + place // 2 * 20)
+            at = x + place % 2 * (SHOWN // 2), y + SHOWN + 3 + place // 2 * 20
             draw.text(at, text, fill="black" if said == right else "red", font_size=14)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
@@ -59,19 +59,17 @@ def main(
     steps: Annotated[int, typer.Option(help="Of the encoder.")] = 1_500,
     texts: Annotated[int, typer.Option(help="Captions that train the language models.")] = 12_000,
     epochs: Annotated[int, typer.Option(help="Of the language models.")] = 3,
-    pictures: Annotated[int, typer.Option(help="Held-out pictures to ask about.")] = 2_000,
 ) -> None:
     """Train on text by each transfer method, and ask about pictures."""
     setup()
-    sizes = {"pairs": pairs, "steps": steps, "texts": texts, "epochs": epochs, "album": 4_000, "pictures": pictures}
+    sizes = {"pairs": pairs, "steps": steps, "texts": texts, "epochs": epochs, "album": 4_000, "pictures": 2_000}
     start = time.monotonic()
     results = [one_seed(output / f"seed-{seed}", seed, sizes) for seed in range(seeds)]
     if sheet:
         contact_sheet(results[0], sheet)
     say(table(results))
     facts: dict[str, Any] = {"seeds": seeds, **sizes, "seconds": round(time.monotonic() - start)}
-    facts["gap"] = [round(result["gap"], 3) for result in results]
-    facts["rows"] = [result["rows"] for result in results]
+    facts |= {name: [result[name] for result in results] for name in ("gap", "rows")}
     (output / "table.md").write_text(table(results) + "\n", encoding="utf-8")
     print(json.dumps(facts))
 

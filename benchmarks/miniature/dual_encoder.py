@@ -34,29 +34,17 @@ def word_tokenizer(texts: list[str], specials: list[str], template: str) -> Toke
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=[*specials, "<unk>"]))
     used = [(token, tokenizer.token_to_id(token)) for token in specials if token in template]
-    if used:
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     return tokenizer
 
 
 def train_encoder(path: Path, pictures: NDArray[np.uint8], texts: list[str], steps: int, seed: int) -> None:
-    """Train a CLIPModel on pairs and save it with its tokenizer and image processor.
-
-    Args:
-        path: the directory of the checkpoint.
-        pictures: uint8 [n, 32, 32, 3].
-        texts: their captions.
-        steps: of 128 pairs.
-        seed: of the weights and of the order.
-    """
+    """Train a CLIPModel on pictures, uint8 [n, 32, 32, 3], and their texts, in steps of 128 pairs; save it in ``path``
+    with its tokenizer and image processor."""
     torch.manual_seed(seed)
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(
-        tokenizer_object=word_tokenizer(texts, ["<s>", "</s>"], "<s> $A </s>"),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        model_max_length=32,
+    inner, make = word_tokenizer(texts, ["<s>", "</s>"], "<s> $A </s>"), PreTrainedTokenizerFast
+    tokenizer: Any = make(  # type: ignore[no-untyped-call]
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=32
     )
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     text = _TEXT | {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}

@@ -57,11 +57,8 @@ class Replaced(Dataset[dict[str, Any]]):
 def one_seed(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
     """Return the ``rows`` of the table, the ``gap``, and pictures with the default method's answers.
 
-    Args:
-        folder: for the encoder, the run and the data set; an encoder in it is used again.
-        seed: of everything.
-        sizes: ``pairs`` and ``steps`` of the encoder; ``texts`` and ``epochs`` of the language models; ``album``,
-            pictures that belong to no text; held-out ``pictures``.
+    ``sizes``: ``pairs`` and ``steps`` of the encoder (one in ``folder`` is used again); ``texts`` and ``epochs`` of
+    the language models; ``album``, pictures that belong to no text; held-out ``pictures``.
     """
     rng = np.random.default_rng([seed, 0])
     if not (folder / "encoder" / "config.json").is_file():
@@ -118,8 +115,7 @@ def write_run(path: Path, texts: list[str], talks: list[list[dict[str, str]]]) -
         "conversations": talks,
     }
     columns |= {"instruction": ["<image>\nDescribe the picture."] * count, "words": [len(t.split()) for t in texts]}
-    columns |= {"input_hash": [text_hash(text) for text in texts], "prompt": ["made@1.0.0"] * count}
-    columns["model"] = ["made"] * count
+    columns |= {"input_hash": list(map(text_hash, texts)), "prompt": ["made@1.0.0"] * count, "model": ["made"] * count}
     for stage in (SEEDS, CAPTIONS):
         run.begin(stage, {"model": "made"})
         assert stage.schema is not None
@@ -133,8 +129,8 @@ def language_model(data: Any, folder: Path, seed: int, epochs: int) -> tuple[Vis
     """Return a small language model from scratch that learned the conversations of ``data``, and its tokenizer."""
     words = [*(text for asked in QUESTIONS.values() for text in asked), "USER: ASSISTANT:"]
     words += [answer for values in ANSWERS.values() for answer in values]
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(tokenizer_object=word_tokenizer(words, ["<s>", "</s>"], "$A"), bos_token="<s>", eos_token="</s>")
+    inner, make = word_tokenizer(words, ["<s>", "</s>"], "$A"), PreTrainedTokenizerFast
+    tokenizer: Any = make(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
     tokenizer.encode = lru_cache(None)(tokenizer.encode)  # the same few texts in all conversations
     set_seed(seed)
     shape: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}

@@ -1,7 +1,6 @@
 """The made world: scenes of one to three equal objects, their pictures, captions in varied wording, and questions.
 
-A scene is a row of five integers, one an attribute. Pictures hold much that no caption says (ground colour, gradient,
-stripes, noise), as real pictures do.
+Pictures hold much that no caption says, as real ones do: ground colour, gradient, stripes, noise.
 """
 
 import re
@@ -68,8 +67,7 @@ def draw_scenes(count: int, rng: np.random.Generator) -> Scenes:
 
 def render(scenes: Scenes, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return a picture of each scene, uint8 [n, 32, 32, 3]."""
-    chunks = [_render(scenes[first : first + 1000], rng) for first in range(0, len(scenes), 1000)]
-    return np.concatenate(chunks)
+    return np.concatenate([_render(scenes[first : first + 1000], rng) for first in range(0, len(scenes), 1000)])
 
 
 def _render(scenes: Scenes, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -101,8 +99,7 @@ def _render(scenes: Scenes, rng: np.random.Generator) -> NDArray[np.uint8]:
         inside = np.choose(shape, forms) & (nth <= number)
         picture = np.where(inside[..., None], paint, picture)
     picture = picture + rng.normal(0, 1, picture.shape) * uniform(2, 14, 1, 1, 1)
-    drawn: NDArray[np.uint8] = picture.clip(0, 255).astype(np.uint8)
-    return drawn
+    return picture.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 def captions(scenes: Scenes, rng: np.random.Generator, complete: bool) -> list[str]:
