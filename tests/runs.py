@@ -1,28 +1,19 @@
 """Finished runs for tests, written shard by shard through ``generation.store.Run``; no model is involved."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from generation import stages
 from generation.config import Recipe
 from generation.files import parquet
 from generation.instructions import items_of, selection_inputs
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
 from generation.rows import REJECTED_SCHEMA, row_id, stable_hash, text_hash
-from generation.stages import (
-    CAPTION_JUDGEMENTS,
-    CAPTIONS,
-    INSTRUCTIONS,
-    JUDGEMENTS,
-    SEEDS,
-    TASKS,
-    TEXT_EMBEDDINGS,
-    Stage,
-)
+from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS
 from generation.store import Run
 from generation.transfer.stage import make_image_embeddings
 from generation.vectors import write_vectors
@@ -39,39 +30,30 @@ def make_run(
     shards: int = 3,
     rows: int = 6,
     dim: int = 16,
-    tasks: Iterable[str] = TASKS,
-    fraction: float = 0.5,
-    method: str = "unicorn",
     judged: bool = False,
     salt: str = "",
     recipe: dict[str, Any] | None = None,
 ) -> Run:
     """Make a finished run, or add the shards that it lacks.
 
-    Args:
-        path: the run directory.
-        shards: of the seeds, and so of every stage.
-        rows: seeds in a shard; each becomes a caption.
-        dim: d of the vectors.
-        tasks: instruction tasks to make.
-        fraction: of the captions of a shard that have a conversation of a task; at least one has.
-        method: of the transfer.
-        judged: also make both kinds of judgements; the last item of each conversation is not confirmed.
-        salt: another salt gives other texts and vectors.
-        recipe: more keys of the recipe.
+    Each shard has ``rows`` captions and one more seed, whose caption was rejected; half of the captions have a
+    conversation of each task. Vectors are random, float16 [rows, dim]. With ``judged`` the last caption and the last
+    item of each conversation are not confirmed. Another ``salt`` gives other texts and vectors.
     """
-    run = Run(path, make_recipe(path, method, judged, recipe), create=True, extend=True)
+    run = Run(path, make_recipe(path, judged=judged, more=recipe), create=True, extend=True)
     run.begin(SEEDS, replace=True)
-    run.begin(CAPTIONS, _identity("expand_caption"))
-    for task in tasks:
-        run.begin(INSTRUCTIONS[task], _identity(task))
+    prompts = {CAPTIONS: "expand_caption", **{INSTRUCTIONS[task]: task for task in TASKS}}
+    prompts |= {CAPTION_JUDGEMENTS: "judge_captions", **dict.fromkeys(JUDGEMENTS.values(), "judge")} if judged else {}
+    for stage, name in prompts.items():
+        prompt = load_prompt(name)
+        run.begin(stage, {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "model": MODEL})
     encoder = {"model": "fake/encoder", "commit": None, "pooling": "mean", "max_tokens": 512, "dimension": dim}
     run.begin(TEXT_EMBEDDINGS, encoder | {"joint_with_images": True})
     for shard in range(shards):
         if run.record(SEEDS, shard) is None:
             captions = _texts(run, shard, rows, salt, judged)
-            for task in tasks:
-                _conversations(run, task, shard, captions, fraction, judged)
+            for task in TASKS:
+                _conversations(run, task, shard, captions, judged)
             _vectors(run, shard, captions, dim, salt)
     make_image_embeddings(run)
     return run
@@ -85,11 +67,6 @@ def make_recipe(
     data: dict[str, Any] = {"name": "test", "directory": str(path.parent), "seeds": {"captions": captions}}
     transfer = {"method": method, **({"images": "photos"} if method in ("anchor", "realign") else {})}
     return parse_recipe(data | {"transfer": transfer} | ({"judge": {}} if judged else {}) | (more or {}), "test")
-
-
-def _identity(name: str) -> dict[str, Any]:
-    prompt = load_prompt(name)
-    return {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "model": MODEL}
 
 
 def _pick(words: tuple[str, ...], *key: object) -> str:
@@ -124,9 +101,8 @@ def _texts(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str
     return captions
 
 
-def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], fraction: float, judged: bool) -> None:
-    chosen = sorted(captions, key=lambda id: stable_hash(task, id))[: max(1, round(fraction * len(captions)))]
-    ids = sorted(chosen)
+def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], judged: bool) -> None:
+    ids = sorted(sorted(captions, key=lambda id: stable_hash(task, id))[: max(1, round(len(captions) / 2))])
     turns = [_turns(task, captions[id]) for id in ids]
     made = {
         "id": ids,
@@ -159,13 +135,8 @@ def _turns(task: str, caption: str) -> list[dict[str, str]]:
 def _vectors(run: Run, shard: int, captions: dict[str, str], dim: int, salt: str) -> None:
     generator = torch.Generator().manual_seed(stable_hash("vectors", shard, salt) % 2**31)
     vectors = torch.nn.functional.normalize(torch.randn(len(captions), dim, generator=generator) + 0.5, dim=1).half()
-    _commit_vectors(run, TEXT_EMBEDDINGS, shard, vectors, list(captions), [*map(text_hash, captions.values())])
-
-
-def _commit_vectors(
-    run: Run, stage: Stage, shard: int, vectors: torch.Tensor, ids: list[str], hashes: list[int]
-) -> None:
-    run.commit(stage, shard, len(ids), lambda path: write_vectors(path, vectors, ids, hashes, {}))
+    ids, hashes = list(captions), [*map(text_hash, captions.values())]
+    run.commit(TEXT_EMBEDDINGS, shard, len(ids), lambda path: write_vectors(path, vectors, ids, hashes, {}))
 
 
 def _provenance(name: str, rows: int) -> dict[str, Any]:
@@ -174,22 +145,15 @@ def _provenance(name: str, rows: int) -> dict[str, Any]:
     return {column: [value] * rows for column, value in facts.items()}
 
 
-def _judge(run: Run, stage: Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
-    run.begin(stage, _identity("judge_captions" if stage is CAPTION_JUDGEMENTS else "judge"))
+def _judge(run: Run, stage: stages.Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
     columns = {"id": ids, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
     _commit(run, stage, shard, columns | _provenance("judge", len(ids)))
 
 
 def _commit(
-    run: Run,
-    stage: Stage,
-    shard: int,
-    columns: dict[str, Any],
-    rejected: dict[str, Any] | None = None,
-    extra: dict[str, str] | None = None,
+    run: Run, stage: stages.Stage, shard: int, columns: dict[str, Any], rejected: Any = None, extra: Any = None
 ) -> None:
     """Commit a shard; columns that are not given are null."""
-    assert stage.schema is not None
     rows = len(columns["id"])
     counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * rows}
     aside = _table(REJECTED_SCHEMA, rejected) if rejected else None

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +17,6 @@ from generation.transfer.stage import make_image_embeddings
 from tests.fake_hub import FakeHub
 from tests.runs import make_recipe, make_run
 from unicorn_1_2m import Unicorn12M
-
-Vectors = list[list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -37,57 +36,38 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def load(path: Path | str) -> Vectors:
-    found: Vectors = load_dataset(str(path), "with_embeddings", split="train")["image_embedding"][:]
-    return found
+def load(path: Path) -> Any:
+    return load_dataset(str(path), "with_embeddings", split="train")["image_embedding"][:]
 
 
-def by_class(**options: str) -> Vectors:
+def by_class(**options: str) -> Any:
     builder = Unicorn12M(config_name="with_embeddings", hash="mine", **options)
     builder.download_and_prepare()
-    found: Vectors = builder.as_dataset(split="train")["image_embedding"][:]
-    return found
+    return builder.as_dataset(split="train")["image_embedding"][:]
 
 
-def stored(path: Path) -> Vectors:
+def stored(path: Path) -> list[list[float]]:
     tables = [pq.ParquetFile(file).read(["image_embedding"]) for file in sorted((path / "with_embeddings").iterdir())]
     return [vector for table in tables for vector in table["image_embedding"].to_pylist()]
 
 
-def test_the_builds_differ_in_their_vectors_only(builds: Path) -> None:
+def test_no_way_to_read_a_build_reads_another_one_in_its_place(builds: Path, tmp_path: Path) -> None:
     assert stored(builds / "one") != stored(builds / "two")
     sizes = [[path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")]
-    assert sizes[0] == sizes[1]
-
-
-def test_one_build_in_the_place_of_another(builds: Path, tmp_path: Path) -> None:
+    assert sizes[0] == sizes[1]  # so that nothing but the contents tells them apart
     for name in ("one", "two", "one"):
-        shutil.rmtree(tmp_path / "unicorn-1.2m", ignore_errors=True)
-        shutil.copytree(builds / name, tmp_path / "unicorn-1.2m")
-        assert load(tmp_path / "unicorn-1.2m") == stored(builds / name)
-
-
-def test_builds_of_the_same_name_in_other_folders(builds: Path, tmp_path: Path) -> None:
-    for name in ("one", "two", "one"):
-        shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
-        assert load(tmp_path / name / "unicorn-1.2m") == stored(builds / name)
-
-
-def test_the_classes_over_runs_and_built_directories(builds: Path, tmp_path: Path) -> None:
-    for name in ("one", "two", "one"):
-        for kind in ("run", "built"):
-            shutil.rmtree(tmp_path / kind, ignore_errors=True)
+        wanted, built = stored(builds / name), tmp_path / "unicorn-1.2m"
+        for place in (tmp_path / "run", built):
+            shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(builds / f"run_{name}", tmp_path / "run")
-        shutil.copytree(builds / name, tmp_path / "built")
-        wanted = stored(builds / name)
-        assert by_class(run_dir=str(tmp_path / "run")) == wanted
-        assert by_class(data_dir=str(tmp_path / "built")) == wanted
-        assert by_class(data_dir=str(tmp_path / "built"), embeddings=str(builds / name)) == wanted
+        shutil.copytree(builds / name, built)
+        shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
+        assert load(built) == load(tmp_path / name / "unicorn-1.2m") == wanted
+        assert by_class(run_dir=str(tmp_path / "run")) == by_class(data_dir=str(built)) == wanted
+        assert by_class(data_dir=str(built), embeddings=str(builds / name)) == wanted
 
 
-def test_fill_cache_serves_the_build_that_was_filled_last(
-    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fill_cache_serves_what_was_filled_last(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)

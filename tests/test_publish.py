@@ -31,13 +31,12 @@ Push = Callable[..., tuple[int, str]]
 def push(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Push:
     """Build and push within this process: ``push(hub, run, *options)`` returns the exit status and what was said."""
 
-    def call(hub: FakeHub, run: Path, *options: str) -> tuple[int, str]:
+    def call(hub: FakeHub, run: Path, *options: str, token: str = "hf_write") -> tuple[int, str]:
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        settings = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_DISABLE_XET": True}
+        for name, value in (settings | {"HF_HUB_CACHE": str(tmp_path / "hub")}).items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", token)
         arguments = ["--run-dir", run, "--output", tmp_path / "unicorn-1.2m", "--push-to-hub", "user/unicorn-1.2m"]
         monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, arguments), *options])
         capfd.readouterr()
@@ -77,7 +76,9 @@ def pushed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         yield hub, folder
 
 
-def test_what_arrives_is_what_was_built(pushed: tuple[FakeHub, Path]) -> None:
+def test_what_arrives_is_what_was_built_and_loads_streams_and_joins_at_the_tag(
+    pushed: tuple[FakeHub, Path], tmp_path: Path
+) -> None:
     hub, folder = pushed
     for name in SCRIPTS:
         assert stored(hub, "v1.0.0", name) == built(folder / name)
@@ -86,11 +87,6 @@ def test_what_arrives_is_what_was_built(pushed: tuple[FakeHub, Path]) -> None:
     card = stored(hub, "v1.0.0")["README.md"].decode()
     assert 'load_dataset("user/unicorn-1.2m", split="train", revision="v1.0.0")' in card
     assert "datasets/user/unicorn-471k-instruction" in card
-
-
-def test_both_configs_load_and_stream_at_the_tag_and_join_a_pinned_revision(
-    pushed: tuple[FakeHub, Path], tmp_path: Path
-) -> None:
     script = """
 from datasets import load_dataset
 from generation.errors import DatasetError
@@ -113,7 +109,7 @@ except DatasetError as error:
     read["refused"] = str(error)
 print(json.dumps(read))
 """
-    read = ask(pushed[0], tmp_path, script)
+    read = ask(hub, tmp_path, script)
     assert "pinned revision" in read.pop("refused")
     assert read.pop("joined")
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
@@ -137,25 +133,11 @@ def test_what_cannot_be_published_is_refused_before_anything_is_built(
     hub = pushed[0]
     hub.repos["user/public"] = Repo("user/public", private=False)
     hub.repos["user/public"].commit({})
-    script = f"""
-import os
-from generation.builders.publish import Publication
-from generation.errors import DatasetError
-found = []
-for repo, private, token, _ in {REFUSALS!r}:
-    os.environ["HF_TOKEN"] = token
-    try:
-        Publication(repo, "1.0.0", private, discard_edits=False)
-    except DatasetError as error:
-        found.append(str(error))
-print(json.dumps(found))
-"""
-    found = ask(hub, tmp_path / "home", script)
-    for said, (*_, message) in zip(found, REFUSALS, strict=True):
-        assert message in said
+    for repo, private, token, message in REFUSALS:
+        options = ["--push-to-hub", repo, *(["--private"] if private else [])]
+        status, said = push(hub, run, *options, token=token)
+        assert (status, message in said, "Traceback" in said) == (1, True, False), said
         assert "hf_secret_of_mine" not in said
-    status, said = push(hub, run)
-    assert (status, "already has a tag" in said, "Traceback" in said) == (1, True, False)
     assert not (tmp_path / "unicorn-1.2m").exists()
 
 
