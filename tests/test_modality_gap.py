@@ -59,6 +59,6 @@ def test_the_command_shows_transfers_close_the_gap_as_the_papers_say(
     assert cosine["unicorn", "raw"] - raw == pytest.approx(0.012, abs=0.004)
     assert cosine["anchor", "raw"] - raw == pytest.approx(0.075, abs=0.006)
     for name in ("bc_align", "aniso_init"):  # nearer to the images, at the cost of neighbourhoods
-        assert cosine[name, "raw"] > cosine["realign", "raw"] + 0.01 and kept[name, "raw"] < kept["realign", "raw"]
+        assert cosine[name, "raw"] > cosine["realign", "raw"] + 0.005 and kept[name, "raw"] < kept["realign", "raw"]
     assert kept["control: a random image", "raw"] < 0.1 and cosine["control: a random image", "raw"] < 0.1
     assert "| 0.392 |" in said and "(0.899)" in said  # what the papers print

@@ -55,13 +55,13 @@ def gap_figures(text: Tensor, image: Tensor) -> dict[str, float]:
 def method_figures(text: Tensor, moved: Tensor, image: Tensor) -> dict[str, float]:
     """Return the figures of pairs: texts, the same moved, and the images as they are used with them."""
     delta = (image - moved).double()
-    moment = delta.T @ delta / len(delta)
+    moment = (delta.T @ delta if len(delta) > delta.shape[1] else delta @ delta.T) / len(delta)  # same eigenvalues
     return {
         "cosine": cosine(moved, image),
         "gap": float(delta.mean(0).norm()),
         "squared": float(moment.trace()),
         "anisotropy": float(torch.linalg.eigvalsh(moment)[-1] / moment.trace())
-        * len(moment),  # the gap left is an axis
+        * delta.shape[1],  # the gap left is an axis
         "recall_image": recall(moved[:RECALL_ROWS].numpy(), image[:RECALL_ROWS].numpy()),
         "recall_text": recall(image[:RECALL_ROWS].numpy(), moved[:RECALL_ROWS].numpy()),
         "phi": cosine(text, moved),
