@@ -143,7 +143,9 @@ def _write_all(
     text = first.card(manifest=manifest, infos=infos, directory=output, statistics=run.statistics, repo_id=repo_id)
     (output / "README.md").write_text(text, encoding="utf-8")
     hashes = _hashes(output, hashes)
-    manifest["files"] = {name: {"bytes": (output / name).stat().st_size, "sha256": hashes[name]} for name in hashes}
+    manifest["files"] = {
+        name: {"bytes": (output / name).stat().st_size, "sha256": sha} for name, sha in hashes.items()
+    }
     write_json(output / "manifest.json", manifest)
     return manifest
 

@@ -56,6 +56,7 @@ class FinishedRun:
                 self.records[stage] = run.require(stage)
             elif run.shards(stage):
                 self.records[stage] = run.records(stage)
+        self.dimension = self.vectors(min(self.records[self.vectors_stage])).dimension  # d
         self.model_name = run.recipe.server.model_name
         models = [str(identity.get("model", "")) for identity in identities.values()]
         if not self.model_name and (nameless := [model for model in models if re.fullmatch(_NO_NAME, model)]):
@@ -83,11 +84,6 @@ class FinishedRun:
             found[source] = f"{found[source]}; {text}" if source in found else text or "unknown"
         return dict(sorted(found.items()))
 
-    @cached_property
-    def dimension(self) -> int:
-        """d of the vectors."""
-        return self.vectors(next(iter(self.records[self.vectors_stage]))).dimension
-
     def rows(self, shard: int) -> int:
         """Return how many rows of the data set a caption shard gives."""
         return sum(self.records[stage][shard].rows for stage in self.tasks or (CAPTIONS,))
@@ -113,18 +109,18 @@ class FinishedRun:
 
     def captions(self, shard: int) -> pa.Table:
         """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
-        table, ids = self._named(self.run.table(CAPTIONS, shard)), self.vectors(shard).ids
-        own, verdicts = table["id"].to_pylist(), dict[int, str]()
-        rows = np.arange(len(ids)) if ids == own else _places(table["id"], pa.array(ids), shard)
+        table, verdicts = self._named(self.run.table(CAPTIONS, shard)), dict[int, str]()
+        rows = _places(table["id"], pa.array(self.vectors(shard).ids), shard)
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
             found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
             verdicts = dict(zip(*found.to_pydict().values(), strict=True))
         pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
-        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(own)
+        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(table)
+        groups = map((self.duplicates or {}).get, table["id"].to_pylist())
         return (
             table.append_column("embedding_shard", pa.array(np.full(len(table), shard, np.int32)))
             .append_column("embedding_row", pa.array(rows, pa.int32()))
-            .append_column("duplicate_group", pa.array(map((self.duplicates or {}).get, own), pa.string()))
+            .append_column("duplicate_group", pa.array(groups, pa.string()))
             .append_column("judge", pc.equal(pa.array(judged, pa.string()), CONFIRMED).cast(pa.float32()))
         )
 
