@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis
 from hypothesis import HealthCheck, given, settings
-from hypothesis import Phase as Step
 from hypothesis import strategies as st
 
 from generation.config import Server
@@ -19,31 +19,30 @@ from generation.errors import RequestRejected, ServerError, TransientError
 from generation.prompts import Sampling
 from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
 from generation.tgi.protocol import Answer, Request, ServerInfo, failure
-from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, RequestStats, Scheduler
+from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, TEST_AFTER_S, RequestStats, Scheduler
 from tests.virtual_clock import run
 
 SCHEDULES = int(os.environ.get("UNICORN_SCHEDULES", "300"))
+STEPS = [step for step in hypothesis.Phase if SCHEDULES < 1000 or step is not hypothesis.Phase.shrink]
 ROUND_TRIP_S = 0.01
 TIMEOUT_S = 300.0
 GIVE_UP_S = 3600.0
 DEAD_S, RESTART_S = 1.0, 4.0  # a server with a dead shard: answers 424, then is restarted
-FULL: dict[str, tuple[int, bytes, dict[str, str]]] = {
+BUSY = b'{"error":{"message":"The engine is currently busy and cannot accept new requests.","type":"x","code":503}}'
+REPLIES: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "424": (424, b'{"error":"Request failed during generation: Server error: x","error_type":"generation"}', {}),
+    "500": (500, b'{"error":"Incomplete generation","error_type":"incomplete_generation"}', {}),
+    "503": (503, b"<html>Service Unavailable</html>", {}),
+    "refused": (422, b'{"error":"no","error_type":"validation"}', {}),
+    "guarded": (403, b"forbidden", {}),
     "tgi": (429, b'{"error":"Model is overloaded","error_type":"overloaded"}', {}),
-    "vllm": (
-        503,
-        b'{"error":{"message":"The engine is currently busy and cannot accept new requests. Please try again later or '
-        b'on a different instance.","type":"Service Unavailable","code":503}}',
-        {},
-    ),
+    "vllm": (503, BUSY, {}),
     "sglang": (503, b'{"object":"error","message":"The request queue is full.","type":"x","code":503}', {}),
     "gateway": (408, b"", {}),
     "retry_after": (429, b"slow down", {"Retry-After": "3"}),
 }
-ERRORS: dict[str, tuple[int, bytes]] = {
-    "424": (424, b'{"error":"Request failed during generation: Server error: x","error_type":"generation"}'),
-    "500": (500, b'{"error":"Incomplete generation","error_type":"incomplete_generation"}'),
-    "503": (503, b"<html>Service Unavailable</html>"),
-}
+FULL, ERRORS = ["gateway", "retry_after", "sglang", "tgi", "vllm"], ["424", "500", "503"]
+FATES = ["unfit", "refused", "guarded", "broken", "poison", "impatient"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Plan:
 
 
 class SimulatedServer:
-    """Has the methods of ``Endpoint``; ``log`` is what it found wrong."""
+    """Has the methods of ``Endpoint``; ``wrong`` is what it noticed."""
 
     def __init__(self, number: int, plan: Plan, fates: dict[int, str]) -> None:
         self.url, self.plan, self.fates = f"http://server{number}:80", plan, fates
@@ -79,46 +78,44 @@ class SimulatedServer:
         self.refused = self.answered = 0
         self.phase: Phase | None = None
         self.dead_until = self.down_until = 0.0
-        self.state: EndpointState | None = None
+        self.state: EndpointState
         self.wrong: list[str] = []
         self.loop = asyncio.get_running_loop()
 
-    def begin(self) -> None:
+    def begin(self, state: EndpointState) -> None:
         """Start the phases of the plan."""
-        start = self.loop.time()
+        self.state, at = state, self.loop.time()
         for phase in self.plan.phases:
-            start += phase.pause_s
-            self.loop.call_at(start, self._begin, phase)
-            start += phase.seconds
-            self.loop.call_at(start, self._begin, None)
+            for pause_s, next_phase in ((phase.pause_s, phase), (phase.seconds, None)):
+                at += pause_s
+                self.loop.call_at(at, self._begin, next_phase)
 
     def _begin(self, phase: Phase | None) -> None:
         if self._is("vanish") and self.plan.published:
             self.published = self.plan.later or self.plan.published
         self.phase = phase
-        if phase and phase.kind in ("vanish", "cut"):
-            self._crash("reset")
+        if self._is("vanish", "cut"):
+            self._crash()
 
     def _is(self, *kinds: str) -> bool:
         return self.phase is not None and self.phase.kind in kinds
 
-    def _crash(self, how: str) -> None:
+    def _crash(self, error: str = "") -> None:
         for future in list(self.flying):
             if not future.done():
-                future.set_exception(self._error("424") if how == "424" else self._lost("Server disconnected"))
+                future.set_exception(self._error(error) if error else self._lost("Server disconnected"))
 
-    def _error(self, kind: str) -> ServerError:
-        return failure(f"POST {self.url}", *ERRORS[kind], {}, False, True)
+    def _error(self, name: str) -> ServerError:
+        return failure(f"POST {self.url}", *REPLIES[name], True, True)
 
     def _lost(self, how: str) -> TransientError:
         return TransientError(f"{self.url}: {how}", endpoint=self.url)
 
     def _accept(self) -> None:
         if self._is("drain", "vanish") or self.loop.time() < self.down_until:
-            try:
-                raise ConnectionRefusedError
-            except ConnectionRefusedError:
-                raise self._lost("Connection refused") from None
+            error = self._lost("Connection refused")
+            error.__context__ = ConnectionRefusedError()
+            raise error
 
     async def connect(self) -> ServerInfo:
         self._accept()
@@ -130,11 +127,8 @@ class SimulatedServer:
         if self._is("hang"):
             await asyncio.sleep(10)
             return False
-        try:
-            self._accept()
-        except TransientError:
-            return False
-        return self.loop.time() >= self.dead_until and not (self._is("sick"))
+        refused = self._is("drain", "vanish") or self.loop.time() < self.down_until
+        return not refused and self.loop.time() >= self.dead_until and not self._is("sick")
 
     async def queue_size(self) -> int | None:
         return max(0, len(self.flying) - self.plan.slots)
@@ -143,26 +137,24 @@ class SimulatedServer:
         return request.sampling.max_tokens
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
-        if self.state and self.state.running > self.state.limit.ceiling:
+        if hasattr(self, "state") and self.state.running > self.state.limit.ceiling:
             self.wrong.append(f"{self.state.running} requests in flight, limit {self.state.limit.ceiling}")
         self._accept()
-        row = request.seed
         await asyncio.sleep(ROUND_TRIP_S)
         self._accept()
         if self.loop.time() < self.dead_until or self._is("sick"):
             raise self._error("424")
+        dialect = self.phase.dialect if self.phase else "tgi"
         if self._is("failing"):
-            assert self.phase
-            raise self._error(self.phase.dialect)
+            raise self._error(dialect)
         cap = max(1, self.plan.slots // 2) if self._is("full") else self.plan.cap
         if len(self.flying) >= min(cap, self.published or cap):
             self.refused += 1
-            status, body, headers = FULL[self.phase.dialect if self._is("full") and self.phase else "tgi"]
-            raise failure(f"POST {self.url}", status, body, headers, False, True)
+            raise self._error(dialect if self._is("full") else "tgi")
         future: asyncio.Future[None] = self.loop.create_future()
-        self.flying[future] = row
+        self.flying[future] = request.seed
         load = max(1.0, len(self.flying) / self.plan.slots) * (5 if self._is("slow") else 1)
-        self.loop.call_later(self.plan.latency_s * load * (0.8 + row % 5 / 10), self._end, future)
+        self.loop.call_later(self.plan.latency_s * load * (0.8 + request.seed % 5 / 10), self._end, future)
         try:
             async with asyncio.timeout(timeout_s):
                 await future
@@ -170,13 +162,9 @@ class SimulatedServer:
             raise self._lost(f"no answer in {timeout_s:g} s") from None
         finally:
             del self.flying[future]
-        fate = self.fates.get(row)
-        if fate == "refused":
-            raise failure(f"POST {self.url}", 422, b'{"error":"no","error_type":"validation"}', {}, False, True)
-        if fate == "guarded":
-            raise failure(f"POST {self.url}", 403, b"forbidden", {}, True, True)
-        if fate == "broken":
-            raise self._error("500")
+        fate = self.fates.get(request.seed)
+        if fate in ("refused", "guarded", "broken"):
+            raise self._error("500" if fate == "broken" else fate)
         self.answered += 1
         return Answer("text", "stop", 10, 10, queue_share=1 - 1 / load if load > 1 else 0.0)
 
@@ -194,7 +182,7 @@ class SimulatedServer:
 
     def _go_down(self) -> None:
         self.down_until = self.loop.time() + RESTART_S
-        self._crash("reset")
+        self._crash()
 
 
 def request(row: int) -> Request:
@@ -211,19 +199,20 @@ class Outcome:
     servers: list[SimulatedServer]
     stats: RequestStats
 
+    @property
+    def failed(self) -> dict[int, Any]:
+        """The rows that were not answered, and why."""
+        return {row: end for row, (end,) in self.ends.items() if not isinstance(end, Answer)}
+
 
 async def watch_for_silence(scheduler: Scheduler, wrong: list[str]) -> None:
     """Note when rows wait, nothing is in flight, and neither a probe nor a timer is due soon."""
     while True:
         await asyncio.sleep(0.5)
         now = asyncio.get_running_loop().time()
-        busy = (
-            scheduler.running
-            or scheduler._requested
-            or any(state.look in scheduler._tasks for state in scheduler.states)
-        )
+        looking = any(state.look in scheduler._tasks for state in scheduler.states)
         due = now <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
-        if scheduler.waiting and not busy and not due:
+        if scheduler.waiting and not (scheduler.running or scheduler._requested or looking or due):
             wrong.append(f"{scheduler.waiting} rows wait at {now} s and nothing is due")
 
 
@@ -231,8 +220,10 @@ def simulate(
     plans: list[Plan], rows: int, fates: dict[int, str], give_up_s: float = GIVE_UP_S, most: int = 64
 ) -> Outcome:
     """Ask for all rows; a row of fate ``unfit`` asks again, one of fate ``impatient`` is cancelled and asked again."""
+    ends: dict[int, list[Any]] = {row: [] for row in range(1, rows + 1)}
+    stats, server_settings = RequestStats(), Server(max_in_flight=most, timeout_s=TIMEOUT_S, give_up_s=give_up_s)
 
-    async def one(scheduler: Scheduler, row: int, stats: RequestStats, ends: dict[int, list[Any]]) -> None:
+    async def one(scheduler: Scheduler, row: int) -> None:
         try:
             if fates.get(row) == "impatient":
                 asked = asyncio.create_task(scheduler.ask(request(row), stats))
@@ -248,20 +239,17 @@ def simulate(
     async def everything() -> Outcome:
         loop = asyncio.get_running_loop()
         servers = [SimulatedServer(number, plan, fates) for number, plan in enumerate(plans)]
-        server_settings = Server(max_in_flight=most, timeout_s=TIMEOUT_S, give_up_s=give_up_s)
         states = [EndpointState(server, server_settings) for server in servers]  # type: ignore[arg-type]
         scheduler = Scheduler(states, server_settings)
         await scheduler.warm_up([request(0)])
         for server, state in zip(servers, states, strict=True):
-            server.state = state
-            server.begin()
-        ends: dict[int, list[Any]] = {row: [] for row in range(1, rows + 1)}
-        stats, waiting, start = RequestStats(), list(ends), loop.time()
+            server.begin(state)
+        waiting, start = list(ends), loop.time()
         asked: set[asyncio.Task[None]] = set()
         watch = asyncio.create_task(watch_for_silence(scheduler, servers[0].wrong))
         while waiting or asked:
             while waiting and len(asked) < scheduler.capacity:
-                asked.add(asyncio.create_task(one(scheduler, waiting.pop(0), stats, ends)))
+                asked.add(asyncio.create_task(one(scheduler, waiting.pop(0))))
             _, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         seconds = loop.time() - start
         watch.cancel()
@@ -279,54 +267,36 @@ def simulate(
 def bound_s(plans: list[Plan], rows: int, fates: dict[int, str]) -> float:
     """Return the time that the slowest allowed course takes."""
     latency_s = max(plan.latency_s for plan in plans)
-    work_s = 4 * (
-        3 * rows * latency_s / min(min(plan.slots, plan.published or 64, plan.later or 64) for plan in plans)
-        + 10 * latency_s
-    )
+    fewest = min(min(plan.slots, plan.published or 64, plan.later or 64) for plan in plans)
+    work_s = 4 * (3 * rows / fewest + 10) * latency_s
     faults_s = 0.0
-    longest_s = max(PROBE_S) * 1.25
     for phase in [phase for plan in plans for phase in plan.phases]:
-        faults_s += phase.pause_s + phase.seconds + longest_s + 10 * latency_s
+        faults_s += phase.pause_s + phase.seconds + max(PROBE_S) * 1.25 + 10 * latency_s
         faults_s += {"hang": 3 * STALL_S, "mute": 2 * TIMEOUT_S}.get(phase.kind, 0.0)
     culprits = sum(fate in ("poison", "broken") for fate in fates.values())
     tests = culprits * (SUSPECT_AFTER + FAILS_ALONE + 2 * math.log2(64))
-    return work_s + faults_s + tests * (DEAD_S + RESTART_S + 4 + 4 * latency_s)
+    return work_s + faults_s + tests * (DEAD_S + RESTART_S + 4 + 4 * latency_s) + bool(culprits) * TEST_AFTER_S
 
 
-phases = st.builds(
-    Phase,
-    pause_s=st.floats(0, 30),
-    seconds=st.floats(0.1, 120),
-    kind=st.sampled_from(["slow", "full", "hang", "mute", "cut", "sick", "drain", "vanish"]),
-    dialect=st.sampled_from(sorted(FULL)),
-) | st.builds(
-    Phase,
-    pause_s=st.floats(0, 30),
-    seconds=st.floats(0.1, 60),
-    kind=st.just("failing"),
-    dialect=st.sampled_from(sorted(ERRORS)),
-)
-plans = st.builds(
+def phases(kinds: list[str], dialects: list[str], longest_s: float) -> st.SearchStrategy[Phase]:
+    drawn = {"kind": st.sampled_from(kinds), "dialect": st.sampled_from(dialects)}
+    return st.builds(Phase, pause_s=st.floats(0, 30), seconds=st.floats(0.1, longest_s), **drawn)
+
+
+KINDS = ["slow", "full", "hang", "mute", "cut", "sick", "drain", "vanish"]
+PLANS = st.builds(
     Plan,
     slots=st.integers(1, 40),
     latency_s=st.floats(0.05, 5),
     published=st.none() | st.integers(1, 64),
-    phases=st.lists(phases, max_size=4),
+    phases=st.lists(phases(KINDS, FULL, 120) | phases(["failing"], ERRORS, 60), max_size=4),
     later=st.none() | st.integers(1, 64),
 )
-FATES = ["unfit", "refused", "guarded", "broken", "poison", "impatient"]
 
 
-@settings(
-    max_examples=SCHEDULES,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=True,
-    report_multiple_bugs=False,
-    phases=[Step.explicit, Step.reuse, Step.generate, *([Step.shrink] if SCHEDULES < 1000 else [])],
-)
+@settings(max_examples=SCHEDULES, deadline=None, suppress_health_check=list(HealthCheck), phases=STEPS)
 @given(
-    st.lists(plans, min_size=1, max_size=3),
+    st.lists(PLANS, min_size=1, max_size=3),
     st.integers(1, 90),
     st.dictionaries(st.integers(1, 90), st.sampled_from(FATES), max_size=6),
 )
@@ -336,9 +306,7 @@ def test_every_row_ends_once_and_as_it_deserves_whatever_servers_do(
     fates = {row: fate for row, fate in fates.items() if row <= rows}
     outcome = simulate(plans, rows, fates)
     assert all(len(ends) == 1 for ends in outcome.ends.values())
-    for row, (end,) in outcome.ends.items():
-        if fates.get(row) in ("refused", "guarded", "broken", "poison"):
-            assert isinstance(end, RequestRejected), (row, fates[row], end)
-        else:
-            assert isinstance(end, Answer), (row, fates.get(row), end)
+    assert all(isinstance(end, RequestRejected) for end in outcome.failed.values()), outcome.failed
+    culprits = {row for row, fate in fates.items() if fate in ("refused", "guarded", "broken", "poison")}
+    assert outcome.failed.keys() == culprits, (outcome.failed, fates)
     assert outcome.seconds <= bound_s(plans, rows, fates), (outcome.seconds, outcome.stats)
