@@ -71,17 +71,7 @@ def make_run(path: Path, rows: int) -> None:
     make_image_embeddings(run)
 
 
-def search(run: Path, folder: Path, rows: int) -> None:
-    """Find the near-duplicates of the run."""
-    FinishedRun(run, None, False, search=True).duplicates  # noqa: B018
-
-
-def build_it(run: Path, folder: Path, rows: int) -> None:
-    """Build the data set."""
-    build(Unicorn12M, run, folder / "built")
-
-
-def memory(run: Path, folder: Path, rows: int) -> dict[str, float]:
+def measure_memory(run: Path, folder: Path) -> float:
     """Return the peak of anonymous memory of a build in MB, above that before it."""
     process, sizes, done = psutil.Process(), list[int](), threading.Event()
 
@@ -97,12 +87,7 @@ def memory(run: Path, folder: Path, rows: int) -> dict[str, float]:
     build(Unicorn12M, run, folder / "built")
     done.set()
     thread.join()
-    return {"peak": (max(sizes) - before) / 1e6}
-
-
-def prepare(run: Path, folder: Path, rows: int) -> None:
-    """Put ``with_embeddings`` into the cache of ``datasets`` by our class."""
-    Unicorn12M(config_name="with_embeddings", run_dir=str(run), cache_dir=str(folder / "a")).download_and_prepare()
+    return (max(sizes) - before) / 1e6
 
 
 def generate(run: Path, folder: Path, rows: int) -> None:
@@ -127,7 +112,23 @@ def generate(run: Path, folder: Path, rows: int) -> None:
     Generator(hash="x", cache_dir=str(folder / "c")).download_and_prepare()
 
 
-PARTS = {"search": search, "build": build_it, "memory": memory, "prepare": prepare, "generate": generate}
+def do(part: str, run: Path, folder: Path, rows: int) -> float:
+    """Do one part in this process; return the seconds that it takes, or of ``memory`` the MB."""
+    datasets.disable_progress_bars()
+    start = time.perf_counter()
+    match part:
+        case "search":
+            FinishedRun(run, None, False, search=True).duplicates  # noqa: B018
+        case "build":
+            build(Unicorn12M, run, folder / "built")
+        case "memory":
+            return measure_memory(run, folder)
+        case "prepare":
+            options = {"run_dir": str(run), "cache_dir": str(folder / "a")}
+            Unicorn12M(config_name="with_embeddings", **options).download_and_prepare()
+        case "generate":
+            generate(run, folder, rows)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -139,27 +140,24 @@ def main() -> None:
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        datasets.disable_progress_bars()
         part, run, folder, rows = options.child
-        start = time.perf_counter()
-        facts = PARTS[part](Path(run), Path(folder), int(rows)) or {"seconds": time.perf_counter() - start}
-        print(json.dumps(facts), flush=True)
+        print(do(part, Path(run), Path(folder), int(rows)), flush=True)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        found, run = {}, f"{name}/run"
+        found, run = dict[str, float](), f"{name}/run"
         make_run(Path(run), options.rows)
-        for part in PARTS:
+        for part in ("search", "build", "memory", "prepare", "generate"):
             rows = options.generator_rows if part == "generate" else options.rows
             command = [sys.executable, "-m", "benchmarks.builder", "--child", part, run, name, str(rows)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[part] = json.loads(done.stdout.splitlines()[-1])
-    rates = {part: options.rows / found[part]["seconds"] for part in ("search", "build", "prepare")}
-    theirs = options.generator_rows / found["generate"]["seconds"]
+            found[part] = float(done.stdout.splitlines()[-1])
+    rates = {part: options.rows / found[part] for part in ("search", "build", "prepare")}
+    theirs = options.generator_rows / found["generate"]
     result = {
         "rows_per_s": round(rates["build"]),
         "ratio_to_generator": round(rates["prepare"] / theirs, 1),
         "build_to_generator": round(rates["build"] / theirs, 1),
-        "peak_anon_mb": round(found["memory"]["peak"]),
+        "peak_anon_mb": round(found["memory"]),
         "search_rows_per_s": round(rates["search"]),
         "rows": options.rows,
     }
