@@ -29,6 +29,7 @@ from generation.errors import DatasetError, RunError
 from generation.show import show_record
 from generation.stages import CAPTIONS, INSTRUCTIONS, TASKS
 from generation.store import Run
+from generation.transfer.stage import make_image_embeddings
 from tests.runs import make_recipe, make_run
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
@@ -322,8 +323,6 @@ def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path
 
 
 def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
-    from generation.transfer.stage import make_image_embeddings
-
     make_image_embeddings(Run(run_copy, make_recipe(run_copy, "mean_shift", judged=True)))
     assert build(Unicorn12M, run_copy, tmp_path / "out")["method"] == "mean_shift"  # the recipe's now
     manifest = build(Unicorn12M, run_copy, tmp_path / "named", method="unicorn")
@@ -394,9 +393,7 @@ for config in ("default", "with_embeddings"):
 
 def test_show_prints_a_record_through_all_stages(run: Path) -> None:
     shown = show_record(Run(run))
-    assert all(
-        name in shown for name in ("seeds", "captions", "instructions/", "judgements/", "image_embeddings/unicorn")
-    )
+    assert all(name in shown for name in ("seeds", "captions", "instructions/", "judgements/", "image_embeddings/"))
     assert "too_short: A <b>kettle</b>." in show_record(Run(run), "6")
     with pytest.raises(RunError, match="has no record '0000000099'"):
         show_record(Run(run), "99")

@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -47,13 +46,6 @@ def push(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
     return call
 
 
-def ask(hub: FakeHub, home: Path, script: str) -> Any:
-    """Run Python text that prints JSON, with the fake Hub; return what it prints."""
-    done = hub.run(["-c", f"import json\n{script}"], home)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def built(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -88,6 +80,7 @@ def test_what_arrives_is_what_was_built_and_loads_streams_and_joins_at_the_tag(
     assert 'load_dataset("user/unicorn-1.2m", split="train", revision="v1.0.0")' in card
     assert "datasets/user/unicorn-471k-instruction" in card
     script = """
+import json
 from datasets import load_dataset
 from generation.errors import DatasetError
 from unicorn_471k_instruction import Unicorn471KInstruction
@@ -109,7 +102,9 @@ except DatasetError as error:
     read["refused"] = str(error)
 print(json.dumps(read))
 """
-    read = ask(hub, tmp_path, script)
+    done = hub.run(["-c", script], tmp_path)
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
     assert "pinned revision" in read.pop("refused")
     assert read.pop("joined")
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
@@ -155,11 +150,8 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     assert stored(hub, "v1.0.0") == before
     assert stored(hub, "v1.1.0") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
     changes = dict(json.loads(stored(hub, "v1.1.0")["manifest.json"])["changelog"])
-    assert (
-        "+3 rows from source alpha; +3 rows from source beta; all vectors moved, smallest cosine 0.9"
-        in changes["1.1.0"]
-    )
-    assert changes["1.0.0"] == "first version"
+    moved = "+3 rows from source alpha; +3 rows from source beta; all vectors moved, smallest cosine 0.9"
+    assert moved in changes["1.1.0"] and changes["1.0.0"] == "first version"
 
 
 def test_an_edited_card_is_refused_until_the_edits_are_discarded(run: Path, push: Push) -> None:
