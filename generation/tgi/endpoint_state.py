@@ -49,8 +49,7 @@ class EndpointState:
         self.failed_in_a_row = 0  # HTTP errors without an answer between them
         self.last_failure: ServerError | None = None
         self.sign_at = self.check_at = self.full_until = 0.0  # last sign of life; next look; end of a pause
-        self._refused_at = -BURST_S
-        self._left_at, self._missed = 0.0, False  # since it is away, a probe has failed
+        self._refused_at, self._left_at, self._missed = -BURST_S, 0.0, False  # missed: a probe failed since it left
         self._clocks: set[asyncio.Timeout] = set()  # of requests in flight, to abandon them
 
     def _new_limit(self) -> AdaptiveLimit:
@@ -111,45 +110,38 @@ class EndpointState:
 
     async def check(self, good: Request | None) -> None:
         """Look at the endpoint: does it hang, is its queue long, is it back? FatalServerError: with another model."""
-        silent_s = self._time() - self.sign_at if self.running else 0.0
+        endpoint, silent_s = self.endpoint, self._time() - self.sign_at if self.running else 0.0
         self.check_at = self._time() + LOOK_S
         if not self.reachable:
             if silent_s >= 2 * STALL_S:
                 self.abandon()
-            back = await self._connects() and (not self.unproven or good is None or await self.answers(good))
-            self._looked(back)
-        elif silent_s >= STALL_S and not await self.endpoint.probe():
-            holds = f"{self.endpoint.url} holds {self.running} requests and answers no probe"
-            self.leave(TransientError(holds))
-        elif self.running and (await self.endpoint.queue_size() or 0) > QUEUE_SHARE * self.running:
+            if await self._connects() and (not self.unproven or good is None or await self.answers(good)):
+                self.reachable, self.unproven, self.failed_in_a_row, self.sign_at = True, False, 0, self._time()
+                if self._missed:
+                    logger.warning("%s answers again, after %.0f s", endpoint.url, self._time() - self._left_at)
+                    self.limit = self._new_limit()
+                return
+            if not self._missed:
+                logger.warning("%s does not answer; waiting for it: %s", endpoint.url, self.last_failure)
+            pause_s = min(max(PROBE_SHARE * (self._time() - self._left_at), PROBE_S[0]), PROBE_S[1])
+            self._missed, self.check_at = True, self._time() + pause_s * random.uniform(0.75, 1.25)
+        elif silent_s >= STALL_S and not await endpoint.probe():
+            self.leave(TransientError(f"{endpoint.url} holds {self.running} requests and answers no probe"))
+        elif self.running and (await endpoint.queue_size() or 0) > QUEUE_SHARE * self.running:
             self.limit.congested(self._time(), self._time(), refused=False)
 
     async def _connects(self) -> bool:
-        before = self.endpoint.info
+        before, info = self.endpoint.info, None
         try:
             info = await self.endpoint.connect() if await self.endpoint.probe() else None
         except ServerError as error:
-            info, self.last_failure = None, error
+            self.last_failure = error
         if info and before and not same_model(before, info):
             raise FatalServerError(
                 f"{self.endpoint.url} now serves {info.model_id} ({info.model_revision}); this run began with "
                 f"{before.model_id} ({before.model_revision}). Serve that model again"
             )
         return info is not None
-
-    def _looked(self, back: bool) -> None:
-        """Take in whether an endpoint that was away is back; the limit begins anew if it was away for a while."""
-        now, url = self._time(), self.endpoint.url
-        if back:
-            if self._missed:
-                logger.warning("%s answers again, after %.0f s", url, now - self._left_at)
-                self.limit = self._new_limit()
-            self.reachable, self.unproven, self.failed_in_a_row, self.sign_at = True, False, 0, now
-        else:
-            if not self._missed:
-                logger.warning("%s does not answer; waiting for it: %s", url, self.last_failure)
-            pause_s = min(max(PROBE_SHARE * (now - self._left_at), PROBE_S[0]), PROBE_S[1])
-            self._missed, self.check_at = True, now + pause_s * random.uniform(0.75, 1.25)
 
     async def ask(self, request: Request) -> Answer:
         """Return the endpoint's answer, or raise a ServerError, also if the request is abandoned."""
@@ -192,10 +184,7 @@ def same_model(one: ServerInfo, other: ServerInfo) -> bool:
 
 
 async def keep_trying(call: Callable[[], Awaitable[T]], url: str, give_up_s: float) -> T:
-    """Return what ``call`` returns once the server at ``url`` has loaded its model.
-
-    FatalServerError: it is not ready within ``give_up_s``, or fails for another reason.
-    """
+    """Return what ``call`` returns once the server is ready; FatalServerError: not within ``give_up_s``."""
     now = asyncio.get_running_loop().time
     start, pause_s, failures = now(), PROBE_S[0], 0
     while True:
@@ -212,10 +201,7 @@ async def keep_trying(call: Callable[[], Awaitable[T]], url: str, give_up_s: flo
 
 
 async def warm_up(endpoint: Endpoint, requests: Sequence[Request], settings: Server) -> None:
-    """Check that an endpoint can serve ``requests`` with their real ``max_tokens``; let it compile their schemas.
-
-    FatalServerError: the context is too short, or a request is refused or gets no text; says what to change.
-    """
+    """See that an endpoint serves ``requests``, and let it compile their schemas; else raise a FatalServerError."""
     url, context = endpoint.url, endpoint.info and endpoint.info.max_total_tokens
     for request in requests:
         counted = await endpoint.count_tokens(request) if context else None

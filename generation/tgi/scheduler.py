@@ -94,7 +94,7 @@ class Scheduler:
     async def warm_up(self, requests: Sequence[Request]) -> None:
         """Send ``requests`` to every endpoint before any row: one for each prompt and schema, with its longest values.
 
-        FatalServerError: a context is too short, or a request is refused or gets no text; says what to change.
+        FatalServerError: a context is too short, a request is refused or gets no text; says what to change.
         """
         await asyncio.gather(*(warm_up(state.endpoint, requests, self._settings) for state in self.states))
         self._good = requests[0] if requests else None
@@ -102,9 +102,7 @@ class Scheduler:
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
         """Return the answer to ``request`` from any endpoint; ``stats`` is updated in place.
 
-        Raises:
-            RequestRejected: the server refuses this prompt, or fails on it and on no other.
-            FatalServerError: an endpoint is unusable, or none answers any more.
+        RequestRejected: the server refuses this prompt, or fails on it alone. FatalServerError: no endpoint is usable.
         """
         if self._fatal:
             raise self._fatal
