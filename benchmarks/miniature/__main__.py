@@ -15,7 +15,7 @@ from .study import METHODS, NOT_CENTRED, REAL, SHUFFLED, one_seed
 from .world import ANSWERS
 
 ORDER = (SHUFFLED, *METHODS[:3], NOT_CENTRED, *METHODS[3:], REAL)
-SHOWN, CAPTION_HEIGHT = 192, 66  # pixels of a picture and of its text in the contact sheet
+SHOWN, CAPTION_HEIGHT = 192, 96  # pixels of a picture and of its text in the contact sheet
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -45,8 +45,7 @@ def contact_sheet(result: dict[str, Any], path: Path) -> None:
         for place, (name, values) in enumerate(ANSWERS.items()):
             said, right = result["answers"][name][number], values[result["scenes"][number][place]]
             text = f"{name}: {said}" + ("" if said == right else f" ({right})")
-            at = x + place % 2 * (SHOWN // 2), y + SHOWN + 3 + place // 2 * 20
-            draw.text(at, text, fill="black" if said == right else "red", font_size=14)
+            draw.text((x, y + SHOWN + 3 + 17 * place), text, fill="black" if said == right else "red", font_size=14)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
