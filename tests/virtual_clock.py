@@ -14,18 +14,15 @@ class Stuck(BaseException):
 
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
-    """Instead of waiting, moves the clock of its loop."""
+    """Instead of waiting, moves the clock."""
 
-    loop: "VirtualClockLoop"
-    rounds = 0
+    now, rounds = 0.0, 0
 
     def select(self, timeout: float | None = None) -> Any:
-        self.rounds += 1
+        self.rounds = 0 if timeout else self.rounds + 1
         if timeout is None or self.rounds > 20_000:
-            raise Stuck("nothing is scheduled" if timeout is None else f"at {self.loop.now} s")
-        if timeout:
-            self.loop.now += timeout
-            self.rounds = 0
+            raise Stuck("nothing is scheduled" if timeout is None else f"at {self.now} s")
+        self.now += timeout
         return super().select(0)
 
 
@@ -33,16 +30,14 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     """A loop whose ``time()`` moves to the next timer whenever nothing else is to do."""
 
     def __init__(self) -> None:
-        selector = _Selector()
-        selector.loop = self
-        self.now = 0.0
-        super().__init__(selector)
+        self.clock = _Selector()
+        super().__init__(self.clock)
 
     def time(self) -> float:
-        return self.now
+        return self.clock.now
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        early = max(self.now, math.floor(when * 1000) / 1000)  # uvloop's timers count whole milliseconds
+        early = max(self.time(), math.floor(when * 1000) / 1000)  # uvloop's timers count whole milliseconds
         return super().call_at(early, callback, *args, context=context)
 
 
