@@ -79,8 +79,8 @@ def test_a_limit_doubles_with_every_limits_worth_of_answers_until_the_first_cong
     for _ in range(40):  # all were sent before the decrease
         limit.answered(1.0, 2.0, 0.8, True)  # it waited in the server for most of its time
     assert limit.value == pytest.approx(64 * DECREASE)
-    for _ in range(40):  # a burst of refusals: the server holds 24
-        limit.congested(3.0, 4.0) if limit.value > 50 else limit.congested(2.0, 4.0)
+    for _ in range(40):  # refused of one burst
+        limit.congested(3.0, 4.0)
     assert limit.value == pytest.approx(64 * DECREASE - 40)
 
 

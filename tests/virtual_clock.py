@@ -13,7 +13,7 @@ class Stuck(BaseException):
     """Everybody waits and no timer is due, or something goes round in circles while the clock stands."""
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Selector(selectors.DefaultSelector):
     """Instead of waiting, moves the clock."""
 
     now, rounds = 0.0, 0
