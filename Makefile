@@ -33,7 +33,7 @@ clean: ## remove .venv, the demo's run and its data sets
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/ready: requirements.txt requirements-embedded.txt constraints.txt
+.venv/ready: requirements.txt requirements-embedded.txt constraints.txt tools/install_torch.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	@echo "setting up .venv: some minutes, most of them downloads"
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,6 @@ help: ## list the commands
 	$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
 
-.venv/ready-to-test: .venv/ready requirements-dev.txt requirements-export.txt requirements-cluster.txt
+.venv/ready-to-test: .venv/ready requirements-dev.txt requirements-export.txt requirements-cluster.txt examples/requirements.txt
 	$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -147,11 +147,15 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(step.logs), "skip_completed": False}
     workers = min(workers, tasks)
     if kind == "local":
+        from datatrove.utils.stats import PipelineStats
 
         class QuietExecutor(executor.LocalPipelineExecutor):  # type: ignore[misc]
             def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
                 with redirect_stderr(io.StringIO()):  # it repeats what the tasks' logs hold
-                    return executor.LocalPipelineExecutor._run_for_rank(self, rank, local_rank, node_rank)
+                    try:
+                        return executor.LocalPipelineExecutor._run_for_rank(self, rank, local_rank, node_rank)
+                    except ClusterError:  # the rank is not marked as completed; the others go on
+                        return PipelineStats()
 
         return QuietExecutor([step], workers=workers, **common)
     if kind == "ray":
