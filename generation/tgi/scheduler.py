@@ -27,9 +27,9 @@ from .protocol import Answer, Request, ServerInfo
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
 TEST_SHARE, TEST_AFTER_S = 8, 60.0  # a test begins when 1 in 8 calls is suspected, or one for so long
-FAILS_ALONE = 3  # tests that a row at fault fails alone
+FAILS_ALONE = 4  # failures alone of a row at fault; one after which the server answers at once counts double
 REFUSED_IN_A_ROW = 50  # prompts refused and none answered: the fault is not theirs
-ALONE = f" (failed alone {FAILS_ALONE} times, between answers to another request)"
+ALONE = " (failed alone each time, between answers to another request)"
 
 
 @dataclass
@@ -249,9 +249,10 @@ class Scheduler:
                     steady = await self._is_good(state)
                 await self._until(lambda: not state.running)
                 failed, alone = [job for job in group if job in self._held], alone or steady
-                good = steady or not failed or await self._recovers(state)
+                at_once = steady or not failed or await self._is_good(state)
+                good = at_once or await self._recovers(state)
                 for job in failed if alone and good else ():
-                    job.failed_alone += job.error is not None
+                    job.failed_alone += (1 + at_once) * (job.error is not None)
                     if job.failed_alone >= FAILS_ALONE and not job.turn.done():
                         job.turn.set_exception(RequestRejected(f"{job.error}{ALONE}"))
             middle = len(failed) if alone else (len(failed) + 1) // 2
