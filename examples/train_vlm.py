@@ -112,8 +112,11 @@ class _Epochs(TrainerCallback):
 
 
 def train(vlm: VisionLanguageModel, tokenizer: Any, data: Any, output: Path, rate: float, **settings: Any) -> None:
-    """Train in place the weights that require gradients, from the last checkpoint in ``output`` on; the learning rate
-    warms up to ``rate`` over 3 % of the steps and falls as a cosine [paper]. ``settings``: of TrainingArguments."""
+    """Train the weights that require gradients, from the last checkpoint in ``output`` on, by TrainingArguments."""
+    for file in output.glob("checkpoint-*/trainer_state.json"):
+        if (state := json.loads(file.read_text()))["global_step"] >= state["max_steps"]:  # Trainer would add a step
+            vlm.load_state_dict(load_file(file.with_name("model.safetensors")))
+            return
     settings |= {"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "save_total_limit": 1}
     settings |= {"bf16": torch.cuda.is_available(), "report_to": "none", "remove_unused_columns": False}
     collate: Any = Collate(partial(tokenized, tokenizer, len(vlm.projector.positions)), torch.float32)

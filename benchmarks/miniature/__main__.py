@@ -55,7 +55,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Encoders, runs, table.")] = Path("runs/miniature"),
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet (.png) of the first seed.")] = None,
     pairs: Annotated[int, typer.Option(help="Pairs that train the encoder.")] = 24_000,
-    steps: Annotated[int, typer.Option(help="Of the encoder.")] = 1_500,
+    steps: Annotated[int, typer.Option(min=20, help="Of the encoder.")] = 1_500,
     texts: Annotated[int, typer.Option(help="Captions that train the language models.")] = 12_000,
     epochs: Annotated[int, typer.Option(help="Of the language models.")] = 3,
 ) -> None:
