@@ -1,4 +1,4 @@
-"""Let a trained model describe pictures: python -m examples.describe_image vlm photo.jpg --encoder E --images photos"""
+"""A trained model describes pictures: python -m examples.describe_image vlm photo.jpg --encoder E --images photos"""
 
 import sys
 from pathlib import Path
