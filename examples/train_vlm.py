@@ -106,8 +106,8 @@ def tokenized(tokenizer: Any, image_tokens: int, conversations: list[Any]) -> di
     return {"input_ids": pad(ids), "labels": pad(labels, padding_value=IGNORED)}
 
 
-class _Epochs(TrainerCallback):
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noise is drawn by epoch
+class _Epochs(TrainerCallback):  # by which the loader draws noise; accelerate sets them in a single process only
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         others["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
 
 
