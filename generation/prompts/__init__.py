@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,14 +77,21 @@ class Prompt(Section):
 
     def messages(self, values: Mapping[str, str]) -> list[Message]:
         """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``."""
-        turns = [("system", render(self.system, values))] if self.system else []
+        system = [{"role": "system", "content": render(self.system, values)}] if self.system else []
+        turns = [*system, *self.shots, {"role": "user", "content": render(self.user, values)}]
+        if self.answer_prefix:
+            turns.append({"role": "assistant", "content": self.prefix(values)})
+        return turns
+
+    @cached_property
+    def shots(self) -> list[Message]:
+        """The few-shot exchanges, rendered once: an example gives a value for every field."""
+        turns = []
         for example in self.examples:
             answer = example.answer if isinstance(example.answer, str) else json.dumps(example.answer)
-            turns += [("user", render(self.user, {**values, **example.values})), ("assistant", answer)]
-        turns.append(("user", render(self.user, values)))
-        if self.answer_prefix:
-            turns.append(("assistant", self.prefix(values)))
-        return [{"role": role, "content": content} for role, content in turns]
+            turns.append({"role": "user", "content": render(self.user, example.values)})
+            turns.append({"role": "assistant", "content": answer})
+        return turns
 
     def prefix(self, values: Mapping[str, str]) -> str:
         """Return the text that the answer already begins with; empty without an ``answer_prefix``."""

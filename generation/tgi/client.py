@@ -10,6 +10,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -189,7 +190,7 @@ class Endpoint:
     ) -> tuple[bytes, Mapping[str, str]]:
         """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
-        call, timeout = f"{method} {url.with_query(None)}", aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
+        timeout = _timeout(timeout_s)
         options: dict[str, Any] = {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
         try:
             request = (session or self._session).request(method, url, data=data, timeout=timeout, **options)
@@ -200,14 +201,23 @@ class Endpoint:
                 if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
                     return content, response.headers
                 status, keyed = 502 if status == 200 else status, "Authorization" in self._headers
-                raise failure(call, status, content, response.headers, keyed, self._answered)
+                raise failure(_call(method, url), status, content, response.headers, keyed, self._answered)
         except TimeoutError:  # aiohttp's are also ClientErrors
-            raise TransientError(f"{call}: no answer in {timeout_s:g} s") from None
+            raise TransientError(f"{_call(method, url)}: no answer in {timeout_s:g} s") from None
         except aiohttp.ClientSSLError as error:
             hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
-            raise FatalServerError(f"{call}: no secure connection ({error}); {hint}") from None
+            raise FatalServerError(f"{_call(method, url)}: no secure connection ({error}); {hint}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TransientError(f"{call}: {type(error).__name__}: {error}") from None
+            raise TransientError(f"{_call(method, url)}: {type(error).__name__}: {error}") from None
+
+
+@cache
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(seconds, sock_connect=CONNECT_S)
+
+
+def _call(method: str, url: URL) -> str:
+    return f"{method} {url.with_query(None)}"
 
 
 def _parse(text: str) -> tuple[URL, URL]:
