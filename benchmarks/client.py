@@ -2,7 +2,7 @@
 
     python -m benchmarks.client [--rounds 2] [--kills 50]
 
-The fake server has one core, the client the other. ``ours`` is the whole captions stage (requests, limit, retries,
+The fake server has one core, the client the other. ``ours`` is the whole captions stage with a short prompt (requests, limit, retries,
 journal, shards) with a task that accepts every answer, as the bare loop does; ``checked`` adds the checks of the text.
 CPU a row is the slope between two sizes, so that start-up does not count. The last line is one JSON object.
 """
@@ -87,7 +87,11 @@ def make_run(folder: Path, url: str, rows: int, in_flight: int, shard_rows: int 
 
     server = {"endpoints": [url], "max_in_flight": in_flight}
     recipe = {"name": "benchmark", "directory": str(folder), "server": server}
-    run = Run(folder / "run", parse_recipe(recipe | {"captions": {"min_words": 5}}, "recipe"), create=True)
+    run = Run(
+        folder / "run",
+        parse_recipe(recipe | {"captions": {"min_words": 5, "prompt": "expand_caption_small"}}, "recipe"),
+        create=True,
+    )
     for shard in range(-(-rows // shard_rows)):
         texts = [seed(row) for row in range(shard * shard_rows, min(rows, (shard + 1) * shard_rows))]
         columns = [
