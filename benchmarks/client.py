@@ -4,8 +4,7 @@
 
 The fake server has one core, the client the other. ``ours`` is the whole captions stage (requests, limit, retries,
 journal, shards) with a short prompt and a task that accepts every answer, as the bare loop does; ``checked`` adds the
-checks of the text. CPU a row is the slope between two sizes, so that start-up does not count. The last line is one JSON
-object.
+checks of the text. CPU a row is the slope between two sizes, so that start-up does not count. Ends with a JSON object.
 """
 
 import argparse
