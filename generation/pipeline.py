@@ -8,6 +8,7 @@ Each stage reads the shards of the one before it and writes shards of its own in
 makes only what is due, so the same call resumes after a kill, takes in new seeds, and does nothing on a finished run.
 """
 
+from .logs import say
 from .store import Run
 
 
@@ -46,3 +47,5 @@ def run_pipeline(run: Run, extend: bool = False) -> None:
     # Stage 3b. v = Norm(u - mean(U)) or another method -> synthetic image embeddings, and the statistics to apply to
     # real images when the trained model sees them.
     make_image_embeddings(run)
+
+    say(f"{run.path} is finished. Build a data set of it: python unicorn_1_2m.py --run-dir {run.path} --output DIR")
