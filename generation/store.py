@@ -5,7 +5,7 @@
     RUN/<stage>/00000.parquet           accepted rows (.safetensors for vectors)
     RUN/<stage>/00000.rejected.parquet  rejected rows, if there are any
     RUN/<stage>/00000.json              the record, written last: rows, files, inputs, counts
-    RUN/<stage>/00000.jsonl             journal of a shard in progress (engine.py)
+    RUN/<stage>/00000.jsonl             journal of a shard in progress (engine/journal.py)
     RUN/<stage>/sessions.jsonl          one line a session: rows, tokens, retries, seconds
 
 A shard counts once its record exists. It is due if its record is missing or names other inputs than there are now;

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from ..files import unique_keys
 from .facts import COLOURS, NUMBERS, disagrees, measures, values
 from .text import form_faults, is_finished, loops
 from .words import ENGLISH, FUNCTION_WORDS, content, pattern, sentences, stem, stems, tokens
@@ -93,17 +94,10 @@ def read_object(text: str) -> dict[str, Any] | None:
     if not 0 <= start < end or len(text) > _MAX_CHARACTERS or text.lstrip().startswith("["):
         return None
     try:
-        found: dict[str, Any] = json.loads(text[start:end], object_pairs_hook=_unique)
+        found: dict[str, Any] = json.loads(text[start:end], object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         return None
     return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return value
 
 
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:
