@@ -8,26 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import (
-    Config,
-    DryRun,
-    Endpoint,
-    Executor,
-    Extend,
-    Images,
-    Kind,
-    PerHour,
-    Prices,
-    Probes,
-    Rank,
-    RunArgument,
-    RunDir,
-    Tasks,
-    Tokenizer,
-    Workers,
-    WorldSize,
-    run_command,
-)
+from .cli import run_command
 from .errors import ClusterError, RunError
 from .logs import say
 
@@ -47,7 +28,9 @@ app = typer.Typer(
 )
 
 
-STAGE_FUNCTIONS = {  # module and function of each stage: f(run, rank, world_size)
+FUNCTIONS = {  # module and function of each command: f(run, rank, world_size); the first two: f(run, extend)
+    "run": ("pipeline", "run_pipeline"),
+    "seeds": ("seeds", "make_seeds"),
     "captions": ("captions", "make_captions"),
     "instructions": ("instructions", "make_instructions"),
     "judge": ("judge", "make_judgements"),
@@ -55,6 +38,33 @@ STAGE_FUNCTIONS = {  # module and function of each stage: f(run, rank, world_siz
     "embed": ("embed", "make_text_embeddings"),
     "transfer": ("transfer.stage", "make_image_embeddings"),
 }
+RunDir = Annotated[Path, typer.Option("--run-dir", help="Directory of the run; made if it does not exist.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Recipe (YAML). Needed once: the run remembers it.", dir_okay=False)
+]
+Extend = Annotated[bool, typer.Option("--extend", help="Add the seeds that the run does not have yet.")]
+Endpoint = Annotated[
+    list[str] | None,
+    typer.Option("--endpoint", metavar="URL", help="Base URL of a server; repeatable. Key: $TGI_API_KEY."),
+]
+Kind = Annotated[
+    str | None, typer.Option("--kind", help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")
+]
+Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray (needs datatrove).")]
+Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: all.")]
+Rank = Annotated[int, typer.Option(min=0, hidden=True)]
+WorldSize = Annotated[int, typer.Option(min=1, hidden=True)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens, hours, cost and prompts; write nothing.")]
+Probes = Annotated[int, typer.Option(min=0, help="Dry run: rows to request, to measure rate and length.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="Dry run: directory of a tokenizer that counts prompt tokens.")]
+Prices = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--usd-per-million", metavar="IN OUT", help="Price of a million prompt and answer tokens."),
+]
+PerHour = Annotated[float, typer.Option("--usd-per-hour", help="Price of all servers an hour.")]
+Images = Annotated[Path | None, typer.Option(help="Unpaired images: a folder, or vectors (.safetensors, .npy).")]
 
 
 def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, kind: str | None) -> "Recipe":
@@ -79,46 +89,27 @@ def open_run(run_dir: Path) -> "Run":
 
 
 def _generate(
-    command: str,
-    run_dir: Path,
-    config: Path | None,
-    endpoint: list[str] | None = None,
-    kind: str | None = None,
-    extend: bool = False,
-    executor: str | None = None,
-    tasks: int = 1,
-    workers: int | None = None,
-    rank: int = 0,
+    command: str, run_dir: Path, config: Path | None, endpoint: list[str] | None = None, kind: str | None = None,
+    extend: bool = False, executor: str | None = None, tasks: int = 1, workers: int | None = None, rank: int = 0,
     world_size: int = 1,
-    flag: str | None = None,
-) -> None:
-    """Run one stage, or with ``run`` all of them, in this process or on a cluster; ``flag`` is part of the command."""
+) -> None:  # fmt: skip
+    """Run one stage, or with ``run`` all of them, in this process or on a cluster."""
     if tasks > 1 and not executor:
         raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
     if rank >= world_size:
         raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
     from .store import Run
 
-    recipe = read_recipe(run_dir, config, endpoint, kind)
-    run = Run(run_dir, recipe, create=command in ("seeds", "run"), extend=extend)
+    recipe, creates = read_recipe(run_dir, config, endpoint, kind), command in ("run", "seeds")
+    run = Run(run_dir, recipe, create=creates, extend=extend)
     if executor:
         from .cluster import COMMANDS, launch
 
-        options = [text for url in endpoint or () for text in ("--endpoint", url)] + (["--kind", kind] if kind else [])
-        options += [flag] if flag else []
-        commands = COMMANDS if command == "run" else (command,)
-        launch(executor, run_dir, run.recipe.cluster, commands, tasks, workers or tasks, options)
-    elif command == "run":
-        from .pipeline import run_pipeline
-
-        run_pipeline(run, extend)
-    elif command == "seeds":
-        from .seeds import make_seeds
-
-        make_seeds(run, extend)
+        launch(executor, run, COMMANDS if command == "run" else (command,), tasks, workers or tasks, extend)
     else:
-        module, function = STAGE_FUNCTIONS[f"{command} {flag}" if flag else command]
-        getattr(import_module(f".{module}", __package__), function)(run, rank, world_size)
+        module, function = FUNCTIONS[command]
+        make = getattr(import_module(f".{module}", __package__), function)
+        make(run, extend) if creates else make(run, rank, world_size)
 
 
 @app.command()
@@ -137,8 +128,10 @@ def run(
 
 
 @app.command()
-def seeds(run_dir: RunDir, config: Config = None, extend: Extend = False, executor: Executor = None,
-          tasks: Tasks = 1, workers: Workers = None) -> None:  # fmt: skip
+def seeds(
+    run_dir: RunDir, config: Config = None, extend: Extend = False, executor: Executor = None, tasks: Tasks = 1,
+    workers: Workers = None,
+) -> None:  # fmt: skip
     """Stage 0: read the sources into shards of seeds."""
     _generate("seeds", run_dir, config, extend=extend, executor=executor, tasks=tasks, workers=workers)
 
@@ -166,8 +159,8 @@ def judge(
     captions: Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")] = False,
 ) -> None:  # fmt: skip
     """Have a second model check every question against its caption (the recipe's `judge` section)."""
-    flag = "--captions" if captions else None
-    _generate("judge", run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size, flag)
+    command = "judge --captions" if captions else "judge"
+    _generate(command, run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
 
 
 def _add_vector_stage(name: str, help: str) -> None:

@@ -1,47 +1,18 @@
-"""What all commands share: their common options, and how a command runs and ends."""
+"""How every command line runs and ends: ``--log-json``, signals, and errors as one line."""
 
 import os
 import signal
-import sys
+import threading
 import traceback
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from . import logs
 from .errors import Interrupted, UnicornError
-from .logs import say
 
+GRACE_S = 10.0  # for the threads of a command that was stopped; what they leave unfinished is made again
 _UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own
-
-RunDir = Annotated[Path, typer.Option("--run-dir", help="Directory of the run; made if it does not exist.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Recipe (YAML). Needed once: the run remembers it.", dir_okay=False)
-]
-Extend = Annotated[bool, typer.Option("--extend", help="Add the seeds that the run does not have yet.")]
-Endpoint = Annotated[
-    list[str] | None,
-    typer.Option("--endpoint", metavar="URL", help="Base URL of a server; repeatable. Key: $TGI_API_KEY."),
-]
-Kind = Annotated[
-    str | None, typer.Option("--kind", help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")
-]
-Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray (needs datatrove).")]
-Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: all.")]
-Rank = Annotated[int, typer.Option(min=0, hidden=True)]
-WorldSize = Annotated[int, typer.Option(min=1, hidden=True)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens, hours, cost and prompts; write nothing.")]
-Probes = Annotated[int, typer.Option(min=0, help="Dry run: rows to request, to measure rate and length.")]
-Tokenizer = Annotated[Path | None, typer.Option(help="Dry run: directory of a tokenizer that counts prompt tokens.")]
-Prices = Annotated[
-    tuple[float, float] | None,
-    typer.Option("--usd-per-million", metavar="IN OUT", help="Price of a million prompt and answer tokens."),
-]
-PerHour = Annotated[float, typer.Option("--usd-per-hour", help="Price of all servers an hour.")]
-Images = Annotated[Path | None, typer.Option(help="Unpaired images: a folder, or vectors (.safetensors, .npy).")]
 
 
 def run_command(application: typer.Typer, arguments: list[str], resume: str) -> int:
@@ -52,15 +23,18 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
         arguments: of the command line; ``--log-json`` and ``--log-json=FILE`` are taken out here, for all commands.
         resume: the command line to print when the user stops it.
     """
-    log_json = next((text.partition("=")[2] or logs.STDERR for text in arguments if _is_log_json(text)), None)
+    for number in range(3):  # a file must not get the number of a closed stream: libraries write to it
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    logging = [text for text in arguments if text == "--log-json" or text.startswith("--log-json=")]
+    others = [text for text in arguments if text not in logging] or ["--help"]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        logs.setup(log_json)
-        status = typer.main.get_command(application)(
-            args=[text for text in arguments if not _is_log_json(text)] or ["--help"],
-            prog_name=application.info.name,
-            standalone_mode=False,
-        )
+        logs.setup(logging[0].partition("=")[2] or logs.STDERR if logging else None)
+        command = typer.main.get_command(application)
+        status = command(args=others, prog_name=application.info.name, standalone_mode=False)
         return _end("done", int(status or 0), "")
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         return _end("stopped", 130, f"Stopped. Nothing that was made is lost. To resume:\n  {resume}")
@@ -76,16 +50,15 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
         return _end("crashed", 1, f"{text}This is a bug: please report it.", error=type(error).__name__)
 
 
-def _is_log_json(text: str) -> bool:
-    return text == "--log-json" or text.startswith("--log-json=")
-
-
 def _interrupt(number: int, frame: Any) -> None:
+    timer = threading.Timer(GRACE_S, os._exit, [130])
+    timer.daemon = True
+    timer.start()
     raise KeyboardInterrupt
 
 
 def _end(status: str, exit_status: int, message: str, **facts: Any) -> int:
     if message:
-        say(message, sys.stderr)
+        logs.say(message, error=True)
     logs.emit("end", status=status, exit_status=exit_status, message=message.removeprefix("error: "), **facts)
     return exit_status

@@ -16,12 +16,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .config import Cluster
 from .errors import ClusterError
 from .logs import say
+from .store import Run
 
 ROOT = Path(__file__).parent.parent
 EXECUTORS = ("local", "slurm", "ray")
@@ -30,19 +32,11 @@ DEFAULT_TIME = "24:00:00"  # of a Slurm job
 LOOK_S = 0.5  # between two looks at whether the command that started a task is still there
 
 
-def launch(
-    executor: str,
-    run_dir: Path,
-    cluster: Cluster,
-    commands: Sequence[str],
-    tasks: int,
-    workers: int,
-    options: list[str],
-) -> None:
+def launch(executor: str, run: Run, commands: Sequence[str], tasks: int, workers: int, extend: bool) -> None:
     """Run stages in many tasks, one stage after the other; under Slurm, submit them all and return.
 
-    ``tasks`` share the shards of each stage, ``workers`` run at once, and ``options`` are further command-line options
-    of each task. A ClusterError says that a library or Slurm is missing, or which tasks failed.
+    ``tasks`` share the shards of each stage, ``workers`` run at once; the run remembers their recipe. A ClusterError
+    says that a library or Slurm is missing, or which tasks failed.
     """
     if executor not in EXECUTORS:
         raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
@@ -53,26 +47,30 @@ def launch(
                 "`pip install -r requirements-cluster.txt -c constraints.txt`"
             )
     os.environ.setdefault("LOGURU_DIAGNOSE", "NO")  # loguru would write the values of variables, secrets too
+    path = run.path.resolve()
     previous: Any = None
     for command in commands:
-        steps = [(tasks, True), (1, False)] if command != "seeds" else [(1, False)]
-        for count, ranked in steps:
-            name = f"{command}-{'work' if ranked else 'finish'}"
-            step = _step(name, run_dir.resolve() / "cluster" / name, run_dir, command, count if ranked else 0, options)
-            shutil.rmtree(step.logs / "completions", ignore_errors=True)  # of an earlier launch
-            previous = _executor(executor, step, cluster, count, workers, previous)
+        words = [*command.split(), "--run-dir", str(path)]
+        words += ["--extend"] if extend and command == "seeds" else []
+        for part in ("finish",) if command == "seeds" else ("work", "finish"):
+            name, count = f"{command.replace(' --', '-')}-{part}", tasks if part == "work" else 1
+            logs = path / "cluster" / name
+            shutil.rmtree(logs / "completions", ignore_errors=True)  # of an earlier launch
+            step = partial(run_task, words=words, logs=logs, ranked=part == "work")
+            common = {"pipeline": [step], "tasks": count, "logging_dir": str(logs), "skip_completed": False}
+            previous = _executor(executor, name, run.recipe.cluster, min(workers, count), previous, common)
             if executor == "slurm":
                 continue
             with suppress(ClusterError):  # of a task; which are not completed is asked below, for any executor
                 previous.run()
             if failed := previous.get_incomplete_ranks(skip_completed=True):
-                said = "; ".join(f"task {rank}: {last_line(step.logs / f'{rank:05d}.log')}" for rank in failed[:3])
+                said = "; ".join(f"task {rank}: {last_line(logs / f'{rank:05d}.log')}" for rank in failed[:3])
                 raise ClusterError(
                     f"{name}: {len(failed)} of {count} tasks failed. {said}. What is made is kept: remove the cause "
                     "and give the same command again"
                 )
         if executor != "slurm":
-            say(f"{command}: done. Logs of its tasks: {run_dir / 'cluster'}")
+            say(f"{command}: done. Logs of its tasks: {run.path / 'cluster'}")
     if executor == "slurm":
         try:
             previous.launch_job()  # and all that it depends on
@@ -85,40 +83,17 @@ def launch(
             ) from error
 
 
-def _step(name: str, logs: Path, run_dir: Path, command: str, world_size: int, options: list[str]) -> Any:
-    """Return datatrove's pipeline step for a command, which runs the task of a rank as a child process."""
-    from datatrove.pipeline.base import PipelineStep
-
-    class StageTask(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-        type = "Unicorn"
-
-        def __init__(self) -> None:
-            self.name, self.logs, self.world_size = name, logs, world_size
-            self.arguments = [command, "--run-dir", str(run_dir.resolve()), *options]
-            super().__init__()
-
-        def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-            ranked = ["--rank", str(rank), "--world-size", str(self.world_size)] if self.world_size else []
-            run_task([*self.arguments, *ranked], self.logs / f"{rank:05d}.log")
-
-    return StageTask()
-
-
-def run_task(arguments: list[str], log: Path) -> None:
-    """Run ``python -m generation ARGUMENTS`` to its end, its output appended to ``log``; a ClusterError has the last
-    line of a command that failed."""
+def run_task(data: object, rank: int, world_size: int, words: list[str], logs: Path, ranked: bool) -> None:
+    """Run ``python -m generation WORDS`` to its end as datatrove's only pipeline step, its output appended to a log; a
+    ClusterError has the last line of a command that failed."""
     from multiprocess.process import parent_process  # datatrove's local executor uses this library
 
-    log.parent.mkdir(parents=True, exist_ok=True)
-    parent, status = parent_process(), None
+    words = [*words, "--rank", str(rank), "--world-size", str(world_size)] if ranked else words
+    logs.mkdir(parents=True, exist_ok=True)
+    parent, status, log = parent_process(), None, logs / f"{rank:05d}.log"
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "generation", *arguments],
-            cwd=ROOT,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "generation", *words]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
         try:
             while status is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -131,7 +106,7 @@ def run_task(arguments: list[str], log: Path) -> None:
             process.wait()
             raise
     if status:
-        raise ClusterError(f"`python -m generation {shlex.join(arguments)}` ended with {status}: {last_line(log)}")
+        raise ClusterError(f"`python -m generation {shlex.join(words)}` ended with {status}: {last_line(log)}")
 
 
 def last_line(log: Path) -> str:
@@ -140,12 +115,10 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), f"nothing was written to {log}")
 
 
-def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, previous: Any) -> Any:
+def _executor(kind: str, name: str, cluster: Cluster, workers: int, previous: Any, common: dict[str, Any]) -> Any:
     """Return datatrove's executor for one step. ``skip_completed`` is off: our own records say what is done."""
     from datatrove import executor
 
-    common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(step.logs), "skip_completed": False}
-    workers = min(workers, tasks)
     if kind == "local":
         from datatrove.utils.stats import PipelineStats
 
@@ -157,7 +130,8 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
                     except ClusterError:  # the rank is not marked as completed; the others go on
                         return PipelineStats()
 
-        return QuietExecutor([step], workers=workers, **common)
+        return QuietExecutor(workers=workers, **common)
+    resources = {"cpus_per_task": cluster.cpus, "gpus_per_task": cluster.gpus}
     if kind == "ray":
         import ray  # joins the cluster of $RAY_ADDRESS, or starts one on this machine that ends with this process
 
@@ -166,29 +140,25 @@ def _executor(kind: str, step: Any, cluster: Cluster, tasks: int, workers: int, 
             local: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             where: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else local
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-        return executor.RayPipelineExecutor(
-            [step], workers=workers, cpus_per_task=cluster.cpus, gpus_per_task=cluster.gpus, **common
-        )
-    options = dict(cluster.sbatch)
-    if shlex.quote(str(step.logs)) != str(step.logs):
-        raise ClusterError(f"{step.logs}: Slurm's scripts need a path without spaces and quotes; move the run")
+        return executor.RayPipelineExecutor(workers=workers, **resources, **common)
+    options, logs = dict(cluster.sbatch), common["logging_dir"]
+    if shlex.quote(logs) != logs:
+        raise ClusterError(f"{logs}: Slurm's scripts need a path without spaces and quotes; move the run")
     if "partition" not in options:
         raise ClusterError("cluster.sbatch.partition is missing: name the Slurm partition in the recipe")
     lines = [cluster.environment] if cluster.environment else []
     lines += [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
     lines += [f"export PYTHONPATH={shlex.quote(str(ROOT))}"]
     return executor.SlurmPipelineExecutor(
-        [step],
         time=options.pop("time", DEFAULT_TIME),
         partition=options.pop("partition"),
         qos=options.pop("qos", ""),
-        cpus_per_task=cluster.cpus,
-        gpus_per_task=cluster.gpus,
-        workers=workers if workers < tasks else -1,
-        job_name=f"unicorn-{step.name}",
+        workers=workers if workers < common["tasks"] else -1,
+        job_name=f"unicorn-{name}",
         env_command="; ".join(lines),
         sbatch_args={"kill-on-invalid-dep": "yes", **options},  # else jobs after a failed one wait for ever
         srun_args={"cpus-per-task": cluster.cpus},  # not inherited from sbatch since Slurm 22.05
         depends=previous,
+        **resources,
         **common,
     )

@@ -18,10 +18,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Never, Self, TextIO, TypeVar
 
 from .errors import RunError
@@ -32,24 +31,25 @@ EVENT_S = 5.0  # between two progress events of a bar
 DELAY_S = 2.0  # work that is usually shorter shows a bar only after so long
 _numbers = itertools.count(1)
 _json: TextIO | None = None  # where events go, or None
+_quiet = False  # events go to stderr, and nothing else does
 
 
 def setup(log_json: str | None = None) -> None:
     """Send log records to stderr, and with ``log_json`` all events to a file that is appended to, or to stderr alone
     (``-``). A RunError says that the file cannot be opened."""
-    global _json
-    if log_json is not None and log_json != STDERR:
+    global _json, _quiet
+    _quiet = log_json == STDERR
+    if _quiet:
+        _json = sys.stderr
+    elif log_json is not None:
         try:
             _json = Path(log_json).open("a", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
-        except OSError as error:
-            raise RunError(f"--log-json {log_json}: cannot write it: {error.strerror}; name another file") from error
-    elif log_json == STDERR:
-        _json = sys.stderr
+        except (OSError, ValueError) as error:
+            raise RunError(f"--log-json {log_json}: cannot write it: {error}; name another file") from error
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed or full stderr does not end a run
-    logger = logging.getLogger()
-    logger.handlers = [_Events()] if log_json == STDERR else [_AboveBars(), *([_Events()] if _json else [])]
-    logger.setLevel(logging.WARNING)
+    logging.getLogger().handlers = [_Handler()]
+    logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("generation").setLevel(logging.INFO)
 
 
@@ -62,36 +62,24 @@ def emit(event: str, **facts: Any) -> None:
             _json.flush()
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line to stdout, or to ``file``; a closed, full or ASCII-only stream does not end the run."""
-    stream = file or sys.stdout
-    if stream is sys.stderr and _json is sys.stderr:
-        return
-    with suppress(OSError, ValueError, AttributeError):
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        stream.flush()
+def say(text: str, error: bool = False) -> None:
+    """Print a line to stdout, or to stderr; a closed, full or ASCII-only stream does not end the run."""
+    stream = sys.stderr if error else sys.stdout
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: None, where the shell has closed it
+        if not (error and _quiet):
+            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
+            stream.flush()
 
 
-class _AboveBars(logging.Handler):
-    """Log records for people, written above a progress bar and not through it."""
+class _Handler(logging.Handler):
+    """Log records: events for machines, and lines for people above a progress bar and not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        with suppress(OSError, ValueError):
-            if tqdm := sys.modules.get("tqdm"):
-                with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                    say(self.format(record), sys.stderr)
-            else:
-                say(self.format(record), sys.stderr)
-
-
-class _Events(logging.Handler):
-    """Log records for machines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        emit(record.levelname.lower(), logger=record.name, message=self.format(record))
+        message, tqdm = self.format(record), sys.modules.get("tqdm")
+        emit(record.levelname.lower(), logger=record.name, message=message)
+        with suppress(OSError, ValueError), tqdm.tqdm.external_write_mode(sys.stderr) if tqdm else nullcontext():
+            say(message, error=True)
 
 
 class _Lines(io.StringIO):
@@ -103,7 +91,7 @@ class _Lines(io.StringIO):
         """Write the text unless it is blank or a repetition."""
         if (line := text.strip()) and line != self._last:
             self._last = line
-            say(line, sys.stderr)
+            say(line, error=True)
         return len(text)
 
 
@@ -123,37 +111,27 @@ class Progress:
     ) -> None:
         from tqdm import tqdm
 
-        self._stage, self._total, self._unit = stage, total, unit
-        self._number, self._facts = next(_numbers), dict[str, Any]()
         self._first = self.done = done
-        self._start = time.monotonic()
-        self._next_event, self._told = self._start + delay_s, False
+        self._total, self._start, self._facts = total, time.monotonic(), dict[str, Any]()
+        self._labels = {"stage": stage, "bar": next(_numbers), "total": total, "unit": unit}
+        self._next_event, self._shown = self._start + delay_s, False
         terminal = bool(getattr(sys.stderr, "isatty", lambda: False)())
+        interval = 0.1 if terminal else 10.0
         self._bar: tqdm[Never] = tqdm(
-            desc=f"{stage:<28}",
-            total=total,
-            initial=done,
-            unit=unit,
-            unit_scale=unit == "B",
-            mininterval=0.1 if terminal else 10.0,
-            maxinterval=0.1 if terminal else 10.0,
-            delay=delay_s,
-            ncols=120,
-            file=sys.stderr if terminal else _Lines(),
-            disable=_json is sys.stderr,
-        )
+            desc=f"{stage:<28}", total=total, initial=done, unit=unit, unit_scale=unit == "B", mininterval=interval,
+            maxinterval=interval, delay=delay_s, ncols=120, file=sys.stderr if terminal else _Lines(), disable=_quiet,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
-        self._tell("running")
+        self._event("running")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with suppress(OSError, ValueError):
             self._bar.close()
-        self._next_event = 0.0 if self._told else self._next_event
-        self._tell("stopped" if error else "done")
+        if self._shown:
+            self._next_event = 0.0
+        self._event("stopped" if error else "done")
 
     def update(self, n: int = 1, **facts: Any) -> None:
         """Count ``n`` more, and show figures of the stage's own."""
@@ -164,17 +142,16 @@ class Progress:
                 shown = (f"{value:g} {name.replace('_', ' ')}" for name, value in facts.items() if value)
                 self._bar.set_postfix_str(", ".join(shown), refresh=False)
             self._bar.update(n)
-        self._tell("running")
+        self._event("running")
 
-    def _tell(self, state: str) -> None:
+    def _event(self, state: str) -> None:
         if _json is None or (now := time.monotonic()) < self._next_event:
             return
-        self._next_event, self._told = now + EVENT_S, True
+        self._next_event, self._shown = now + EVENT_S, True
         rate = (self.done - self._first) / max(now - self._start, 1e-3)
         left = None if self._total is None else max(0, self._total - self.done)
         eta = 0.0 if left == 0 else round(left / rate, 1) if left and rate else None
-        place = {"stage": self._stage, "bar": self._number, "state": state, "done": self.done, "total": self._total}
-        emit("progress", **place, unit=self._unit, rate=round(rate, 3), eta_s=eta, **self._facts)
+        emit("progress", **self._labels, state=state, done=self.done, rate=round(rate, 3), eta_s=eta, **self._facts)
 
 
 def counted(items: Iterable[T], stage: str, unit: str, total: int | None = None) -> Iterator[T]:

@@ -8,15 +8,14 @@
     RUN/<stage>/00000.jsonl             journal of a shard in progress (engine/journal.py)
     RUN/<stage>/sessions.jsonl          one line a session: rows, tokens, retries, seconds
 
-A shard counts once its record exists. It is due if its record is missing or names other inputs than there are now;
-that rule alone is resume, extend, retry and re-transfer. Processes that make different shards share no
-file.
+A shard is due if its record is missing or names other inputs than there are now: that rule is resume, extend, retry
+and re-transfer. Processes that make different shards share no file.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,49 @@ from .config import Recipe
 from .errors import RunError
 from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
 from .recipe import parse_recipe
-from .records import Record, changes
 from .stages import Stage
 
 FORMAT = 2
+REJECTED = ".rejected.parquet"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished shard.
+
+    Attributes:
+        rows: in its data file.
+        files: size in bytes and sha256 of each of its files, by name.
+        inputs: what it was made from: sha256 of upstream files by their path in the run, and further values.
+        counts: figures of the stage, such as ``rejected`` by reason and tokens.
+    """
+
+    rows: int
+    files: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what differs between two mappings, in words: ``captions.min_words: 51 -> 60``."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return found
+
+
+def damage(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """Return how a file differs from the size and sha256 that are recorded of it, or None."""
+    if not path.is_file():
+        return "missing"
+    if (size := path.stat().st_size) != facts["bytes"]:
+        return f"{size} bytes, recorded {facts['bytes']}"
+    found = sha256(path)
+    return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
 
 
 class Run:
@@ -48,36 +86,30 @@ class Run:
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None, create: bool = False, extend: bool = False) -> None:
-        self.path = path
+        self.path, file = path, path / "run.json"
         self._verified: set[Path] = set()
-        file = path / "run.json"
+        described: dict[str, Any] = {"format": FORMAT, "code": __version__, "created": now()}
         if not file.is_file():
             if not create or recipe is None:
                 raise RunError(
                     f"Not a run directory: {path} (no run.json). Create one with "
                     "`python -m generation run --config RECIPE --run-dir DIR`"
                 )
-            write_json(file, self._description(recipe), exclusive=True)
-        described = read_json(file)
-        if described.get("format") != FORMAT:
-            raise RunError(f"{file} has format {described.get('format')!r}; this version of the code reads {FORMAT}")
-        if not isinstance(described.get("recipe"), dict) or "created" not in described:
+            write_json(file, described | {"recipe": recipe.model_dump(mode="json")}, exclusive=True)
+        found = read_json(file)
+        if found.get("format") != FORMAT:
+            raise RunError(f"{file} has format {found.get('format')!r}; this version of the code reads {FORMAT}")
+        if not isinstance(found.get("recipe"), dict) or "created" not in found:
             raise RunError(f"{file} holds no recipe or no time of creation; restore it, or choose another --run-dir")
-        remembered, self.created = parse_recipe(described["recipe"], str(file)), str(described["created"])
+        remembered, self.created = parse_recipe(found["recipe"], str(file)), str(found["created"])
         self.recipe = recipe or remembered
         if self.recipe != remembered:
-            self._refuse_changes(self.recipe, extend)
-            write_json(file, self._description(self.recipe) | {"created": self.created})
-
-    def _description(self, recipe: Recipe) -> dict[str, Any]:
-        return {"format": FORMAT, "code": __version__, "created": now(), "recipe": recipe.model_dump(mode="json")}
-
-    def _refuse_changes(self, recipe: Recipe, extend: bool) -> None:
-        for file in sorted(self.path.glob("**/stage.json")):
-            stage = str(file.parent.relative_to(self.path))
-            described = read_json(file)
-            if not ((extend and stage == "seeds") or "imported" in described["identity"]):
-                self._compare(stage, described["settings"], recipe.settings(stage))
+            for begun in sorted(path.glob("**/stage.json")):
+                stage, old = str(begun.parent.relative_to(path)), read_json(begun)
+                if not ((extend and stage == "seeds") or "imported" in old["identity"]):
+                    self._compare(stage, old["settings"], self.recipe.settings(stage))
+            described |= {"created": self.created, "recipe": self.recipe.model_dump(mode="json")}
+            write_json(file, described)
 
     def _compare(self, stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         if moved := changes(old, new):
@@ -95,27 +127,20 @@ class Run:
         """Write what a stage is begun with, or compare it with what another process or session wrote.
 
         ``identity`` decides the rows besides the recipe: prompt and its hash, model, encoder. ``replace`` overwrites
-        instead of comparing.
-
-        Raises:
-            RunError: it was begun with other settings or another identity.
+        instead of comparing. A RunError says that it was begun with other settings or another identity.
         """
         file = self.directory(stage) / "stage.json"
-        described: dict[str, Any] = {
-            "stage": stage.name,
-            "begun": now(),
-            "code": __version__,
-            "settings": self.recipe.settings(stage.name),
-            "identity": dict(identity or {}),
-        }
+        settings, identity = self.recipe.settings(stage.name), dict(identity or {})
+        described: dict[str, Any] = {"stage": stage.name, "begun": now(), "code": __version__}
+        described |= {"settings": settings, "identity": identity}
         if write_json(file, described, exclusive=True):
             return
         old = read_json(file)
         if replace:
             write_json(file, described | {"begun": old["begun"]})
         else:
-            self._compare(stage.name, old["settings"], described["settings"])
-            self._compare(stage.name, old["identity"], described["identity"])
+            self._compare(stage.name, old["settings"], settings)
+            self._compare(stage.name, old["identity"], identity)
 
     def facts(self, stage: Stage) -> dict[str, Any]:
         """Return the content of ``stage.json``; empty if the stage is not begun."""
@@ -125,14 +150,12 @@ class Run:
     def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         """Append one line to the sessions of a stage."""
         path = self.directory(stage) / "sessions.jsonl"
-        line = json.dumps({"time": now(), **facts}, sort_keys=True) + "\n"
         with explained(path), path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(json.dumps({"time": now(), **facts}, sort_keys=True) + "\n")
 
     def sessions(self, stage: Stage) -> list[dict[str, Any]]:
         """Return the lines of ``log_session``, without a last line that a kill has torn."""
-        path = self.directory(stage) / "sessions.jsonl"
-        found = []
+        path, found = self.directory(stage) / "sessions.jsonl", []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             with suppress(ValueError):
                 found.append(json.loads(line))
@@ -169,10 +192,9 @@ class Run:
         """
         if stage.source is None:
             return dict(extra or {})
-        upstream = self.record(stage.source, shard)
+        upstream, file = self.record(stage.source, shard), self.file(stage.source, shard)
         if upstream is None:
             return None
-        file = self.file(stage.source, shard)
         return {f"{stage.source.name}/{file.name}": str(upstream.files[file.name]["sha256"]), **(extra or {})}
 
     def is_due(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> bool:
@@ -195,31 +217,20 @@ class Run:
     @contextmanager
     def claim(self, stage: Stage, shard: int | None = None, wait_s: float = 0.0) -> Iterator[bool]:
         """Hold a shard, or with None the whole stage, against other processes; yield whether that succeeded."""
-        name = "stage" if shard is None else f"{shard:05d}"
-        path = self.directory(stage) / f".{name}.lock"
-        with explained(path):
+        path = self.directory(stage) / f".{'stage' if shard is None else f'{shard:05d}'}.lock"
+        lock = FileLock(path, mode=0o666)
+        with explained(path), suppress(Timeout):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path, mode=0o666)
-            try:
-                lock.acquire(timeout=wait_s)
-            except Timeout:
-                yield False
-                return
+            lock.acquire(timeout=wait_s)
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
 
     def commit(
-        self,
-        stage: Stage,
-        shard: int,
-        rows: int,
-        write: Write,
-        rejected: pa.Table | None = None,
-        extra: Mapping[str, str] | None = None,
-        counts: Mapping[str, Any] | None = None,
-    ) -> Record:
+        self, stage: Stage, shard: int, rows: int, write: Write, rejected: pa.Table | None = None,
+        extra: Mapping[str, str] | None = None, counts: Mapping[str, Any] | None = None,
+    ) -> Record:  # fmt: skip
         """Finish a shard: write its files, then its record.
 
         Args:
@@ -235,7 +246,7 @@ class Run:
         inputs = self.inputs(stage, shard, extra)
         if inputs is None:
             raise RunError(f"{self.file(stage, shard)}: its input is not finished; give that stage's command again")
-        path, aside = self.file(stage, shard), self.file(stage, shard, ".rejected.parquet")
+        path, aside = self.file(stage, shard), self.file(stage, shard, REJECTED)
         files = {}
         self.reopen(stage, shard)  # a record never names files that were replaced
         if rejected is not None and len(rejected):  # first, so that a row which moves aside is always in a file
@@ -253,20 +264,15 @@ class Run:
         self.file(stage, shard, ".json").unlink(missing_ok=True)
 
     def verified(self, stage: Stage, shard: int, suffix: str = "") -> Path:
-        """Return the path of a finished shard's file, once its bytes are known to be those of the record.
-
-        Raises:
-            RunError: it has no record, is missing or was changed.
-        """
+        """Return the path of a finished shard's file, once its bytes are known to be those of the record; a RunError
+        says that it has no record, is missing or was changed."""
         path, record = self.file(stage, shard, suffix), self.record(stage, shard)
         remedy = f"`python -m generation verify {self.path} --fix` and then the same command make it again"
         if record is None or path.name not in record.files:
             raise RunError(f"{path} has no record; finish stage '{stage.command}' first")
         if path not in self._verified:
-            if not path.is_file():
-                raise RunError(f"{path} is missing; {remedy}")
-            if (found := sha256(path)) != (known := record.files[path.name]["sha256"]):
-                raise RunError(f"{path} was changed: sha256 {found}, recorded {known}; {remedy}")
+            if what := damage(path, record.files[path.name]):
+                raise RunError(f"{path}: {what}; {remedy}")
             self._verified.add(path)
         return path
 
@@ -276,9 +282,9 @@ class Run:
 
     def rejected(self, stage: Stage, shard: int) -> pa.Table | None:
         """Return the rejected rows of a finished shard, or None if there are none."""
-        record, suffix = self.record(stage, shard), ".rejected.parquet"
-        known = record is not None and self.file(stage, shard, suffix).name in record.files
-        return read_table(self.verified(stage, shard, suffix)) if known else None
+        record = self.record(stage, shard)
+        known = record is not None and self.file(stage, shard, REJECTED).name in record.files
+        return read_table(self.verified(stage, shard, REJECTED)) if known else None
 
     def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:
         """Return the records of a stage; a RunError says that it has none, or that some of its shards are due."""

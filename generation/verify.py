@@ -1,26 +1,23 @@
 """Check everything that a run or a built data set holds, and let ``run`` make again what is broken.
 
 Files are compared with their records, records with each other, and rows with the rows they were made from. A stage
-that is not finished is reported and is not a fault. Nothing is written without ``fix``, which removes the records and
-files of bad shards: they are then due, and the same ``run`` makes them.
+that is not finished is reported and is not a fault.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from .errors import DatasetError, EmbeddingError, RunError
-from .files import read_json, read_table, sha256
+from .files import read_json, read_table
 from .logs import counted
-from .records import Record
 from .rows import row_id, text_hash
 from .stages import CAPTIONS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
-from .store import Run
+from .store import Record, Run, damage
 from .vectors import VectorShard, check_unit
 
 # Files of a run that need no record: descriptions, shards in progress, logs, the report.
@@ -31,8 +28,7 @@ Shard = tuple[Stage, int]
 File = tuple[Path, dict[str, Any], Shard | None]
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """Something that is wrong with a file, and the shard that must be made again to repair it, if one must."""
 
     path: Path
@@ -59,49 +55,39 @@ def verify_path(path: Path, fix: bool = False) -> str:
         return summary
     listed = "\n".join(f"  {fault.path}: {fault.what}" for fault in faults[:_SHOWN])
     listed += f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    shards = {fault.shard for fault in faults if fault.shard}
-    if fix:
-        for fault in faults:
-            if fault.shard:
-                Run(path).reopen(*fault.shard)
-                fault.path.unlink(missing_ok=True)
-        if all(fault.shard for fault in faults):
-            done = f"Removed {len(shards)} shards. Now run `python -m generation run --run-dir {path}`"
-            return f"{len(faults)} faults:\n{listed}\n{done}"
+    bad = [(fault.path, fault.shard) for fault in faults if fault.shard]
+    for file, shard in bad if fix else ():
+        Run(path).reopen(*shard)
+        file.unlink(missing_ok=True)
+    if fix and len(bad) == len(faults):
+        done = (
+            f"Removed {len({shard for _, shard in bad})} shards. Now run `python -m generation run --run-dir {path}`"
+        )
+        return f"{len(faults)} faults:\n{listed}\n{done}"
     raise error(f"{path} has {len(faults)} faults:\n{listed}\nTo repair: {remedy}")
 
 
-def _check_files(files: list[File]) -> list[Fault]:
+def _check_files(files: Sequence[File]) -> list[Fault]:
     """Compare files with the size and sha256 that are recorded of them."""
-
-    def problem(file: File) -> str | None:
-        path, facts, _ = file
-        if not path.is_file():
-            return "missing"
-        if (size := path.stat().st_size) != facts["bytes"]:
-            return f"{size} bytes, recorded {facts['bytes']}"
-        found = sha256(path)
-        return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
-
     with ThreadPoolExecutor() as pool:
-        problems = counted(pool.map(problem, files), "verify: files", "file", len(files))
-        return [Fault(path, what, shard) for (path, _, shard), what in zip(files, problems, strict=True) if what]
+        found = pool.map(lambda file: damage(*file[:2]), files)
+        pairs = zip(files, counted(found, "verify: files", "file", len(files)), strict=True)
+        return [Fault(path, what, shard) for (path, _, shard), what in pairs if what]
 
 
 def _check_run(run: Run) -> tuple[list[Fault], str]:
     methods = sorted(file.name for file in (run.path / "image_embeddings").glob("*") if file.is_dir())
     stages = [*STAGES, *map(image_embeddings, methods)]
-    faults: list[Fault] = []
-    records: dict[Shard, Record] = {}
+    faults, records = list[Fault](), dict[Shard, Record]()
     for key in [(stage, shard) for stage in stages for shard in run.shards(stage)]:
         try:
             if record := run.record(*key):
                 records[key] = record
         except RunError as fault:
             faults.append(Fault(run.file(*key, ".json"), str(fault), key))
-    files: list[File] = []
-    for key, record in records.items():
-        files += [(run.directory(key[0]) / name, facts, key) for name, facts in record.files.items()]
+    files = [
+        (run.directory(key[0]) / name, facts, key) for key in records for name, facts in records[key].files.items()
+    ]
     faults += _check_files(files)
     known = {file for file, _, _ in files} | set((run.path / "transfer").glob("*.safetensors"))
     for path in sorted(run.path.rglob("*")):
@@ -159,9 +145,8 @@ def _row_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterato
         unknown = [id for id, hashed in rows if id not in texts or hashed != text_hash(texts[id] or "")]
     if unknown:
         yield f"{len(unknown)} rows were made from other rows than {stage.source.name} holds, such as id {unknown[0]}"
-    for id, turns in (
-        zip(ids, table["conversations"].to_pylist(), strict=True) if stage.command == "instructions" else ()
-    ):
+    conversations = table["conversations"].to_pylist() if stage.command == "instructions" else []
+    for id, turns in zip(ids, conversations, strict=False):
         speakers = [turn["from"] for turn in turns]
         images = [turn["value"].count("<image>") for turn in turns]
         if not turns or speakers != ["human", "gpt"] * (len(turns) // 2) or images[:1] != [1] or sum(images) != 1:
@@ -195,9 +180,8 @@ def _vector_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iter
 def _check_built(path: Path) -> tuple[list[Fault], str]:
     files: Any = read_json(path / "manifest.json").get("files")
     try:
-        listed: list[File] = [
-            (path / name, {key: facts[key] for key in ("bytes", "sha256")}, None) for name, facts in files.items()
-        ]
+        known = ("bytes", "sha256")
+        listed: list[File] = [(path / name, {key: facts[key] for key in known}, None) for name, facts in files.items()]
     except (AttributeError, KeyError, TypeError) as error:
         raise DatasetError(f"{path / 'manifest.json'} is not a manifest of files; download it again") from error
     faults = _check_files(listed)

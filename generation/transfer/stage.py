@@ -19,9 +19,8 @@ from ..encoders import load_encoder
 from ..errors import EmbeddingError, RunError
 from ..files import sha256, write_atomically
 from ..logs import Progress
-from ..records import changes
 from ..stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS, image_embeddings
-from ..store import Run
+from ..store import Run, changes
 from ..vectors import UNIT_TOLERANCE, VectorShard, check_unit
 from .fitting import fit
 from .image_vectors import image_mean, images_sha256
