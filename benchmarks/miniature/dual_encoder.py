@@ -1,7 +1,7 @@
 """A tiny CLIPModel of transformers, trained on pairs of the made world and saved as a checkpoint like any other.
 
-Three things give it a modality gap as wide as that of real encoders: both towers begin in narrow cones (random biases
-of their last layer norms), the logit scale is high from the start and fixed, and pictures hold more than captions say.
+Its modality gap, as wide as that of real encoders, comes of towers that begin in narrow cones (random biases of their
+last layer norms), of a logit scale that is high from the start and fixed, and of all that captions do not say.
 """
 
 import math
@@ -28,24 +28,22 @@ _VISION = _SHAPE | {"hidden_size": 128, "intermediate_size": 256, "image_size": 
 _TEXT = _SHAPE | {"hidden_size": 96, "intermediate_size": 192, "max_position_embeddings": 32}
 
 
-def word_tokenizer(texts: list[str], specials: list[str], template: str) -> Tokenizer:
-    """Return a tokenizer whose tokens are the words of ``texts``; ``template`` says which specials it adds."""
+def word_tokenizer(texts: list[str], template: str) -> Any:
+    """Return a tokenizer whose tokens are the words of ``texts``; ``template`` says where it adds <s> and </s>."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=[*specials, "<unk>"]))
-    used = [(token, tokenizer.token_to_id(token)) for token in specials if token in template]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
-    return tokenizer
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["<s>", "</s>", "<unk>"]))
+    ends = [("<s>", 0), ("</s>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    named: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "model_max_length": 32}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)  # type: ignore[no-untyped-call]
 
 
 def train_encoder(path: Path, pictures: NDArray[np.uint8], texts: list[str], steps: int, seed: int) -> None:
     """Train a CLIPModel on pictures, uint8 [n, 32, 32, 3], and their texts, in steps of 128 pairs; save it in ``path``
     with its tokenizer and image processor."""
     torch.manual_seed(seed)
-    inner, make = word_tokenizer(texts, ["<s>", "</s>"], "<s> $A </s>"), PreTrainedTokenizerFast
-    tokenizer: Any = make(  # type: ignore[no-untyped-call]
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=32
-    )
+    tokenizer = word_tokenizer(texts, "<s> $A </s>")
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     text = _TEXT | {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=DIMENSION))

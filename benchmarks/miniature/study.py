@@ -1,6 +1,7 @@
 """One seed of the miniature: an encoder, a run, and a language model trained on text for each transfer method."""
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from examples.describe_image import answers
 from examples.train_vlm import Projector, VisionLanguageModel, train
 from generation.builders.build import build
 from generation.embed import make_text_embeddings
 from generation.encoders import load_encoder
-from generation.files import parquet
+from generation.files import parquet, read_json, write_json
 from generation.loader import UnicornDataset, apply_to_images, image_mean
 from generation.logs import say
 from generation.recipe import parse_recipe
@@ -35,6 +36,8 @@ from .world import ANSWERS, QUESTIONS, Scenes, captions, conversations, draw_sce
 METHODS = ("none", "mean_shift", "unicorn", "anchor", "realign", "c3")
 NOT_CENTRED = "unicorn, pictures not centred"
 REAL, SHUFFLED = "real picture vectors (upper bound)", "shuffled vectors (lower bound)"
+ORDER = (SHUFFLED, *METHODS[:3], NOT_CENTRED, *METHODS[3:], REAL)  # of the table
+SHOWN = 12  # pictures of the contact sheet
 SMALLEST_GAP = 0.5  # between the means: real encoders have 0.6 to 0.9, and less cannot tell methods apart
 IMAGE_TOKENS, LEARNING_RATE, BATCH_ROWS = 2, 2e-3, 64  # of the language models
 
@@ -55,13 +58,58 @@ class Replaced(Dataset[dict[str, Any]]):
 
 
 def one_seed(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
-    """Return the ``rows`` of the table, the ``gap``, and pictures with the default method's answers.
+    """Do what ``folder/result.json`` lacks of a seed, and return it: ``rows`` of the table, ``gap`` and ``cosine`` of
+    texts and pictures, ``cpu_minutes``, ``scenes`` and the default method's ``answers`` for what shown.npy holds.
 
-    ``sizes``: ``pairs`` and ``steps`` of the encoder (one in ``folder`` is used again); ``texts`` and ``epochs`` of
-    the language models; ``album``, pictures that belong to no text; held-out ``pictures``.
+    ``sizes``: ``pairs`` and ``steps`` of the encoder; ``texts`` and ``epochs`` of the language models; ``album``,
+    pictures that belong to no text; held-out ``pictures``. A folder of other sizes ends the program.
     """
+    file, start = folder / "result.json", time.process_time()
+    result: dict[str, Any] = read_json(file) if file.is_file() else {"sizes": sizes, "rows": {}, "cpu_minutes": 0.0}
+    rows, spent = result["rows"], result["cpu_minutes"]
+    if result["sizes"] != sizes:
+        sys.exit(f"error: {file} is of other sizes, {result['sizes']}; give another --output")
+    if rows.keys() == set(ORDER):
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
+    held_out, vectors = prepare(folder, seed, sizes)
+    pairs, seen, album, same = (vectors[name] for name in ("texts", "pictures", "album", "same"))
+    found = distances(pairs, seen)
+    result |= {"scenes": held_out[:SHOWN].tolist(), "gap": found["distance"], "cosine": found["cosine"]}
+    if result["gap"] < SMALLEST_GAP:
+        sys.exit(
+            f"error: means of texts and pictures {result['gap']:.2f} apart, of {SMALLEST_GAP}: methods look equal"
+        )
+    for method in (SHUFFLED, REAL, *METHODS):
+        if method in rows:
+            continue
+        moves: dict[str, Any] = {"transfer": method, "images": album} if method in METHODS else {}
+        data = UnicornDataset(folder / "unicorn-1.2m", cache=folder / "cache", seed=seed, **moves)
+        order = np.random.default_rng([seed, 2]).permutation(len(data))
+        other = same if method == REAL else data.__getitems__(order)["embeds"].float()
+        treated = seen if method == REAL else apply_to_images(seen, data.statistics, image_mean(album)[0])
+        learned = data if method in METHODS else Replaced(data, other)
+        model, tokenizer = language_model(learned, folder, seed, sizes["epochs"])
+        for name, shown in {method: treated, **({NOT_CENTRED: seen} if method == "unicorn" else {})}.items():
+            said = {what: answers(model, tokenizer, shown, asked[0], 2) for what, asked in QUESTIONS.items()}
+            truth = zip(said.items(), held_out.T, strict=True)
+            rows[name] = {what: float(np.mean(np.array(ANSWERS[what])[row] == texts)) for (what, texts), row in truth}
+            if method in METHODS:
+                rows[name] |= distances(data.statistics.move(pairs.clone(), range(len(pairs))), shown)
+            if name == "unicorn":
+                result["answers"] = {what: texts[:SHOWN] for what, texts in said.items()}
+            say(f"seed {seed}, {name}: { {key: round(value, 2) for key, value in rows[name].items()} }")
+        result["cpu_minutes"] = spent + (time.process_time() - start) / 60
+        write_json(file, result)
+    return result
+
+
+def prepare(folder: Path, seed: int, sizes: dict[str, int]) -> tuple[Scenes, dict[str, torch.Tensor]]:
+    """Make the encoder and the data set; return the held-out scenes, and save and return vectors, float32 [n, d]:
+    ``texts`` and ``pictures`` of these scenes, an ``album`` of no texts, the ``same`` scenes as the data set's."""
     rng = np.random.default_rng([seed, 0])
-    if not (folder / "encoder" / "config.json").is_file():
+    if not (folder / "encoder" / "preprocessor_config.json").is_file():  # which is saved last
         scenes = draw_scenes(sizes["pairs"], rng)
         train_encoder(folder / "encoder", render(scenes, rng), captions(scenes, rng, False), sizes["steps"], seed)
     rng = np.random.default_rng([seed, 1])
@@ -70,36 +118,14 @@ def one_seed(folder: Path, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
     make_text_embeddings(run)
     make_image_embeddings(run)
     build(Unicorn12M, run.path, folder / "unicorn-1.2m")
-    encoder, pictures = load_encoder(run.recipe.embed, run.recipe.directory), render(held_out, rng)
-    seen, unpaired, same = (
-        encoder.encode_images([Image.fromarray(picture) for picture in drawn])
-        for drawn in (pictures, render(album, rng), render(scenes, rng))
-    )  # float32 [n, d]: held out; of no text; of the training texts, for the upper bound only
-    pairs = encoder.encode(captions(held_out, rng, True))  # texts of the held-out pictures, to measure the gap only
-    for name, vectors in {"texts": pairs, "pictures": seen, "album": unpaired}.items():
-        np.save(folder / f"{name}.npy", vectors.numpy())  # for `python -m generation report --images --pairs`
-    gap, cosine = float((pairs.mean(0) - seen.mean(0)).norm()), float((pairs * seen).sum(1).mean())
-    say(f"seed {seed}: means {gap:.2f} apart, paired cosine {cosine:.2f}")
-    if gap < SMALLEST_GAP:
-        sys.exit(
-            f"error: the means of texts and pictures are {gap:.2f} apart; below {SMALLEST_GAP} methods look equal"
-        )
-    rows: dict[str, dict[str, float]] = {}
-    kept: dict[str, list[str]] = {}
-    for method in (*METHODS, REAL, SHUFFLED):
-        moves: dict[str, Any] = {"transfer": method, "images": unpaired} if method in METHODS else {}
-        data = UnicornDataset(folder / "unicorn-1.2m", cache=folder / "cache", seed=seed, **moves)
-        order = np.random.default_rng([seed, 2]).permutation(len(data))
-        other = same if method == REAL else data.__getitems__(order)["embeds"].float()
-        treated = seen if method == REAL else apply_to_images(seen, data.statistics, image_mean(unpaired)[0])
-        learned = data if method in METHODS else Replaced(data, other)
-        model, tokenizer = language_model(learned, folder, seed, sizes["epochs"])
-        for name, shown in {method: treated, **({NOT_CENTRED: seen} if method == "unicorn" else {})}.items():
-            said = {what: answers(model, tokenizer, shown, asked[0], 2) for what, asked in QUESTIONS.items()}
-            rows[name] = scores(said, held_out) | (distances(data, pairs, shown) if method in METHODS else {})
-            kept = said if name == "unicorn" else kept
-            say(f"seed {seed}, {name}: { {key: round(value, 2) for key, value in rows[name].items()} }")
-    return {"rows": rows, "gap": gap, "pictures": pictures, "scenes": held_out, "answers": kept}
+    encoder = load_encoder(run.recipe.embed, run.recipe.directory)
+    drawn = {name: render(of, rng) for name, of in (("pictures", held_out), ("album", album), ("same", scenes))}
+    vectors = {name: encoder.encode_images(list(map(Image.fromarray, every))) for name, every in drawn.items()}
+    vectors["texts"] = encoder.encode(captions(held_out, rng, True))
+    for name, rows in vectors.items():
+        np.save(folder / f"{name}.npy", rows.numpy())  # for `python -m generation report --images --pairs`
+    np.save(folder / "shown.npy", drawn["pictures"][:SHOWN])
+    return held_out, vectors
 
 
 def write_run(path: Path, texts: list[str], talks: list[list[dict[str, str]]]) -> Run:
@@ -107,15 +133,11 @@ def write_run(path: Path, texts: list[str], talks: list[list[dict[str, str]]]) -
     count, seeds = len(texts), [{"name": "made", "path": "made.txt", "license": "Apache-2.0"}]
     recipe = {"directory": str(path.parent.resolve()), "seeds": {"captions": seeds}, "embed": {"encoder": "encoder"}}
     run = Run(path, parse_recipe({"name": "miniature", **recipe}, "miniature"), create=True)
-    columns: dict[str, list[Any]] = {"id": [row_id(0, row) for row in range(count)], "seed": texts}
-    columns |= {
-        "source": ["made"] * count,
-        "license": ["Apache-2.0"] * count,
-        "caption": texts,
-        "conversations": talks,
-    }
-    columns |= {"instruction": ["<image>\nDescribe the picture."] * count, "words": [len(t.split()) for t in texts]}
-    columns |= {"input_hash": list(map(text_hash, texts)), "prompt": ["made@1.0.0"] * count, "model": ["made"] * count}
+    columns: dict[str, list[Any]] = {"id": [row_id(0, row) for row in range(count)], "seed": texts, "caption": texts}
+    columns |= {"input_hash": list(map(text_hash, texts)), "words": [len(t.split()) for t in texts]}
+    equal = {"source": "made", "license": "Apache-2.0", "instruction": "<image>\nDescribe the picture."}
+    equal |= {"prompt": "made@1.0.0", "model": "made"}
+    columns |= {"conversations": talks, **{name: [value] * count for name, value in equal.items()}}
     for stage in (SEEDS, CAPTIONS):
         run.begin(stage, {"model": "made"})
         assert stage.schema is not None
@@ -129,8 +151,7 @@ def language_model(data: Any, folder: Path, seed: int, epochs: int) -> tuple[Vis
     """Return a small language model from scratch that learned the conversations of ``data``, and its tokenizer."""
     words = [*(text for asked in QUESTIONS.values() for text in asked), "USER: ASSISTANT:"]
     words += [answer for values in ANSWERS.values() for answer in values]
-    inner, make = word_tokenizer(words, ["<s>", "</s>"], "$A"), PreTrainedTokenizerFast
-    tokenizer: Any = make(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
+    tokenizer = word_tokenizer(words, "$A")
     tokenizer.encode = lru_cache(None)(tokenizer.encode)  # the same few texts in all conversations
     set_seed(seed)
     shape: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4}
@@ -142,16 +163,7 @@ def language_model(data: Any, folder: Path, seed: int, epochs: int) -> tuple[Vis
     return model.eval(), tokenizer
 
 
-def scores(said: dict[str, list[str]], scenes: Scenes) -> dict[str, float]:
-    """Return the share of right answers for each attribute."""
-    return {
-        name: float(np.mean([text == values[value] for text, value in zip(said[name], column, strict=True)]))
-        for (name, values), column in zip(ANSWERS.items(), scenes.T, strict=True)
-    }
-
-
-def distances(data: UnicornDataset, texts: torch.Tensor, pictures: torch.Tensor) -> dict[str, float]:
-    """Return the distance of the means and the mean cosine of held-out pairs: moved texts and treated pictures."""
-    moved = data.statistics.move(texts.clone(), range(len(texts)) if data.statistics.facts["noise"] else ())
-    distance, cosine = (moved.mean(0) - pictures.mean(0)).norm(), cosine_similarity(moved, pictures).mean()
-    return {"distance": float(distance), "cosine": float(cosine)}
+def distances(texts: torch.Tensor, pictures: torch.Tensor) -> dict[str, float]:
+    """Return the distance of the means and the mean cosine of pairs, rows [n, d] of each."""
+    cosine = float(cosine_similarity(texts, pictures).mean())
+    return {"distance": float((texts.mean(0) - pictures.mean(0)).norm()), "cosine": cosine}
