@@ -24,7 +24,7 @@ _NEAR = 6  # words between a value and its noun, at most
 _UNITS = {name: unit for unit, names in ENGLISH["units"].items() for name in (unit, *names.split())}
 _UNIT, _SPELT = (
     "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)),
-    "|".join(ENGLISH["spelt_numbers"].split()),
+    "|".join(["one", *ENGLISH["numbers"]]),
 )
 _MEASURE = re.compile(
     rf"(?:(\d[\d.,/]*)(?:\s*(?:-|–|to)\s*\d[\d.,/]*)?[\s-]*|\b({_SPELT})[\s-]+)({_UNIT})(?!\w)"
@@ -36,28 +36,38 @@ _MEASURES_ON = re.compile(
     r"[\s-]*(?:tall|long|wide|high|deep|thick|away|apart|above|below|across|from|off|of|in (?:height|length))\b"
 )
 
-_QUOTED = re.compile(r"[\"“][^\"“”]{2,80}[\"”]|(?<=\s)['‘][A-Z][^'‘’]{1,60}['’](?=[\s.,;])")
-_LETTERING = re.compile(r"\b(?:reads?|reading|labell?ed|spells|spelling|the words?)\s+([A-Z]{2,}(?:\s[A-Z]{2,})*)\b")
+QUOTED = re.compile(r"[\"“][^\"“”]{2,80}[\"”]|(?<=\s)['‘][A-Z][^'‘’]{1,60}['’](?=[\s.,;])")
+_LETTERING = re.compile(
+    r"\b(?:reads?|reading|labell?ed|spells|spelling|[Tt]he (?:words?|letters|name))\s+([A-Z]{2,}(?:\s[A-Z]{2,})*)\b"
+)
+_PEOPLE = "|".join(ENGLISH["people"].split())
 _NAMED = re.compile(
     r"\b(?:named|nicknamed)\s+([A-Z][a-z]+)|"
-    r"\b(?:them|man|woman|boy|girl|child|player|driver|rider|friend|owner|dog|cat),\s+([A-Z][a-z]+),"
+    rf"\b(?:them|{_PEOPLE}),\s+([A-Z][a-z]+)(?:\s+and\s+([A-Z][a-z]+))?,|"
+    rf"\b(?:his|her|their|[Tt]he)\s+(?:{_PEOPLE})\s+([A-Z][a-z]+)(?:,|\s+(?!and\b)(?=[a-z]))|"
+    r"\b(?:Mr|Mrs|Ms|Dr)\.?\s([A-Z][a-z]+)"
 )
 
 
 def values(words: Iterable[str], kinds: Kinds) -> frozenset[str]:
     """Return the values of one kind that the words may stand for."""
-    return frozenset().union(*(kinds[word] for word in words if word in kinds))
+    return frozenset[str]().union(*(kinds.get(word, ()) for word in words))
 
 
 def changes(seed: Sequence[str], said: Sequence[str], kinds: Kinds) -> bool:
     """Return whether a text lacks a plain colour or count of its seed, or gives the seed's nouns another one."""
+    shown = {"", "1", *(word.lstrip("0") for word in said)}
     for place, word in enumerate(seed):
-        if word in kinds and word in _PLAIN:
-            after = list(takewhile(lambda other: other not in FUNCTION_WORDS, seed[place + 1 :]))
-            counts = any(map(_is_plural, after[:3])) and _NOT_COUNTED.isdisjoint(after)
-            missing = not kinds[word] & values(said, kinds)
-            if (counts or kinds is COLOURS) and (missing or disagrees(kinds[word], stems(after), said, kinds)):
-                return True
+        after = list(takewhile(lambda other: other not in FUNCTION_WORDS, seed[place + 1 :]))
+        if kinds is NUMBERS and not _NOT_COUNTED.isdisjoint([*seed[max(0, place - 1) : place], *after]):
+            continue
+        value = kinds.get(word, frozenset())
+        missing = not value & values(said, kinds)
+        counts = word in _PLAIN and (kinds is COLOURS or any(map(_is_plural, after[:3])))
+        if counts and value and (missing or disagrees(value, stems(after), said, kinds)):
+            return True
+        if kinds is NUMBERS and missing and re.fullmatch("[0-9]{1,4}", word) and word.lstrip("0") not in shown:
+            return True  # of a clock, a score or a year
     return False
 
 
@@ -91,14 +101,14 @@ def measures(text: str) -> set[tuple[str, str]]:
     for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()):
         unsure = len(unit) == 1 or (_UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
         if digits or feet or not unsure:
-            number = (digits or feet or spelt).rstrip(".,/")
+            number = re.sub(r",(?=\d{3})", "", digits or feet or spelt).rstrip(".,/")
             found.add((next(iter(NUMBERS.get(number, [number.replace("one", "1")]))), _UNITS.get(unit, "foot")))
     return found
 
 
 def lettering(text: str) -> list[set[str]]:
     """Return the words of each piece of lettering that a text quotes."""
-    return [set(words) for found in _QUOTED.findall(text) + _LETTERING.findall(text) if (words := tokens(found))]
+    return [set(words) for found in QUOTED.findall(text) + _LETTERING.findall(text) if (words := tokens(found))]
 
 
 def names(text: str) -> set[str]:

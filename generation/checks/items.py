@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..files import unique_keys
-from .facts import COLOURS, NUMBERS, disagrees, measures, values
+from .facts import COLOURS, NUMBERS, disagrees, lettering, measures, values
 from .text import form_faults, is_finished, loops
 from .words import ENGLISH, FUNCTION_WORDS, content, pattern, sentences, stem, stems, tokens
 
@@ -22,24 +22,23 @@ _MIN_REASONING = 10  # words of a reasoned answer
 _LENGTH_RATIO, _LONGER_BY = 1.8, 12  # a right option so much longer than all others, in characters, gives itself away
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
 
-_SOURCE = "(?:caption|description|passage|paragraph|sentence|excerpt|narrative|text|prompt|account|article|story)s?"
-_LEAK, _WRITTEN = pattern("leak", SOURCE=_SOURCE), pattern("written")
+_LEAK, _WRITTEN, _WRITTEN_TOO = map(pattern, ("leak", "written", "written_too"))
 _WRITING = stems(ENGLISH["writing"].split())
 _REFERS, _BY_LETTER = pattern("refers_to_options"), re.compile(r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b")
 _NO_ANSWER, _FIRST_PERSON = pattern("no_answer"), pattern("first_person")
 _QUOTE = re.compile(r"[\"“].*?[\"”]")
 _SCRAPS = re.compile(r"[{}\[\]]")  # small models write JSON's brackets into texts
 _WH_WORDS, _SAYS_NOTHING, _DANGLING = (frozenset(ENGLISH[name].split()) for name in ("wh", "says_nothing", "dangling"))
-_TYPES = {name: re.compile(found) for name, found in ENGLISH["question_types"].items()}
-QUESTION_TYPES = (*_TYPES, "other")
+_TYPES = {name: re.compile(found) for name, found in (ENGLISH["question_types"] | {"other": ""}).items()}
+QUESTION_TYPES = tuple(_TYPES)
 
 
 class Scene:
     """A caption, read once for all its items."""
 
     def __init__(self, caption: str) -> None:
-        self.caption, self.words = caption, tokens(caption)
-        self.stems, self.sentences = stems(self.words), set(sentences(caption))
+        self.caption, self.words, self.sentences = caption, tokens(caption), set(sentences(caption))
+        self.stems = stems(self.words)
 
 
 class Shown:
@@ -53,9 +52,8 @@ class Shown:
         """Return whether an item is one of the examples, a whole question type, or a list of types."""
         question = f" {' '.join(tokens(item['Question']))} "
         held = [name for name in self.types if name in question]
-        if len(held) >= 3 or any(len(name.split()) >= 5 for name in held):
-            return True
-        return (_key(item["Question"]), right_answer(item).lower()) in self.items
+        known = (_key(item["Question"]), right_answer(item).lower()) in self.items
+        return known or len(held) >= 3 or any(len(name.split()) >= 5 for name in held)
 
 
 _NOTHING = Shown()
@@ -79,12 +77,12 @@ def sound_items(
     for item in answer["QA Pairs"]:
         if fault := item_fault(item, task, scene, shown):
             dropped.append(fault)
-        elif (key := _key(item["Question"])) not in asked and key not in new:
-            new[key] = item
-        else:
+            continue
+        key = _key(item["Question"])
+        if key in asked or key in new:
             dropped.append("duplicate_question")
-            if key in new:  # of two answers, the one whose words the caption holds is more likely right
-                new[key] = max(new[key], item, key=lambda one: groundedness("", right_answer(one), scene))
+        if key not in asked:  # of two answers, the one whose words the caption holds is more likely right
+            new[key] = max(new.setdefault(key, item), item, key=lambda one: groundedness("", right_answer(one), scene))
     return list(new.values()), dropped
 
 
@@ -102,21 +100,19 @@ def read_object(text: str) -> dict[str, Any] | None:
 
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:
     """Return the first reason code for which one item is not sound by itself, or None."""
-    fault = _shape_fault(item, task)
-    return fault or next((code for code, found in _faults(item, task, scene, shown) if found), None)
-
-
-def _shape_fault(item: Any, task: str) -> str | None:
     match item:
         case {"Question": str(), "Answer": str(), **rest} if task != "multiple_choice" and not rest:
-            return None
+            pass
         case {"Question": str(), "Options": dict(options), "Answer": answer, **rest} if task == "multiple_choice":
             if rest or not all(isinstance(option, str) for option in options.values()):
                 return "schema"
             if options.keys() != set(LETTERS):
                 return "not_four_options"
-            return None if answer in LETTERS else "answer_not_an_option"
-    return "schema"
+            if answer not in LETTERS:
+                return "answer_not_an_option"
+        case _:
+            return "schema"
+    return next((code for code, found in _faults(item, task, scene, shown) if found), None)
 
 
 def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[str, object]]:
@@ -136,14 +132,20 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     yield "copied", _is_copy(question, scene) or (not options and _is_copy(right, scene))
     yield "given_away", _is_given(question, right, options)
     yield "invented_measurement", not measures(together) <= measures(scene.caption)
+    quotes = lettering(right) if question_type(question) == "lettering" else []
+    yield "invented_lettering", any(not quoted <= set(scene.words) for quoted in quotes)
     yield "contradiction", _contradicts(question, right, scene)
     rich = len(content(asked + said)) >= _MIN_CONTENT
     yield "ungrounded", rich and groundedness(question, right, scene) < _MIN_GROUNDED
 
 
 def _choice_faults(options: list[str], right: str) -> Iterator[tuple[str, object]]:
-    distinct = {tuple(stem(word) for word in tokens(option) if word not in _SAYS_NOTHING) for option in options}
-    yield "options_not_distinct", len(distinct) < len(options)
+    said = {option: _key(option) for option in options}
+    same = len({tuple(map(stem, words)) for words in said.values()}) < len(options)
+    # who wears a lilac cardigan also wears a cardigan
+    wider = (words for option, words in said.items() if option != right and words[-1:] == said[right][-1:])
+    names = FUNCTION_WORDS.isdisjoint(said[right])
+    yield "options_not_distinct", same or (names and any(set(words) < set(said[right]) for words in wider))
     refers = (_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options)
     yield "refers_to_options", any(refers)
     yield "no_answer", _NO_ANSWER.search(right.lower())
@@ -164,15 +166,12 @@ def _open_faults(answer: str, reasoned: bool) -> Iterator[tuple[str, object]]:
 def leaks(text: str, scene: Scene) -> bool:
     """Return whether a text speaks of the caption instead of the scene."""
     lowered = text.lower()
-    named = stems(_WRITTEN.findall(lowered)) - scene.stems
-    return bool(_LEAK.search(lowered)) or (bool(named) and _WRITING.isdisjoint(scene.stems))
+    written, written_too = (stems(found.findall(lowered)) - scene.stems for found in (_WRITTEN, _WRITTEN_TOO))
+    return bool(_LEAK.search(lowered) or written or (written_too and _WRITING.isdisjoint(scene.stems)))
 
 
 def groundedness(question: str, answer: str, scene: Scene) -> float:
-    """Return the share of the content words of question and answer that the caption holds; 1.0 if they have none.
-
-    It sees invented things, not wrong answers: an option out of the same scene is as grounded as the right one.
-    """
+    """Return the share of the content words of question and answer that the caption holds; 1.0 if they have none."""
     wanted = content(tokens(question) + tokens(answer))
     return len(wanted & scene.stems) / len(wanted) if wanted else 1.0
 
@@ -183,8 +182,7 @@ def question_type(question: str) -> str:
     >>> [question_type(q) for q in ("How many dogs are there?", "Why is it wet?", "What is the rod used for?")]
     ['count', 'reason', 'purpose']
     """
-    lowered = question.lower()
-    return next((name for name, found in _TYPES.items() if found.search(lowered)), "other")
+    return next(str(name) for name, found in _TYPES.items() if found.search(question.lower()))
 
 
 def right_answer(item: QA) -> str:
@@ -207,8 +205,8 @@ def _is_given(question: str, right: str, options: list[str]) -> bool:
     """Return whether the question holds its answer: all its words, or the whole sentence after yes or no."""
     asked, answer = tokens(question), tokens(right)
     if _WH_WORDS.isdisjoint(asked):
-        rest = set(answer[1:]) - FUNCTION_WORDS
-        return answer[0] in ("yes", "no") and len(rest) >= 3 and rest <= set(asked)
+        rest = stems(set(answer[1:]) - FUNCTION_WORDS)
+        return answer[0] in ("yes", "no") and len(rest) >= 3 and rest <= stems(asked)
     if "or" in asked:  # "Is it red or blue?" rightly holds it
         return False
     known = stems(asked) | _SAYS_NOTHING
@@ -216,13 +214,12 @@ def _is_given(question: str, right: str, options: list[str]) -> bool:
 
 
 def _contradicts(question: str, right: str, scene: Scene) -> bool:
-    """Return whether an answer names a colour or count that the caption lacks where it gives another one."""
-    lowered = question.lower()
-    if match := re.search(r"\bhow many ([^?]*)", lowered):
+    """Return whether an answer names a colour or count where the caption gives another one."""
+    if match := re.search(r"\bhow many ([^?]*)", question.lower()):
         kinds, nouns = NUMBERS, stems(tokens(match[1])[:2])
-    elif re.search(r"\b(?:what|which) colou?r\b", lowered):
+    elif re.search(r"\b(?:what|which) colou?r\b", question.lower()):
         kinds, nouns = COLOURS, content(set(tokens(question)) - COLOURS.keys())
     else:
         return False
     said = values(tokens(right), kinds)
-    return bool(said) and not said & values(scene.words, kinds) and disagrees(said, nouns, scene.words, kinds)
+    return bool(said) and disagrees(said, nouns, scene.words, kinds)

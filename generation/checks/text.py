@@ -17,21 +17,16 @@ _BAD_CHARACTERS = re.compile(
     "\u2122]|â€|ï¿½|ðŸ"
 )
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]{2,}")
-_FOREIGN = frozenset(ENGLISH["foreign_words"].split())
-_SENTENCE_MIN = 8  # words; shorter sentences say little about their language
+_FOREIGN, _IN_NAMES = (frozenset(ENGLISH[name].split()) for name in ("foreign_words", "foreign_in_names"))
+_SENTENCE_MIN, _LIST_MAX = 8, 16  # words; shorter sentences say little about their language, and some are lists
 _SHARE = 0.12  # of a sentence's words: fewer function words, or more words of other languages, are not English
 _ENDED = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<!\be\.g)[.!?][\"')\]’”»]*$")
 _REPEATS = ((6, 3), (12, 2))  # a run of so many words that occurs so often is a loop
 _REPEATED_WORDS = 4  # a sentence of so many words that occurs twice is a loop
 _SHINGLE = 8  # words in a row that two texts do not share by chance
-
 _MARKUP = pattern("markup")
-_TALK = {
-    "refusal": pattern("refusal"),
-    "meta_talk": pattern("meta_talk", TASK="(?:caption|description|sentence|paragraph|prompt|seed)s?"),
-    "mood": pattern("mood"),
-}
-_TRIGGERS = {code: frozenset(ENGLISH["triggers"][code].split()) for code in _TALK}
+_TRIGGERS = {code: frozenset(words.split()) for code, words in ENGLISH["triggers"].items()}
+_TALK = {code: pattern(code) for code in _TRIGGERS}
 
 
 def form_faults(text: str, source: str) -> Iterator[tuple[str, object]]:
@@ -44,7 +39,8 @@ def form_faults(text: str, source: str) -> Iterator[tuple[str, object]]:
     yield "not_english", not text.isascii() and any(found not in source for found in _NOT_LATIN.findall(text))
     for words in sentences(text):
         foreign, known = (sum(map(listed.__contains__, words)) for listed in (_FOREIGN, FUNCTION_WORDS))
-        few_known, many_foreign = known < _SHARE * len(words), foreign >= max(3, _SHARE * len(words))
+        signs = foreign or len(words) >= _LIST_MAX or not _IN_NAMES.isdisjoint(words) or not "".join(words).isascii()
+        few_known, many_foreign = signs and known < _SHARE * len(words), foreign >= max(3, _SHARE * len(words))
         yield "not_english", len(words) >= _SENTENCE_MIN and (few_known or many_foreign)
 
 

@@ -14,11 +14,11 @@ _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_GAP = re.compile(r"[.!?][\"')\]’”»]*\s+")
 
 
-def pattern(name: str, **parts: str) -> re.Pattern[str]:
-    """Return one of the ``patterns``, its upper-case ``parts`` replaced."""
+def pattern(name: str) -> re.Pattern[str]:
+    """Return one of the ``patterns``, its ``parts`` replaced."""
     joined = "|".join(ENGLISH["patterns"][name])
-    for part, alternatives in parts.items():
-        joined = joined.replace(part, f"(?:{alternatives})")
+    for _ in range(2):  # parts hold parts
+        joined = re.sub("|".join(ENGLISH["parts"]), lambda part: f"(?:{ENGLISH['parts'][part[0]]})", joined)
     return re.compile(joined, re.MULTILINE)
 
 

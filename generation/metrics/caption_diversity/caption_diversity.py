@@ -15,9 +15,9 @@ ORDERS = 4  # BLEU's n-grams
 QUANTILES = (5, 25, 50, 75, 95)  # percent, of the lengths
 
 _DESCRIPTION = "Lengths, type-token ratio and token entropy of captions, each by itself; distinct-n and self-BLEU."
-_CITATION = """Unicorn: Text-Only Data Synthesis for Vision Language Model Training, arXiv 2503.22655, appendix D.
-distinct-n: Li et al., arXiv 1510.03055. self-BLEU: Zhu et al. (Texygen), arXiv 1802.01886; BLEU: Papineni et al. 2002.
-"""
+_CITATION = (
+    "Unicorn, arXiv 2503.22655, appendix D; distinct-n: arXiv 1510.03055; self-BLEU: Texygen, arXiv 1802.01886."
+)
 _KWARGS = """
 Args:
     data: list of captions.
@@ -40,11 +40,9 @@ Examples:
 def measure(captions: Sequence[str]) -> dict[str, float]:
     """Return the figures of captions each by itself; all zero for no captions."""
     lengths, number = sorted(len(caption.split()) for caption in captions) or [0], max(1, len(captions))
-    ratio = entropy = 0.0
-    for counts in (Counter(_tokens(caption)) for caption in captions):
-        total = max(1, counts.total())
-        ratio += len(counts) / total
-        entropy += sum(n / total * math.log2(total / n) for n in counts.values())
+    counts = [Counter(_tokens(caption)) for caption in captions]
+    ratio = sum(len(count) / max(1, count.total()) for count in counts)
+    entropy = sum(n / count.total() * math.log2(count.total() / n) for count in counts for n in count.values())
     return {
         "captions": len(captions),
         "mean_words": sum(lengths) / number,
@@ -95,9 +93,8 @@ def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
             largest[gram] = (max(first, count), max(second, min(first, count)))
         for place, counts in enumerate(grams):
             shared = sum(min(count, largest[gram][count == largest[gram][0]]) for gram, count in counts.items())
-            logs[place] += (
-                math.log((shared or 0.1) / max(1, counts.total())) / ORDERS if shared or n > 1 else -math.inf
-            )
+            share = (shared or 0.1) / max(1, counts.total())
+            logs[place] += math.log(share) / ORDERS if shared or n > 1 else -math.inf
     lengths, score = Counter(map(len, texts)), 0.0
     for length, log in ((len(tokens), log) for tokens, log in zip(texts, logs, strict=True) if tokens):
         # Brevity penalty: against the other text of the nearest length, of two the shorter.

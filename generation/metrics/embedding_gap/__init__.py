@@ -1,1 +1,0 @@
-"""The modality gap of pairs."""
