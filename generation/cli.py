@@ -32,9 +32,13 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
     others = [text for text in arguments if text not in logging] or ["--help"]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if "" in others:
+            raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
         logs.setup(logging[0].partition("=")[2] or logs.STDERR if logging else None)
         command = typer.main.get_command(application)
         status = command(args=others, prog_name=application.info.name, standalone_mode=False)
+        if status == 130:  # typer's own answer to a KeyboardInterrupt
+            raise Interrupted
         return _end("done", int(status or 0), "")
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         return _end("stopped", 130, f"Stopped. Nothing that was made is lost. To resume:\n  {resume}")
@@ -45,6 +49,8 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails again when it flushes stdout at exit
         return _end("failed", 1, "")
+    except OSError as error:  # what the system refuses wherever it is asked: a name that is too long, too many files
+        return _end("failed", 1, f"error: {error}")
     except Exception as error:
         text = traceback.format_exc()
         return _end("crashed", 1, f"{text}This is a bug: please report it.", error=type(error).__name__)

@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -91,6 +92,8 @@ def run_task(data: object, rank: int, world_size: int, words: list[str], logs: P
     words = [*words, "--rank", str(rank), "--world-size", str(world_size)] if ranked else words
     logs.mkdir(parents=True, exist_ok=True)
     parent, status, log = parent_process(), None, logs / f"{rank:05d}.log"
+    if parent is not None:  # a worker of the local executor, which ends its workers with SIGTERM
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
     with log.open("ab") as file:
         command = [sys.executable, "-m", "generation", *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)

@@ -15,12 +15,13 @@ and re-transfer. Processes that make different shards share no file.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
+from pydantic.dataclasses import dataclass
 
 from . import __version__
 from .config import Recipe
@@ -39,7 +40,7 @@ class Record:
 
     Attributes:
         rows: in its data file.
-        files: size in bytes and sha256 of each of its files, by name.
+        files: ``bytes`` and ``sha256`` of each of its files, by name.
         inputs: what it was made from: sha256 of upstream files by their path in the run, and further values.
         counts: figures of the stage, such as ``rejected`` by reason and tokens.
     """
@@ -72,17 +73,22 @@ def damage(path: Path, facts: Mapping[str, Any]) -> str | None:
     return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
 
 
+def _stage_facts(file: Path) -> dict[str, Any]:
+    """Read a ``stage.json``."""
+    facts = read_json(file)
+    if not all(isinstance(facts.get(key), dict) for key in ("settings", "identity")):
+        raise RunError(
+            f"{file} holds no settings or no identity of its stage; restore it, or choose another --run-dir"
+        )
+    return facts
+
+
 class Run:
-    """A run directory and its recipe.
+    """A run directory and its recipe: the one that is given, or else the one that ``run.json`` remembers.
 
-    Args:
-        path: the directory.
-        recipe: the recipe that was given; None: the one that ``run.json`` remembers.
-        create: make the directory if it does not exist; needs a recipe.
-        extend: the seeds' settings may differ from those the run was begun with.
-
-    Raises:
-        RunError: it is not a run directory, or the recipe differs in what a begun stage was begun with.
+    ``create`` makes the directory if it does not exist; with ``extend``, the seeds' settings may differ from those the
+    run was begun with. A RunError says that it is not a run directory, or that the recipe differs in what a stage was
+    begun with.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None, create: bool = False, extend: bool = False) -> None:
@@ -105,7 +111,7 @@ class Run:
         self.recipe = recipe or remembered
         if self.recipe != remembered:
             for begun in sorted(path.glob("**/stage.json")):
-                stage, old = str(begun.parent.relative_to(path)), read_json(begun)
+                stage, old = str(begun.parent.relative_to(path)), _stage_facts(begun)
                 if not ((extend and stage == "seeds") or "imported" in old["identity"]):
                     self._compare(stage, old["settings"], self.recipe.settings(stage))
             described |= {"created": self.created, "recipe": self.recipe.model_dump(mode="json")}
@@ -126,8 +132,8 @@ class Run:
     def begin(self, stage: Stage, identity: Mapping[str, Any] | None = None, replace: bool = False) -> None:
         """Write what a stage is begun with, or compare it with what another process or session wrote.
 
-        ``identity`` decides the rows besides the recipe: prompt and its hash, model, encoder. ``replace`` overwrites
-        instead of comparing. A RunError says that it was begun with other settings or another identity.
+        ``identity`` decides the rows besides the recipe: prompt and its hash, model, encoder. A RunError says that the
+        settings or the identity differ, unless ``replace`` overwrites them.
         """
         file = self.directory(stage) / "stage.json"
         settings, identity = self.recipe.settings(stage.name), dict(identity or {})
@@ -135,7 +141,7 @@ class Run:
         described |= {"settings": settings, "identity": identity}
         if write_json(file, described, exclusive=True):
             return
-        old = read_json(file)
+        old = _stage_facts(file)
         if replace:
             write_json(file, described | {"begun": old["begun"]})
         else:
@@ -145,7 +151,7 @@ class Run:
     def facts(self, stage: Stage) -> dict[str, Any]:
         """Return the content of ``stage.json``; empty if the stage is not begun."""
         file = self.directory(stage) / "stage.json"
-        return read_json(file) if file.exists() else {}
+        return _stage_facts(file) if file.exists() else {}
 
     def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         """Append one line to the sessions of a stage."""
@@ -159,7 +165,7 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             with suppress(ValueError):
                 found.append(json.loads(line))
-        return found
+        return [session for session in found if isinstance(session, dict)]
 
     def file(self, stage: Stage, shard: int, suffix: str = "") -> Path:
         """Return the path of a shard's data file, or with ``suffix`` (``.json``) of another file of it."""
@@ -174,12 +180,12 @@ class Run:
         file = self.file(stage, shard, ".json")
         if not file.exists():
             return None
-        data = read_json(file)
-        try:
-            return Record(data["rows"], data["files"], data["inputs"], data["counts"])
-        except KeyError as error:
-            remedy = f"`python -m generation verify {self.path} --fix` removes it"
-            raise RunError(f"{file} has no key {error}. {remedy}") from error
+        with suppress(TypeError, ValueError):  # pydantic's ValidationError is a ValueError
+            record = Record(**read_json(file))
+            known = all(facts.keys() >= {"bytes", "sha256"} for facts in record.files.values())
+            if known and self.file(stage, shard).name in record.files:
+                return record
+        raise RunError(f"{file} is not a record; `python -m generation verify {self.path} --fix` removes it")
 
     def records(self, stage: Stage) -> dict[int, Record]:
         """Return the records of all finished shards, in order."""
@@ -233,15 +239,9 @@ class Run:
     ) -> Record:  # fmt: skip
         """Finish a shard: write its files, then its record.
 
-        Args:
-            rows: how many rows ``write`` writes.
-            write: writes the data file; ``parquet(table)`` for rows.
-            rejected: rejected rows; an older file of them is removed if there are none.
-            extra: see ``inputs``.
-            counts: figures of the stage.
-
-        Raises:
-            RunError: the files cannot be written, or the upstream shard is not finished.
+        ``write`` makes the data file of so many ``rows``, and an older file of rejected rows is removed if there are
+        none now; for ``extra`` see ``inputs``. A RunError says that the files cannot be written, or that the upstream
+        shard is not finished.
         """
         inputs = self.inputs(stage, shard, extra)
         if inputs is None:
