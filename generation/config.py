@@ -1,9 +1,9 @@
 """Recipes as pydantic models: every key with its default and its reason (``recipe.py`` reads them from YAML).
 
-Limits that nobody needs to set per run (back-off, warm-up length, batch sizes) are constants of the modules that use
-them.
+What nobody needs to set per run (back-off, warm-up length, batch sizes) is a constant of the module that uses it.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,24 +14,23 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Text = Annotated[str, Field(min_length=1)]
+Similarity = Annotated[float, Field(ge=0.1, le=1)]
 
 
-def _commit(revision: str) -> str:
+def _check_commit(revision: str) -> str:
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError("give the commit (40 hexadecimal digits) that you have reviewed: branches and tags move")
     return revision
 
 
-Commit = Annotated[str, AfterValidator(_commit)]
-
-
-def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+def _check_order(bounds: tuple[int, int]) -> tuple[int, int]:
     if bounds[0] > bounds[1]:
         raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
     return bounds
 
 
-Bounds = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]  # [min, max], both included
+Commit = Annotated[str, AfterValidator(_check_commit)]
+Bounds = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]  # [min, max], both included
 
 
 class Section(BaseModel):
@@ -41,8 +40,7 @@ class Section(BaseModel):
 
 
 class Filters(Section):
-    """Which captions of a source may be seeds (``generation/seeds/filters.py``). Links, mark-up, e-mail addresses,
-    telephone numbers and the boilerplate of alt text are always dropped."""
+    """Which captions of a source may be seeds. Links, mark-up, addresses and boilerplate are always dropped."""
 
     words: Bounds = (4, 60)
     language: Literal["en", "any"] = "en"
@@ -89,7 +87,7 @@ class Seeds(Section):
     captions: tuple[CaptionFile, ...] = ()
     hub: tuple[HubCaptions, ...] = ()
     domains: Domains | None = None
-    drop_duplicates: Annotated[float, Field(ge=0.1, le=1)] | None = None  # Jaccard similarity of word 2-grams
+    drop_duplicates: Similarity | None = None  # Jaccard similarity of word 2-grams
     drop_contaminated: str | None = None  # .txt of benchmark questions: drop rows that share 8 words in a row with one
     shard_rows: Annotated[int, Field(gt=0, le=100_000)] = 10_000
 
@@ -119,7 +117,7 @@ class Captions(Section):
     prompt: Name = "expand_caption"
     min_words: Positive = 51  # paper, appendix D
     max_words: Positive = 483  # paper, appendix D
-    drop_duplicates: Annotated[float, Field(ge=0.1, le=1)] | None = None  # Jaccard similarity of word 3-grams
+    drop_duplicates: Similarity | None = None  # Jaccard similarity of word 3-grams
     drop_contaminated: str | None = None  # as in ``seeds``
 
     @model_validator(mode="after")
@@ -138,9 +136,9 @@ class Task(Section):
 
 
 class Instructions(Section):
-    """Stage 2: from dense caption to multi-turn conversation. The fractions are the paper's 171K, 199K and 100K of
-    1,243,195 captions."""
+    """Stage 2: from dense caption to multi-turn conversation."""
 
+    # the fractions are the paper's 171K, 199K and 100K of 1,243,195 captions
     multiple_choice: Task = Task(prompt="multiple_choice", fraction=0.13755)
     question_answering: Task = Task(prompt="question_answering", fraction=0.16007)
     complex_reasoning: Task = Task(prompt="complex_reasoning", fraction=0.08044, items=(3, 6))
@@ -149,7 +147,7 @@ class Instructions(Section):
     @model_validator(mode="after")
     def _shares(self) -> Self:
         total = self.multiple_choice.fraction + self.question_answering.fraction + self.complex_reasoning.fraction
-        if not self.overlap and total > 1:
+        if total > 1 and not self.overlap:
             raise ValueError(f"overlap is false, but the fractions of the three tasks add up to {total:g}")
         return self
 
@@ -173,30 +171,27 @@ class Embed(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
 
 
-class TransferMethod(Section):
-    """What all transfer methods take."""
+class TextTransfer(Section):
+    """Methods that need only text."""
 
+    method: Literal["none", "mean_shift", "unicorn", "decap"] = "unicorn"
     statistics: str | None = None  # an earlier transfer's .safetensors file: keep its means, so that old rows stay
 
 
-class TextTransfer(TransferMethod):
-    """Methods that need text alone."""
-
-    method: Literal["none", "mean_shift", "unicorn", "decap"] = "unicorn"
-
-
-class ImageTransfer(TransferMethod):
+class ImageTransfer(Section):
     """Methods that need unpaired images: a folder of pictures, or their vectors as .safetensors or .npy."""
 
     method: Literal["anchor", "realign"]
+    statistics: str | None = None
     images: str
     strength: Share = 1.0  # anchor: share of the gap that is crossed
 
 
-class NoiseTransfer(TransferMethod):
+class NoiseTransfer(Section):
     """Methods that add noise."""
 
     method: Literal["c3", "capdec", "close", "lafite"]
+    statistics: str | None = None
     noise_ratio: Annotated[float, Field(gt=0)] | None = None  # eta = sigma * sqrt(d); None: as the method's own code
     bake_noise: bool = False  # True: freeze one draw into the vectors; False: the loader draws anew each epoch
 
@@ -239,8 +234,8 @@ class Recipe(Section):
     card: Card = Card()
 
     def path(self, name: str) -> Path:
-        """Return a path of the recipe as an absolute path."""
-        return (self.directory / name).resolve()
+        """Return a path of the recipe as an absolute path, links resolved as far as they can be."""
+        return Path(os.path.realpath(self.directory / name))
 
     def task(self, name: str) -> Task:
         """Return the settings of one instruction task."""
@@ -254,20 +249,11 @@ class Recipe(Section):
         the transfer: each of its shards has the statistics file among its inputs.
         """
         kind, _, name = stage.partition("/")
+        own = {"judgements": "judge", "text_embeddings": "embed"}.get(kind, kind)
         chosen: dict[str, Any] = {"random_seed": self.random_seed}
-        if kind == "seeds":
-            chosen["seeds"] = _plain(self.seeds)
-        elif kind == "captions":
-            chosen["captions"] = _plain(self.captions)
-        elif kind == "instructions":
-            chosen[name] = _plain(self.task(name), exclude={"fraction"})
-            chosen["overlap"] = self.instructions.overlap
-        elif kind == "judgements" and self.judge:
-            chosen["judge"] = _plain(self.judge, exclude={"endpoints", "drop"})
-        elif kind == "text_embeddings":
-            chosen["embed"] = _plain(self.embed)
+        if kind == "instructions":
+            task = self.task(name).model_dump(mode="json", exclude={"fraction"})
+            chosen |= {name: task, "overlap": self.instructions.overlap}
+        elif own in ("seeds", "captions", "judge", "embed") and (section := getattr(self, own)):
+            chosen[own] = section.model_dump(mode="json", exclude={"endpoints", "drop"})
         return chosen
-
-
-def _plain(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude=exclude)

@@ -4,12 +4,11 @@ Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997
 documents) reaches a threshold. MinHash signatures (rensa) in bands propose the pairs (Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, section 3.4), and the true Jaccard similarity of each proposed pair decides. The first row
 in run order is kept. 2-grams for seeds: 1-grams take "a dog chases a man" and "a man chases a dog" for the same, and
-3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words. Memory: 8 bytes a band and
-row (16 bands at 0.8) and 4 bytes an n-gram; rensa's own index takes 1.2 kB a row (measured).
+3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words.
 """
 
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import islice
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import RunError
 from .files import parquet, read_lines, write_json
-from .logs import Progress, counted
+from .logs import counted
 from .rows import REJECTED_SCHEMA, stable_hash
 from .stages import CAPTIONS, SEEDS, Stage
 from .store import Run
@@ -31,8 +30,8 @@ NGRAM = {SEEDS.name: 2, CAPTIONS.name: 3}  # words
 THRESHOLD = 0.8  # of the report and of duplicate groups, where the recipe sets none
 _BENCHMARK_NGRAM = 8  # words, as PaLM's contamination check (Chowdhery et al. 2022, section 8)
 _SIGNATURE = 128  # MinHash values a row
+_BANDS = (1, 2, 4, 8, 16, 32, 64, _SIGNATURE)
 _RECALL = 0.9  # of pairs at the threshold; above 0.99 at 0.1 above it
-_BATCH_ROWS = 1000
 _EXAMPLES = 5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying modulo 2**64 loses nothing
 _word_hash = lru_cache(maxsize=65_536)(stable_hash)
@@ -64,69 +63,46 @@ def ngrams(text: str, n: int) -> Hashes:
     return np.unique(grams)
 
 
-def banding(threshold: float) -> tuple[int, int]:
-    """Return how many bands, and how many MinHash values in each: the widest that find pairs at the threshold.
+def bands(threshold: float) -> int:
+    """Return into how many bands a signature is cut: the fewest that find 0.9 of the pairs at the threshold.
 
-    A pair of similarity s agrees in one of b bands of width r with probability 1 - (1 - s**r)**b.
+    A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
 
-    >>> banding(0.8)
-    (16, 8)
+    >>> bands(0.8)
+    16
     """
-    options = [(_SIGNATURE // width, width) for width in range(_SIGNATURE, 0, -1)]
-    return next((b, r) for b, r in options if r == 1 or 1 - (1 - threshold**r) ** b >= _RECALL)
+    return next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - threshold ** (_SIGNATURE // b)) ** b >= _RECALL)
 
 
 def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 0) -> dict[int, tuple[int, float]]:
     """Return which texts repeat an earlier one that is kept, by position: the earlier one, and their similarity.
 
     ``threshold`` is the least Jaccard similarity of word ``n``-grams, 0.1 to 1. The first ``kept`` texts are kept,
-    whatever they repeat.
+    whatever they repeat. A text without words repeats nothing.
     """
-    keys, grams, starts = _index(texts, threshold, n)
+    from rensa import RMinHash, RMinHashLSH
+
+    index, grams = RMinHashLSH(threshold, _SIGNATURE, bands(threshold)), dict[int, NDArray[np.uint32]]()
     found: dict[int, tuple[int, float]] = {}
-    buckets: defaultdict[int, list[int]] = defaultdict(list)  # band key -> kept rows, ascending
-    for row in counted(np.flatnonzero(keys.any(axis=1)).tolist(), "duplicates, comparison", "row"):
-        bands = [key for key in keys[row].tolist() if key]
-        others = np.array(sorted({other for key in bands for other in buckets[key]}), np.int64)
-        if row >= kept and len(others):
-            own = np.sort(grams[starts[row] : starts[row + 1]])
-            sizes = starts[others + 1] - starts[others]
-            theirs = np.concatenate([grams[starts[other] : starts[other + 1]] for other in others.tolist()])
-            equal = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)] == theirs
+    for row, text in enumerate(counted(texts, "duplicates", "row")):
+        hashes = ngrams(text, n)
+        if not len(hashes):
+            continue
+        signature = RMinHash(_SIGNATURE, seed=0)
+        signature.update(hashes.view("S8").tolist())
+        own = np.sort(hashes.astype(np.uint32))  # half the memory, and enough to compare two rows
+        if row >= kept and (others := sorted(index.query(signature))):
+            theirs, sizes = [grams[other] for other in others], np.array([len(grams[other]) for other in others])
+            flat = np.concatenate(theirs)
+            equal = own[np.minimum(np.searchsorted(own, flat), len(own) - 1)] == flat
             common = np.add.reduceat(equal.astype(np.int64), np.cumsum(sizes) - sizes)
             similarity = common / (len(own) + sizes - common)
             if len(reached := np.flatnonzero(similarity >= threshold)):
-                found[row] = (int(others[reached[0]]), float(similarity[reached[0]]))
+                found[row] = (others[reached[0]], float(similarity[reached[0]]))
                 continue
-        for key in bands:
-            buckets[key].append(row)
+        index.insert(row, signature)
+        grams[row] = own
     return found
-
-
-def _index(texts: Iterable[str], threshold: float, n: int) -> tuple[Hashes, NDArray[np.uint32], NDArray[np.int64]]:
-    """Return the texts' band keys [rows, bands], 0 for a key that no other row has, and their n-grams with starts."""
-    from rensa import RMinHash
-
-    bands, width = banding(threshold)
-    weights = np.cumprod(np.full(width, _FACTOR))
-    keys, grams, sizes, rows = [np.zeros((0, bands), np.uint64)], bytearray(), [0], iter(texts)
-    with Progress("duplicates, signatures", None) as bar:
-        while batch := [ngrams(text, n) for text in islice(rows, _BATCH_ROWS)]:
-            flat, lengths = np.concatenate(batch), [len(part) for part in batch]
-            ends = np.cumsum([0, *lengths], dtype=np.uint64)
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, _SIGNATURE, seed=0)
-            signatures = np.array(matrix.to_rows(), np.uint64)[:, : bands * width].reshape(-1, bands, width)
-            part = (signatures * weights).sum(axis=2, dtype=np.uint64) * _FACTOR + np.arange(bands, dtype=np.uint64)
-            part[np.array(lengths) == 0] = 0  # a text without words repeats nothing
-            keys.append(part)
-            grams += flat.astype(np.uint32).tobytes()  # half the memory, and enough to compare two rows
-            sizes += lengths
-            bar.update(len(batch))
-    found = np.concatenate(keys)
-    for band in found.T:
-        _, inverse, counts = np.unique(band, return_inverse=True, return_counts=True)
-        band[counts[inverse] == 1] = 0
-    return found, np.frombuffer(grams, np.uint32), np.cumsum(sizes)
 
 
 def find_contaminated(texts: Iterable[str], benchmark: Path) -> dict[int, str]:

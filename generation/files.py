@@ -31,11 +31,7 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: the file cannot be read or holds something else.
-    """
+    """Read a JSON object; a RunError says that the file cannot be read or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -54,14 +50,20 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """Read a .txt file (UTF-8) that holds one entry a line, such as benchmark questions; none may be blank.
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8; an OSError or ValueError says why it cannot be read, or that it is a pipe or device."""
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is not a regular file")
+    return path.read_text(encoding="utf-8-sig")
 
-    Raises:
-        SeedError: the file cannot be read, is empty, has a blank line, or is not .txt.
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Read a .txt file (UTF-8) of one entry a line, such as benchmark questions.
+
+    A SeedError says that it cannot be read, is empty, has a blank line, or is not .txt.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         raise SeedError(f"{what} {path} cannot be read: {error}") from error
     if path.suffix.lower() != ".txt" or not lines:
@@ -72,11 +74,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file (``pq.read_table`` would load the data set machinery, 50 MB).
-
-    Raises:
-        RunError: the file cannot be read.
-    """
+    """Read a Parquet file, or refuse it by a RunError (``pq.read_table`` would load the data set machinery, 50 MB)."""
     try:
         with pq.ParquetFile(path) as file:
             return file.read(columns, use_threads=False)
@@ -94,18 +92,15 @@ def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals in the block into a ``RunError`` that names the path."""
     try:
         yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}. Nothing already made is lost: remove the cause and give "
-            "the same command again"
-        ) from error
+    except (OSError, UnicodeEncodeError) as error:  # pyarrow encodes names as UTF-8
+        remedy = "Nothing already made is lost: remove the cause and give the same command again"
+        raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}. {remedy}") from error
 
 
 def write_atomically(path: Path, write: Write) -> dict[str, Any]:
     """Have ``write`` make a file that is there completely or not at all; return its size in bytes and its sha256.
 
-    Raises:
-        RunError: the file cannot be written.
+    A RunError says that it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -126,11 +121,10 @@ def write_atomically(path: Path, write: Write) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any], exclusive: bool = False) -> bool:
     """Write a JSON object atomically; with ``exclusive``, only if the file does not exist. Return whether it did."""
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    if not exclusive:
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        return True
-    written = path.with_name(f".{path.name}.{os.getpid()}.new")
+    written = path.with_name(f".{path.name}.{os.getpid()}.new") if exclusive else path
     write_atomically(written, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    if not exclusive:
+        return True
     try:
         os.link(written, path)  # fails if the name exists, unlike rename
     except FileExistsError:

@@ -1,15 +1,12 @@
 """Make a run of the JSON files that the authors released (Yu2020/Unicorn on the Hub), instead of generating data.
 
-Each file is one JSON list of rows in LLaVA's format:
-
-    {"id": "0010278167", "caption": "...", "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}
-
-In the pre-training file the only answer is the caption; in an instruction file ``id`` is that of the caption. Which
-file is which is seen from its rows. The release names no task: options make it multiple choice, answers of 20 words or
-more on average complex reasoning (our bound).
+Each file is one JSON list of LLaVA rows: {"id": "0010278167", "caption": "...", "conversations": [...]}. In the
+pre-training file the only answer is the caption; in an instruction file ``id`` is that of the caption. The release
+names no task: options make it multiple choice, answers of 20 words or more on average complex reasoning (our bound).
 """
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,8 +18,8 @@ import pyarrow as pa
 
 from .checks.items import LETTERS
 from .errors import SeedError
-from .files import parquet, sha256
-from .logs import Progress
+from .files import parquet, sha256, unique_keys
+from .logs import counted
 from .recipe import parse_recipe
 from .rows import REJECTED_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
 from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
@@ -76,25 +73,24 @@ def import_release(
     of the text, for the card. The same call makes the same run again. A SeedError says that a file is not a released
     one, a RunError that the run holds something else.
     """
-    pretraining = {path: _is_pretraining(path) for path in paths}
+    pretraining, names = {path: _is_pretraining(path) for path in paths}, ", ".join(map(str, paths))
     if not any(pretraining.values()):
-        names = ", ".join(map(str, paths))
         raise SeedError(f"none of {names} is the pre-training file, whose answers are its captions; give it too")
-    place, license = {"name": SOURCE, "directory": str(run_dir.resolve().parent)}, license or LICENSE
-    recipe = parse_recipe(place, f"run directory {run_dir}")
     files = {path.name: sha256(path) for path in paths}
+    if len(files) < len(paths):
+        raise SeedError(f"two of {names} have the same name; give each file once, under its own name")
+    place, license = {"name": SOURCE, "directory": os.path.realpath(run_dir.parent)}, license or LICENSE
+    recipe = parse_recipe(place, f"run directory {run_dir}")
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values()):
         run.begin(stage, {"imported": files, "keep_defects": keep_defects, "license": license, "model": MODEL})
     known: Known = {}
     captions, conversations = Tally(keep_defects), Tally(keep_defects)
-    rows = (row for path in paths if pretraining[path] for row in read_rows(path))
-    with Progress("captions", None) as bar:
-        for shard, part in enumerate(iter(lambda: list(islice(rows, SHARD_ROWS)), [])):
-            _commit_captions(run, shard, part, known, captions, license)
-            bar.update(len(part))
-    rows = (row for path in paths if not pretraining[path] for row in read_rows(path))
-    _commit_instructions(run, rows, known, conversations)
+    rows = counted((row for path in paths if pretraining[path] for row in read_rows(path)), "captions", "row")
+    for shard, part in enumerate(iter(lambda: list(islice(rows, SHARD_ROWS)), [])):
+        _commit_captions(run, shard, part, known, captions, license)
+    others = (row for path in paths if not pretraining[path] for row in read_rows(path))
+    _commit_instructions(run, others, known, conversations)
     return f"{captions.table('captions')}\n{conversations.table('conversations')}"
 
 
@@ -102,6 +98,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one."""
     number = 0
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("it is not a regular file")
         with path.open(encoding="utf-8-sig") as file:
             for number, value in enumerate(_list_items(file), 1):
                 yield f"{path.name} row {number - 1}", value
@@ -119,7 +117,7 @@ def _list_items(file: TextIO) -> Iterator[Any]:
 
     ijson takes memory quadratic in the depth of a hostile file, and "?" for half a character.
     """
-    decoder, text, place = json.JSONDecoder(), file.read(_CHUNK).lstrip(), 1
+    decoder, text, place = json.JSONDecoder(object_pairs_hook=unique_keys), file.read(_CHUNK).lstrip(), 1
     if not text.startswith("["):
         raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")
     while True:
@@ -129,7 +127,7 @@ def _list_items(file: TextIO) -> Iterator[Any]:
         try:
             value, end = decoder.raw_decode(text, place)
             complete = end < len(text)  # a number may go on in the next chunk
-        except ValueError:
+        except json.JSONDecodeError:
             complete = False
             if len(text) - place > _MAX_ROW:
                 raise
@@ -155,9 +153,8 @@ def _fatal_defect(row: Any) -> str | None:
     if not isinstance(row, dict):
         return "not_an_object"
     turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        return "conversations_malformed"
-    if not all(turn.keys() == {"from", "value"} and set(map(type, turn.values())) == {str} for turn in turns):
+    kinds = [turn if isinstance(turn, dict) else {} for turn in turns] if isinstance(turns, list) else []
+    if not kinds or any({key: type(turn[key]) for key in turn} != {"from": str, "value": str} for turn in kinds):
         return "conversations_malformed"
     if not isinstance(row.get("caption"), str):
         return "caption_not_text"
@@ -168,35 +165,25 @@ def _first(faults: dict[str, bool]) -> str | None:
     return next((code for code, found in faults.items() if found), None)
 
 
-def _turns_defect(turns: list[dict[str, str]]) -> str | None:
+def _turns_faults(turns: list[dict[str, str]]) -> dict[str, bool]:
     speakers = [turn["from"] for turn in turns]
     images = [turn["value"].count(_IMAGE) for turn in turns]
-    return _first(
-        {
-            "speaker_unknown": not {"human", "gpt"}.issuperset(speakers),
-            "turns_out_of_order": speakers != ["human", "gpt"] * (len(turns) // 2),
-            "turn_empty": not all(turn["value"].replace(_IMAGE, "").strip() for turn in turns),
-            "image_missing": not sum(images),
-            "image_several": sum(images) > 1,
-            "image_misplaced": not images[0],
-        }
-    )
+    return {
+        "speaker_unknown": not {"human", "gpt"}.issuperset(speakers),
+        "turns_out_of_order": speakers != ["human", "gpt"] * (len(turns) // 2),
+        "turn_empty": not all(turn["value"].replace(_IMAGE, "").strip() for turn in turns),
+        "image_missing": not sum(images),
+        "image_several": sum(images) > 1,
+        "image_misplaced": not images[0],
+    }
 
 
 def _caption_defect(row: Row, known: Known) -> str | None:
     id, turns = row.get("id"), row["conversations"]
-    wrong = _turns_defect(turns)
-    return _first(
-        {
-            "id_missing": id is None,
-            "id_odd": not (isinstance(id, str) and _ID.fullmatch(id)),
-            "id_duplicate": str(id) in known,
-            "caption_empty": not row["caption"].strip(),
-            str(wrong): wrong is not None,
-            "several_exchanges": len(turns) > 2,
-            "gpt_not_caption": turns[-1]["value"] != row["caption"],
-        }
-    )
+    faults = {"id_missing": id is None, "id_odd": not (isinstance(id, str) and _ID.fullmatch(id))}
+    faults |= {"id_duplicate": str(id) in known, "caption_empty": not row["caption"].strip(), **_turns_faults(turns)}
+    faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != row["caption"]}
+    return _first(faults)
 
 
 def _commit_captions(
@@ -227,51 +214,40 @@ def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known
     """Write the conversations by task, in the shards of their captions and in their order."""
     rejected = defaultdict[tuple[str, int], list[Row]](list)
     taken = defaultdict[tuple[str, int], dict[str, bytes]](dict)
-    with Progress("conversations", None) as bar:
-        for place, row in rows:
-            bar.update()
-            fatal = _fatal_defect(row)
-            items = [] if fatal or _turns_defect(row["conversations"]) else _items(row["conversations"])
-            words = sum(len(item["Answer"].split()) for item in items)
-            task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(items) > 0 else "question_answering"
-            if 2 * sum("Options" in item for item in items) > len(items):
-                task = "multiple_choice"
-            shard, id, hashed = known.get(str(row.get("id")) if isinstance(row, dict) else "", (0, "", 0))
-            fatal = fatal or _first({"caption_unknown": not id, "id_duplicate": id in taken[task, shard]})
-            defect = None if fatal else _conversation_defect(row, items, task, hashed)
-            if code := tally.rejects(place, fatal, defect):
-                rejected[task, shard].append({"id": id, "reason": code, "raw": json.dumps(row)})
-                continue
-            own = {"id": id, "task": task, "conversations": row["conversations"], "input_hash": hashed}
-            taken[task, shard][id] = json.dumps(own | {"original_id": row["id"], "model": MODEL}).encode()
+    for place, row in counted(rows, "conversations", "row"):
+        fatal = _fatal_defect(row)
+        turns = {} if fatal else _turns_faults(row["conversations"])
+        items = [] if fatal or _first(turns) else _items(row["conversations"])
+        words = sum(len(answer.split()) for _, answer in items)
+        task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(items) > 0 else "question_answering"
+        if 2 * sum(bool(letters) for letters, _ in items) > len(items):
+            task = "multiple_choice"
+        shard, id, hashed = known.get(str(row.get("id")) if isinstance(row, dict) else "", (0, "", 0))
+        fatal = fatal or _first({"caption_unknown": not id, "id_duplicate": id in taken[task, shard]})
+        choices, defects = items if task == "multiple_choice" else [], dict[str, bool]()
+        if not fatal:
+            defects = {"caption_differs": text_hash(row["caption"]) != hashed, **turns}
+            defects["not_four_options"] = any(letters != LETTERS for letters, _ in choices)
+            defects["answer_not_an_option"] = any(answer not in LETTERS for _, answer in choices)
+        if code := tally.rejects(place, fatal, _first(defects)):
+            rejected[task, shard].append({"id": id, "reason": code, "raw": json.dumps(row)})
+            continue
+        own = {"id": id, "task": task, "conversations": row["conversations"], "input_hash": hashed}
+        taken[task, shard][id] = json.dumps(own | {"original_id": row["id"], "model": MODEL}).encode()
     for task, stage in INSTRUCTIONS.items() if tally.rows else ():
         for shard in run.shards(CAPTIONS):
             found = taken.get((task, shard), {})
             _commit(run, stage, shard, [json.loads(found[id]) for id in sorted(found)], rejected[task, shard])
 
 
-def _items(turns: list[dict[str, str]]) -> list[Any]:
-    """Return the items of a conversation; two or more lines such as ``A: ...`` or ``A) ...`` are options."""
+def _items(turns: list[dict[str, str]]) -> list[tuple[tuple[str, ...], str]]:
+    """Return options and answer of each exchange; two or more lines such as ``A: ...`` or ``A) ...`` are options."""
     items = []
     for human, gpt in zip(turns[::2], turns[1::2], strict=True):
-        lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n") if line.strip()]
-        options = {match[1]: match[2] for line in lines if (match := _OPTION.fullmatch(line))}
-        chosen = {"Options": options} if len(options) > 1 else {}
-        question = "\n".join(line for line in lines if not (chosen and _OPTION.fullmatch(line)))
-        items.append({"Question": question, **chosen, "Answer": gpt["value"].strip()})
+        lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n")]
+        letters = dict.fromkeys(match[1] for line in lines if (match := _OPTION.fullmatch(line)))
+        items.append((tuple(letters) if len(letters) > 1 else (), gpt["value"].strip()))
     return items
-
-
-def _conversation_defect(row: Row, items: list[Any], task: str, hashed: int) -> str | None:
-    wrong, choices = _turns_defect(row["conversations"]), items if task == "multiple_choice" else []
-    return _first(
-        {
-            "caption_differs": text_hash(row["caption"]) != hashed,
-            str(wrong): wrong is not None,
-            "not_four_options": any(tuple(item.get("Options", ())) != LETTERS for item in choices),
-            "answer_not_an_option": any(item["Answer"] not in LETTERS for item in choices),
-        }
-    )
 
 
 def _commit(run: Run, stage: Stage, shard: int, taken: list[Row], rejected: list[Row]) -> None:

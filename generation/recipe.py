@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,35 +12,42 @@ from pydantic import BaseModel, ValidationError
 
 from .config import Recipe, Section
 from .errors import RecipeError
+from .files import read_text
 
 S = TypeVar("S", bound=Section)
 CONFIGS = Path(__file__).parent / "configs"
+_MAX_CHARACTERS = 20_000_000  # of a recipe whose aliases are written out: a few can stand for gigabytes
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that refuses a key which occurs twice in one mapping: YAML's own keeps the last one silently."""
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values (PyYAML's: ``off`` is false, 012 is 10, 1:30 is 90, 1e3 is text) and unique keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping, its keys checked first."""
         lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
+        for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
             if name in lines and name != "<<":
-                raise yaml.YAMLError(
-                    f"key '{name}' occurs twice, in lines {lines[name]} and {line}; remove one of them"
-                )
+                raise yaml.YAMLError(f"key '{name}' occurs twice, in lines {lines[name]} and {line}; remove one")
             lines[name] = line
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """Read a YAML file that must hold a mapping with unique keys.
+for _tag, _pattern in (
+    ("null", "~|null|Null|NULL|"),
+    ("bool", "true|True|TRUE|false|False|FALSE"),
+    ("int", "[-+]?(?:0|[1-9][0-9_]*)"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"),
+    ("merge", "<<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
 
-    Raises:
-        RecipeError: the file cannot be read, is not YAML, repeats a key, or holds something else.
-    """
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping with unique keys, or refuse it by a RecipeError."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
+        data = yaml.load(read_text(path), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read {what} {path}: {error}") from error
     if not isinstance(data, dict):
@@ -47,12 +56,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
-    """Read and check a recipe; keys of ``server`` (from the command line) win over those of its section.
-
-    Raises:
-        RecipeError: the file cannot be read, or keys or values are wrong; all are named.
-    """
-    if not path.is_file():
+    """Read and check a recipe; keys of ``server`` (from the command line) win over those of its section."""
+    if not os.path.exists(path):
         known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.yaml")))
         raise RecipeError(f"recipe {path} does not exist. Recipes that come with the project: {known}")
     data = read_yaml(path, "recipe")
@@ -62,19 +67,10 @@ def load_recipe(path: Path, server: dict[str, Any] | None = None) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None = None) -> Recipe:
-    """Check a recipe that is already read; ``what`` names it in messages.
-
-    Raises:
-        RecipeError: keys or values are wrong; all are named.
-    """
-    try:
-        str(data.get("directory")).encode()
-    except UnicodeEncodeError as error:
-        raise RecipeError(f"{what}: the directory {data['directory']!r} is not UTF-8; rename it") from error
-    if server:
-        section = data.get("server") or {}
-        if not isinstance(section, dict):
-            raise RecipeError(f"{what}: 'server' must be a mapping, not {type(section).__name__}")
+    """Check a recipe that is already read, ``what`` in messages; a RecipeError names all wrong keys and values."""
+    if re.search("[\ud800-\udfff]", str(data.get("directory"))):
+        raise RecipeError(f"{what}: the directory {data['directory']!r} is not UTF-8; rename it")
+    if server and isinstance(section := data.get("server") or {}, dict):
         data = data | {"server": section | server}
     if isinstance(transfer := data.get("transfer"), dict):
         data = data | {"transfer": {"method": "unicorn"} | transfer}
@@ -84,10 +80,17 @@ def parse_recipe(data: dict[str, Any], what: str, server: dict[str, Any] | None 
 def validate(kind: type[S], data: dict[str, Any], what: str) -> S:
     """Build a section from plain data; one RecipeError names every wrong key and value."""
     try:
-        return kind.model_validate_json(json.dumps(data, default=str))
+        text = ""
+        for part in json.JSONEncoder().iterencode(data):
+            text += part
+            if len(text) > _MAX_CHARACTERS:
+                raise ValueError(f"more than {_MAX_CHARACTERS:,} characters, its aliases written out")
+        return kind.model_validate_json(text)
     except ValidationError as error:
         faults = dict.fromkeys(_describe(kind, fault) for fault in error.errors())
         raise RecipeError(f"{what}: {'; '.join(faults)}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{what} holds what a recipe cannot: {error}; write plain text and numbers") from error
 
 
 def _describe(kind: type[BaseModel], fault: Any) -> str:
@@ -103,10 +106,6 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
 
 def _all_keys(kind: Any) -> set[str]:
     """Return the names of all keys of a section and of those inside it."""
-    keys: set[str] = set()
-    for name, field in getattr(kind, "model_fields", {}).items():
-        keys.add(name)
-        keys |= _all_keys(field.annotation)
-    for part in getattr(kind, "__args__", ()):
-        keys |= _all_keys(part)
-    return keys
+    fields = getattr(kind, "model_fields", {})
+    inner = [*(field.annotation for field in fields.values()), *getattr(kind, "__args__", ())]
+    return set(fields).union(*map(_all_keys, inner))

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from generation import dedup
 from generation.config import Captions, Recipe
 from generation.dedup import (
     drop_caption_duplicates,
@@ -117,9 +116,6 @@ def test_what_is_found_is_similar_and_what_is_kept_is_apart(
     texts: list[str], threshold: float, n: int, kept: int, shuffle: random.Random
 ) -> None:
     found = find_duplicates(texts, threshold, n, kept)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "_BATCH_ROWS", 7)
-        assert find_duplicates(texts, threshold, n, kept) == found
     for row, (match, value) in found.items():
         assert match < row >= kept and match not in found
         assert value == similarity(texts[row], texts[match], n) >= threshold

@@ -14,7 +14,7 @@ from generation.config import Recipe
 ROOT = Path(__file__).parent.parent
 # A module may import modules of the lines above its own, and of its own package.
 ORDER = """
-errors rows stages config recipe files logs cli records store checks vectors prompts encoders tgi dedup transfer
+errors rows stages config files recipe logs cli records store checks vectors prompts encoders tgi dedup transfer
 seeds engine captions instructions judge embed pipeline cluster estimate verify original report builders export loader
 show metrics __main__
 """

@@ -93,12 +93,11 @@ def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(
     assert set(texts(other)) == set(texts(run))
 
 
-def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path) -> None:
     dogs = source(numbered(tmp_path / "dogs.txt", "dog", 40), "dogs", limit=9)
     cats = source(numbered(tmp_path / "cats.txt", "cat", 15), "cats")
     birds = {"files": [str(domain(tmp_path / "birds.yaml"))], "templates_per_label": 2}
     alone = make(tmp_path / "a", [dogs])
-    monkeypatch.setattr("generation.seeds.sources._LEAST_WAITING", 3)  # the highest are dropped while reading
     both = make(tmp_path / "b", [cats, dogs], domains=birds, shard_rows=5)
     higher = make(tmp_path / "c", [dogs | {"limit": 10}])
     numbers = [int(text.split()[-1].rstrip(".")) for text in texts(alone, "dogs")]

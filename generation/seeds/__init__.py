@@ -4,9 +4,10 @@ Every choice is a stable hash of (random seed, source, text), so that another so
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection
-from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,10 +32,8 @@ def make_seeds(run: Run, extend: bool = False) -> None:
     does not have yet, as new shards. ``stage.json`` then says of every source how many rows and captions were read,
     how many became seeds, and how many were dropped, by reason.
 
-    Raises:
-        SeedError: a source cannot be used.
-        StageFailed: no caption became a seed.
-        RunError: the stage was begun with other settings or files and ``extend`` is off, or another process makes it.
+    A SeedError says that a source cannot be used, a StageFailed that no caption became a seed, a RunError that the
+    stage was begun with other settings or files and ``extend`` is off, or that another process makes it.
     """
     with run.claim(SEEDS) as held:
         if not held:
@@ -50,7 +49,8 @@ def make_seeds(run: Run, extend: bool = False) -> None:
             raise RunError(f"{lost} is missing, and cannot be made again: the run was extended since. Restore it")
         rows = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
         old = [(row["source"], row["seed"]) for row in rows]
-        samples = _read(run.recipe)
+        sources: tuple[Any, ...] = (*run.recipe.seeds.captions, *run.recipe.seeds.hub)
+        samples = [*(read_source(source, run.recipe) for source in sources), *read_domains(run.recipe)]
         seeds = _choose(run.recipe, samples, old)
         names = [*(name for sample in samples for name in sample.files), run.recipe.seeds.drop_contaminated]
         identity = {"sha256": _hashes(run.recipe, {name: "" for name in names if name})}
@@ -64,27 +64,15 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         _commit(run, seeds, kept)
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": True})
-        _print_table(samples, made)
+        say(f"{'source':<28} {'captions':>10} {'seeds':>10}  dropped")
+        for sample in samples:
+            say(f"{sample.name:<28} {sample.read:>10,} {made[sample.name]:>10,}  {reasons(sample.dropped)}")
 
 
 def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
     """Return the sha256 of files by their names in the recipe; of those that are gone, the known one."""
-    found = dict(known)
-    for name in known:
-        with suppress(OSError):
-            if (recipe.directory / name).is_file():
-                found[name] = sha256(recipe.directory / name)
-    return found
-
-
-def _read(recipe: Recipe) -> list[Sample]:
-    """Return what every source gives, files first, domains last."""
-    samples = [read_source(source, recipe) for source in recipe.seeds.captions]
-    samples += [*(read_source(source, recipe) for source in recipe.seeds.hub), *read_domains(recipe)]
-    names = Counter(sample.name for sample in samples)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise SeedError(f"several sources of seeds are named {', '.join(twice)}; give each its own name")
-    return samples
+    paths = {name: recipe.directory / name for name in known}
+    return known | {name: sha256(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -> list[Seed]:
@@ -92,6 +80,9 @@ def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -
 
     The seeds that the run has already (``old``, source and text) stay, and nothing may repeat them.
     """
+    names = Counter(sample.name for sample in samples)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise SeedError(f"several sources of seeds are named {', '.join(twice)}; give each its own name")
     held, settings = set(old), recipe.seeds
     seeds = [(sample, text) for sample in samples for text in sample.texts() if (sample.name, text) not in held]
     seeds.sort(key=lambda seed: stable_hash(recipe.random_seed, "order", seed[0].name, seed[1]))
@@ -128,15 +119,3 @@ def _commit(run: Run, seeds: list[Seed], first: int) -> None:
         if shard >= first + len(parts):
             run.reopen(SEEDS, shard)
             run.file(SEEDS, shard).unlink(missing_ok=True)
-
-
-def _print_table(samples: list[Sample], made: Counter[str]) -> None:
-    """Print one line a source; the domains are one together."""
-    say(f"{'source':<28} {'captions':>10} {'seeds':>10}  dropped")
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault("domain_*" if sample.name.startswith("domain_") else sample.name, []).append(sample)
-    for name, group in groups.items():
-        read, seeds = sum(sample.read for sample in group), sum(made[sample.name] for sample in group)
-        dropped = sum((sample.dropped for sample in group), Counter[str]())
-        say(f"{name:<28} {read:>10,} {seeds:>10,}  {reasons(dropped)}")

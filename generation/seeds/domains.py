@@ -1,13 +1,12 @@
 """Domain seeds: labels of fine-grained classes, put into templates of their domain (paper, Unicorn-1.2M-Seed)."""
 
 import glob
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from ..config import Domains, Name, Recipe, Section, Text
+from ..config import Name, Recipe, Section, Text
 from ..errors import RecipeError, SeedError
 from ..files import read_lines
 from ..recipe import read_yaml, validate
@@ -47,35 +46,32 @@ def read_domain(path: Path) -> DomainFile:
 
 
 def read_domains(recipe: Recipe) -> list[Sample]:
-    """Return what each domain file of a recipe gives; a SeedError says that a pattern matches none."""
-    wanted, samples = recipe.seeds.domains or Domains(files=()), list[Sample]()
+    """Return what each domain file of a recipe gives: labels x templates, those of each label drawn.
+
+    A SeedError says that a pattern matches no file.
+    """
+    if not (wanted := recipe.seeds.domains):
+        return []
+    import inflect
+
+    english, samples = inflect.engine(), list[Sample]()
     for pattern in wanted.files:
         paths = sorted(recipe.path(name) for name in glob.glob(pattern, root_dir=recipe.directory))
         if not paths:
             raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
         for path in paths:
             domain = read_domain(path)
-            files, name = [str(path)], f"domain_{domain.domain}"
-            if domain.labels_file:
-                files.append(str(path.parent / domain.labels_file))
-            sample = Sample(name, recipe.random_seed, files, license=domain.license, labels=domain.source)
-            for text in _sentences(domain, wanted, (recipe.random_seed, name)):
-                sample.rows, sample.read = sample.rows + 1, sample.read + 1
-                sample.add(text)
+            files = [str(path), *([str(path.parent / domain.labels_file)] if domain.labels_file else [])]
+            key = recipe.random_seed, f"domain_{domain.domain}"
+            sample = Sample(key[1], key[0], files, license=domain.license, labels=domain.source)
+            labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
+            for label in labels[: wanted.labels_per_domain]:
+                forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
+                templates = sorted(set(domain.templates), key=lambda template: stable_hash(*key, label, template))
+                for template in templates[: wanted.templates_per_label]:
+                    slot = next(slot for slot in _SLOTS if slot in template)
+                    text = " ".join(template.replace(slot, forms[slot]).split())
+                    sample.rows, sample.read = sample.rows + 1, sample.read + 1
+                    sample.add(text[0].upper() + text[1:])
             samples.append(sample)
     return samples
-
-
-def _sentences(domain: DomainFile, wanted: Domains, key: tuple[int, str]) -> Iterator[str]:
-    """Yield labels x templates; the templates of each label are drawn (paper: 10 a label)."""
-    import inflect
-
-    english = inflect.engine()
-    labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
-    for label in labels[: wanted.labels_per_domain]:
-        forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
-        templates = sorted(set(domain.templates), key=lambda template: stable_hash(*key, label, template))
-        for template in templates[: wanted.templates_per_label]:
-            slot = next(slot for slot in _SLOTS if slot in template)
-            text = " ".join(template.replace(slot, forms[slot]).split())
-            yield text[0].upper() + text[1:]

@@ -15,7 +15,6 @@ from .tables import BATCH_ROWS, BadRow, Cells, Rows, arrow_rows, located, read_f
 
 logger = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of a caption
-_LEAST_WAITING = 10_000  # drawn captions beyond the limit, before the highest are dropped
 _BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
 _JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
@@ -36,29 +35,21 @@ class Sample:
     def __init__(self, name: str, random_seed: int, files: list[str], limit: int | None = None, **facts: Any) -> None:
         self.name, self.random_seed, self.files, self.limit, self.facts = name, random_seed, files, limit, facts
         self.rows, self.read, self.dropped = 0, 0, Counter[str]()
-        self._drawn: dict[int, str] = {}  # by hash: the lowest are drawn
+        self._found: dict[int, str] = {}  # by hash: the lowest are drawn
 
     def add(self, text: str, group: str | None = None) -> None:
         """Take a caption in; of the captions of one group (image) one is drawn."""
-        key = ("text", text) if group is None else ("group", group)
-        draw = stable_hash(self.random_seed, self.name, *key)
-        if (other := self._drawn.get(draw)) is not None:
+        draw = stable_hash(self.random_seed, self.name, *(("text", text) if group is None else ("group", group)))
+        if (other := self._found.get(draw)) is not None:
             self.dropped["repeated" if other == text else "same_image"] += 1
             text = min(text, other, key=lambda caption: stable_hash(self.random_seed, self.name, caption))
-        self._drawn[draw] = text
-        if self.limit and len(self._drawn) >= 2 * self.limit + _LEAST_WAITING:
-            self._cut(self.limit)
-
-    def _cut(self, limit: int) -> None:
-        self.dropped["over_limit"] += len(self._drawn) - limit
-        self._drawn = {draw: self._drawn[draw] for draw in sorted(self._drawn)[:limit]}
+        self._found[draw] = text
 
     def texts(self) -> list[str]:
-        """Return the captions that are drawn; ``dropped`` is final after it."""
-        if self.limit and len(self._drawn) > self.limit:
-            self._cut(self.limit)
-        found = list(dict.fromkeys(self._drawn.values()))  # two images may have the same caption
-        self.dropped["repeated"] += len(self._drawn) - len(found)
+        """Return the captions that are drawn, and count the others in ``dropped``; call it once."""
+        drawn = [self._found[draw] for draw in sorted(self._found)[: self.limit]]
+        found = list(dict.fromkeys(drawn))  # two images may have the same caption
+        self.dropped += Counter(over_limit=len(self._found) - len(drawn), repeated=len(drawn) - len(found))
         return found
 
     def account(self, made: Counter[str]) -> dict[str, Any]:
@@ -73,11 +64,10 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     """
     filters, blocked, files = source.filters, list[str](), list[str]()
     if filters and filters.blocked_words:
-        path = recipe.directory / filters.blocked_words
-        blocked = [plain_words(line) for line in read_lines(path, "blocked_words") if not line.startswith("#")]
+        lines = read_lines(recipe.directory / filters.blocked_words, f"blocked_words of '{source.name}'")
+        files, blocked = [filters.blocked_words], [plain_words(line) for line in lines if not line.startswith("#")]
         if not blocked:
-            raise SeedError(f"{path} holds no word; leave blocked_words out")
-        files.append(filters.blocked_words)
+            raise SeedError(f"{recipe.directory / filters.blocked_words} holds no word; leave blocked_words out")
     columns = [source.column, *([source.group_column] if source.group_column else [])]
     if isinstance(source, HubCaptions):
         where = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
@@ -94,20 +84,19 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
             captions, group = _captions(cells, source.column)
             sample.rows, sample.read = sample.rows + 1, sample.read + len(captions)
             for caption in captions:
-                if not isinstance(caption, BadRow):
-                    if filters and (reason := reject(caption, filters, blocked)):
-                        sample.dropped[reason] += 1
-                    else:
-                        sample.add(caption, group)
-                    continue
-                fault = f"{where}, {place}: {caption.detail}"
-                if filters is None:
-                    raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
-                if caption.reason != "empty":
-                    broken, first = broken + 1, first or fault
-                    if caption.reason not in sample.dropped:
-                        logger.warning("seed source '%s': dropped as %s: %s", source.name, caption.reason, fault)
-                sample.dropped[caption.reason] += 1
+                reason = filters and isinstance(caption, str) and reject(caption, filters, blocked)
+                if isinstance(caption, BadRow):
+                    reason, fault = caption.reason, f"{where}, {place}: {caption.detail}"
+                    if filters is None:
+                        raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
+                    if reason != "empty":
+                        broken, first = broken + 1, first or fault
+                        if reason not in sample.dropped:
+                            logger.warning("seed source '%s': dropped as %s: %s", source.name, reason, fault)
+                elif not reason:
+                    sample.add(caption, group)
+                if reason:
+                    sample.dropped[reason] += 1
         if broken > sample.read / 2:
             raise SeedError(f"{broken:,} of {sample.read:,} captions are dropped ({reasons(sample.dropped)}): {first}")
     except SeedError as error:
@@ -127,10 +116,13 @@ def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None
     """Return the captions of a row, one or those of one image, and what names that image."""
     if isinstance(cells, BadRow):
         return [cells], None
-    value, group = cells[0], cells[1] if len(cells) > 1 else None
+    value, group = cells[0], cells[-1] if len(cells) > 1 else None
     image = None if group is None or group != group or not str(group).strip() else str(group)
     if not isinstance(value, list):
         return [_caption(value, column)], image
+    if len(value) > 2 and all(isinstance(part, str) and part.isascii() and len(part.split()) == 1 for part in value):
+        detail = f"column '{column}' holds {value!r:.100}, a list of words and not of captions; join them by blanks"
+        return [BadRow("not_text", detail)], image
     return [_caption(text, column) for text in value or [None]], image or "\x1f".join(map(str, value))
 
 
@@ -143,7 +135,7 @@ def _caption(value: Any, column: str) -> str | BadRow:
     if not isinstance(value, str):
         return BadRow("not_text", f"{shown}, which is not text")
     if (found := _BROKEN.search(value)) and "\udc80" <= found[0] <= "\udcff":
-        remedy = "if the file is Latin-1 or Windows-1252, convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        remedy = "convert it, if it is Latin-1 by iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         return BadRow("not_utf8", f"{shown}; byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8: {remedy}")
     if found:
         return BadRow("control_character", f"{shown}, with the character {found[0]!r}")

@@ -7,6 +7,7 @@ two equal keys. Text is UTF-8; any other byte becomes a lone surrogate, so that 
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,19 @@ from ..files import unique_keys
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
 BATCH_ROWS = 1000
+_SPACED_QUOTE = re.compile(r'\s+".*"\s*', re.S)  # CSV: after ", " a quote begins no quoted field
+_DOUBLED_QUOTES = re.compile(r'"[^"]*(?:""[^"]*)+"')  # TSV: as programs write it that quote
 _FOREIGN = {  # first bytes, in lower case, of files that are often given another name
     (b"\x1f\x8b", b"bzh91ay&sy", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"): "compressed data; unpack it first",
-    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1"): "a document, database or Arrow file; export it as text",
+    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1", b"\xd0\xcf\x11\xe0", b"\x93numpy", b"\x80\x02", b"\x80\x04"): (
+        "a document, database, array, pickle or Arrow file; export it as text"
+    ),
     (b"version https://git-lfs",): "a Git LFS pointer in place of the data; fetch them with `git lfs pull`",
     (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml"): "a web page, such as a login page; download the file again",
-    (b"404: not found", b"entry not found", b"access denied"): "a server's error message; download the file again",
+    (
+        *(b"404: not found", b"entry not found", b"repository not found", b"invalid username or password"),
+        *(b"access denied", b"access to dataset", b"upstream connect error", b"internal server error", b"bad gateway"),
+    ): "a server's error message; download the file again",
     (b"par1",): "Parquet data; rename it to .parquet",
 }
 
@@ -66,7 +74,7 @@ def read_file(path: Path, columns: list[str]) -> Rows:
     suffix, head = path.suffix.lower(), _head(path)
     if suffix == ".parquet":
         with pq.ParquetFile(path) as file:
-            _positions(path, file.schema_arrow.names, columns)
+            _require(path, file.schema_arrow.names, columns)
             yield from arrow_rows(path, file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False), columns)
         return
     # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
@@ -74,15 +82,15 @@ def read_file(path: Path, columns: list[str]) -> Rows:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
         match suffix:
             case ".txt":
-                _positions(path, ["text"], columns)
+                _require(path, ["text"], columns)
                 bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
                 yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
+            case ".csv" | ".tsv":
+                yield from _csv(path, columns, lines)
             case ".jsonl":
                 yield from _objects(path, _json_lines(lines), columns)
-            case ".json":
-                yield from _objects(path, _json(lines.read(), columns), columns)
             case _:
-                yield from _csv(path, columns, lines)
+                yield from _objects(path, _json(lines.read(), columns), columns)
 
 
 def _head(path: Path) -> bytes:
@@ -90,10 +98,10 @@ def _head(path: Path) -> bytes:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise SeedError(f"{path} must end with one of {', '.join(_SUFFIXES)}")
-    if path.is_symlink() and not path.exists():
-        raise SeedError(f"{path} is a link to {path.readlink()}, which does not exist; download the file again")
     if not path.is_file():
         what = "is not a file: name one file" if path.exists() else "does not exist"
+        if path.is_symlink() and not path.exists():
+            what = f"is a link to {path.readlink()}, which does not exist; download the file again"
         raise SeedError(f"{path} {what} (paths in a recipe are relative to the recipe)")
     with path.open("rb") as file:
         head = file.read(65536)
@@ -109,15 +117,26 @@ def _head(path: Path) -> bytes:
     return head
 
 
+def _require(what: object, header: list[str], columns: list[str]) -> None:
+    """Refuse a header that does not hold each of the columns once."""
+    for column in columns:
+        if (count := header.count(column)) != 1:
+            first = " (the first line must name the columns)" if str(what).lower().endswith((".csv", ".tsv")) else ""
+            fault = f"{count} columns '{column}'" if count else f"no column '{column}'"
+            raise SeedError(f"{what} has {fault}; its columns: {', '.join(header)[:1000]}{first}")
+
+
 def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
     """Read CSV as RFC 4180 has it, or TSV, which has no quoting. Blank lines are not rows."""
     csv.field_size_limit(2**31 - 1)
-    tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
-    reader = csv.reader(lines, strict=True, **tabs)
-    header = next(reader)
-    positions = _positions(path, header, columns)
+    is_tsv = path.suffix.lower() == ".tsv"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    reader = csv.reader(lines, strict=True, **options)
+    header = next(filter(None, reader))
+    _require(path, header, columns)
+    odd = _DOUBLED_QUOTES if is_tsv else _SPACED_QUOTE
     while True:
-        first, cells = reader.line_num + 1, list[str]()
+        first, cells, fault = reader.line_num + 1, list[str](), ""
         try:
             cells = next(reader)
         except StopIteration:
@@ -125,22 +144,19 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
         except csv.Error as error:  # a stray quote may have swallowed lines: each counts
             bad = BadRow("malformed", f"is not valid CSV ({error}); write a quote inside a quoted field twice")
             yield from ((number, bad) for number in range(first, max(first, reader.line_num) + 1))
-        if len(cells) == len(header):
-            yield first, [cells[position] for position in positions]
-        elif cells:
+            continue
+        if len(cells) != len(header):
             extra = f", such as {cells[len(header)]!r}" if len(cells) > len(header) else ""
-            fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}"
-            yield first, BadRow("malformed", f"{fault}; put fields with commas into quotes, remove stray separators")
-
-
-def _positions(what: object, header: list[str], columns: list[str]) -> list[int]:
-    """Return where the columns are in a header, which must have each of them once."""
-    for column in columns:
-        if (count := header.count(column)) != 1:
-            known = f"its columns: {', '.join(header)[:1000]}"
-            first = " (the first line must name the columns)" if str(what).lower().endswith((".csv", ".tsv")) else ""
-            raise SeedError(f"{what} has {f'{count} columns' if count else 'no column'} '{column}'; {known}{first}")
-    return [header.index(column) for column in columns]
+            fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}; put fields with commas into "
+            fault += "quotes, remove stray separators"
+        elif [cell.strip("\ufeff") for cell in cells] == header:
+            fault = "is the header again, as in joined files; remove it"
+        elif quoted := next(filter(odd.fullmatch, cells), None):
+            remedy = "TSV has no quoting: write each quote once" if is_tsv else "remove the blank before the quote"
+            fault = f"holds {quoted[:80]!r}; {remedy}"
+        if cells:
+            row = dict(zip(header, cells, strict=False))
+            yield first, BadRow("malformed", fault) if fault else [row[column] for column in columns]
 
 
 def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
@@ -148,7 +164,7 @@ def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line, object_pairs_hook=unique_keys)
+                yield number, json.loads(line.removeprefix("\ufeff"), object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
                 yield number, BadRow("malformed", f"is not JSON ({error}): {line[:80]!r}")
 
@@ -164,14 +180,14 @@ def _json(text: str, columns: list[str]) -> Iterable[tuple[int, Any]]:
     if isinstance(data, dict):
         lists = [part for part in data.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
         tables = [part for part in lists if columns[0] in part[0]]
-        series = [data[column] for column in columns if isinstance(data.get(column), list | dict)]
-        series = [list(part.values()) if isinstance(part, dict) else part for part in series]
+        series: list[Any] = [data.get(column) for column in columns]
+        series = [dict(enumerate(part)) if isinstance(part, list) else part for part in series]
         if len(tables) == 1:
             data = tables[0]
-        elif len(series) == len(columns):
-            if len({len(part) for part in series}) > 1:
-                raise ValueError(f"columns {', '.join(columns)} have {[len(part) for part in series]} values")
-            data = [dict(zip(columns, row, strict=True)) for row in zip(*series, strict=True)]
+        elif all(isinstance(part, dict) for part in series):
+            if any(part.keys() != series[0].keys() for part in series):
+                raise ValueError(f"columns {', '.join(columns)} have {list(map(len, series))} values, or other keys")
+            data = [{column: part[key] for column, part in zip(columns, series, strict=True)} for key in series[0]]
     return enumerate(data if isinstance(data, list) else [data], 1)
 
 
@@ -189,27 +205,20 @@ def _objects(path: Path, values: Iterable[tuple[int, Any]], columns: list[str]) 
             seen |= dict.fromkeys(value)
             yield number, [value.get(column) for column in columns]
     if seen:
-        _positions(path, list(seen), columns)
+        _require(path, list(seen), columns)
 
 
 def arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows:
     """Yield the rows of Arrow tables or batches, numbered from 1."""
     number = 0
     for table in tables:
-        _positions(what, table.schema.names, columns)
-        for cells in zip(*(_values(table.column(column)) for column in columns), strict=True):
+        _require(what, table.schema.names, columns)
+        for cells in zip(*(map(_value, table.column(column)) for column in columns), strict=True):
             yield (number := number + 1), list(cells)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:  # Parquet permits strings that are not UTF-8
-        return [_value(value) for value in column]
 
 
 def _value(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # Parquet permits strings that are not UTF-8
         return error.object.decode(errors="surrogateescape")
