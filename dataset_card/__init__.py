@@ -4,26 +4,29 @@ All text of a run is data: seeds, answers and names of models show as text, what
 """
 
 import json
+import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
+import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from generation.builders.builder import FOLDERS
+from generation.builders.builder import FOLDERS, WITH_EMBEDDINGS
 from generation.errors import DatasetError
-from generation.prompts import Prompt, load_prompt
+from generation.prompts import load_prompt
 from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
-from generation.transfer import Statistics
 
-from .examples import choose_examples, draw_record, first_rows
-
+Infos = Mapping[str, DatasetInfo]  # by config
+CANDIDATES = 2_000  # rows from which the examples are chosen
 EMBEDDED_MODEL = "smollm2-135m"  # its text must not be taken for training data
 SISTERS = {"unicorn-1.2m": "unicorn-471k-instruction", "unicorn-471k-instruction": "unicorn-1.2m"}
 WORD_BIN = 50  # words of a caption, in a row of the card's table
@@ -33,32 +36,27 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]#|~$!^])")
 
 
 def render_card(
-    template: str,
-    title: str,
-    *,
-    manifest: dict[str, Any],
-    infos: Mapping[str, DatasetInfo],
-    directory: Path,
-    statistics: Path,
-    repo_id: str | None,
+    template: str, title: str, manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str | None
 ) -> str:
-    """Return the README of a built data set with its YAML header, and draw its figure into ``directory/figures/``.
+    """Return the README of a built data set with its YAML header, and write its figure, ``figures/record.svg``.
 
     ``template`` is a file of this folder, ``title`` the name for people, ``manifest`` that of the build, ``infos``
-    what ``datasets`` says about each config, ``statistics`` the transfer's file. The snippets load ``repo_id``, or the
-    directory's name. A DatasetError says that a prompt was changed since the run, or a fact is missing.
+    what ``datasets`` says about each config. The snippets load ``repo_id``, or the directory's name. A DatasetError
+    says that a prompt was changed since the run, or a fact is missing.
     """
     loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    options: Any = {"autoescape": lambda name: name.endswith(".svg"), "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, undefined=strict, **options)
     environment.filters |= {"text": plain, "quote": _quote, "n": "{:,}".format, "json": _json, "link": _link}
-    environment.filters["mean"] = _mean
+    environment.filters |= {"mean": _mean, "wrap": _wrap}
     try:
-        facts = _facts(manifest, infos, directory, repo_id) | {"transfer": Statistics.load(statistics).facts}
-        draw_record(directory, facts["examples"][0])
-        files = [environment.get_template(name) for name in (template, "_header.yaml")]
-        text, header = [file.render(title=title, **facts) for file in files]
+        facts = _facts(manifest, infos, directory, repo_id)
+        files = [environment.get_template(name) for name in (template, "_header.yaml", "_record.svg")]
+        text, header, figure = [file.render(title=title, **facts) for file in files]
     except (jinja2.UndefinedError, KeyError) as error:
         raise DatasetError(f"{directory}: the card lacks a fact of the run: {error}. Run `verify` on it") from error
+    (directory / "figures").mkdir()
+    (directory / "figures" / "record.svg").write_text(figure, encoding="utf-8")
     data = DatasetCardData(**yaml.safe_load(header))
     DatasetInfosDict(infos).to_dataset_card_data(data)
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
@@ -68,6 +66,11 @@ def plain(value: object) -> str:
     """Return Markdown that shows a value as it is, on one line."""
     line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", re.sub(r"^(\d+)([.)])|^([-+=])", r"\1\\\2\3", line))
+
+
+def _wrap(text: str) -> list[str]:
+    """Return the lines of a text in the figure, which shows the beginning of a long one."""
+    return textwrap.wrap(textwrap.shorten(text, 220, placeholder=" ..."), 64)
 
 
 def _quote(text: str) -> str:
@@ -91,64 +94,90 @@ def _mean(counts: Mapping[str, int]) -> float:
     return sum(float(value) * count for value, count in counts.items()) / max(1, sum(counts.values()))
 
 
-def _facts(
-    manifest: dict[str, Any], infos: Mapping[str, DatasetInfo], directory: Path, repo_id: str | None
-) -> dict[str, Any]:
+def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str | None) -> dict[str, Any]:
     """Return what the templates use."""
-    from generation.metrics.caption_diversity.caption_diversity import measure
-
     stages, counts, name = manifest["stages"], manifest["counts"], manifest["name"]
     talks = [stage.name for stage in (*INSTRUCTIONS.values(), *JUDGEMENTS.values()) if stage.name in stages]
     captions = [stage.name for stage in (SEEDS, CAPTIONS, CAPTION_JUDGEMENTS) if stage.name in stages]
     funnel = {stage: _funnel(stages[stage]) for stage in talks or captions}  # the other data set's are left out
-    prompts = _prompts([stages[stage].get("identity", {}) for stage in funnel])
-    candidates = first_rows(directory / FOLDERS["default"], infos["default"].features)
-    licenses, bins, rows = dict[str, dict[str, int]](), Counter[int](), infos["default"].splits["train"].num_examples
+    candidates, licenses, bins = _first_rows(directory, infos["default"]), dict[str, dict[str, int]](), Counter[int]()
     for source, license in manifest["sources"].items():
-        if counts["source"].get(source):
-            licenses.setdefault(license, {})[source] = counts["source"][source]
+        if rows := counts["source"].get(source):
+            licenses.setdefault(license, {})[source] = rows
     known = {license.lower() for license in licenses} & _HUB_LICENSES
     for words, count in counts["words"].items():
         bins[int(words) // WORD_BIN * WORD_BIN] += count
+    rows = infos["default"].splits["train"].num_examples
     return {
-        **{"manifest": manifest, "counts": counts, "infos": infos, "tasks": TASKS, "repo_id": repo_id},
+        **{"manifest": manifest, "counts": counts, "infos": infos, "tasks": TASKS, "repo_id": repo_id, "rows": rows},
         "folders": FOLDERS,
-        "rows": rows,
         "size": next(size for size, power in _SIZES.items() if rows < 10**power),
         "hub_license": next(iter(known), None) if len(licenses) == 1 else None,
         "load": repo_id or name,
         "revision": f"v{manifest['version']}" if repo_id else None,
         "sister": f"{repo_id.split('/')[0]}/{SISTERS[name]}" if repo_id else SISTERS[name],
-        "examples": choose_examples(candidates, prompts),
-        "diversity": measure([row["caption"] for row in candidates]) | {"captions": len(candidates)},
+        "examples": _examples(candidates),
+        "diversity": _diversity([row["caption"] for row in candidates]),
         "models": list(counts["model"]),
         "embedded": any(EMBEDDED_MODEL in model.lower() for model in counts["model"]),
         "licenses": licenses,  # rows by source, by licence
         "encoder": stages["text_embeddings"]["identity"],
         "truncated": sum(one["counts"].get("truncated", 0) for one in stages["text_embeddings"]["shards"].values()),
         "funnel": funnel,
-        "prompts": prompts,
-        "fields": {name: {field: "{" + field + "}" for field in prompt.warm_up} for name, prompt in prompts.items()},
+        "dropped": sum((stage["dropped"] for stage in funnel.values()), Counter[str]()),
+        "prompts": _prompts([stages[stage].get("identity", {}) for stage in funnel]),
         "words": {f"{low} to {low + WORD_BIN - 1}": count for low, count in bins.items()},
         "card": manifest["recipe"]["card"],
     }
 
 
+def _first_rows(directory: Path, info: DatasetInfo) -> list[dict[str, Any]]:
+    """Return the first rows, names in place of class labels, ``image_embedding`` as an Arrow scalar."""
+    with pq.ParquetFile(min((directory / FOLDERS[WITH_EMBEDDINGS]).glob("*.parquet")), pre_buffer=False) as file:
+        batch = next(file.iter_batches(CANDIDATES, use_threads=False))
+    rows, vectors = batch.drop_columns(["image_embedding"]).to_pylist(), batch["image_embedding"]
+    names = {name: feature.names for name, feature in info.features.items() if hasattr(feature, "names")}
+    named = [row | {name: labels[row[name]] for name, labels in names.items()} for row in rows]
+    return [row | {"image_embedding": vector} for row, vector in zip(named, vectors, strict=True)]
+
+
+def _examples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one of the rows of each task, or of captions: of middling length, not refused by the judge."""
+    chosen = []
+    for task in sorted({str(row.get("task")) for row in rows}):
+        own = [row for row in rows if str(row.get("task")) == task]
+        own = sorted(
+            [row for row in own if row["judge"] in (None, 1.0)] or own, key=lambda row: len(str(row["conversations"]))
+        )
+        chosen.append(own[len(own) // 2])
+    return chosen
+
+
+def _diversity(captions: list[str]) -> dict[str, float]:
+    """Return means over captions, as the metric ``caption_diversity`` defines them; importing that takes seconds."""
+    counts = [Counter(re.findall(r"[\w']+", caption.lower())) for caption in captions]
+    ratios = [len(one) / one.total() for one in counts]
+    bits = [math.log2(total := one.total()) - sum(n * math.log2(n) for n in one.values()) / total for one in counts]
+    return {"captions": len(captions), "type_token_ratio": fmean(ratios), "entropy_bits": fmean(bits)}
+
+
 def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
-    """Return rows, rejected rows by reason and tokens of a stage."""
-    shards, rejected = stage["shards"].values(), Counter[str]()
-    for shard in shards:
-        rejected.update(shard["counts"].get("rejected") or {})
-    tokens = sum(shard["counts"].get("completion_tokens") or 0 for shard in shards)
-    return {"rows": sum(shard["rows"] for shard in shards), "rejected": rejected.most_common(), "tokens": tokens}
+    """Return rows, rejected rows and dropped questions by reason, and tokens of a stage."""
+    counts = [shard["counts"] for shard in stage["shards"].values()]
+    rejected, dropped = [
+        sum((Counter(one.get(key) or {}) for one in counts), Counter[str]()) for key in ("rejected", "dropped")
+    ]
+    tokens = sum(one.get("completion_tokens") or 0 for one in counts)
+    rows = sum(shard["rows"] for shard in stage["shards"].values())
+    return {"rows": rows, "rejected": rejected.most_common(), "dropped": dropped, "tokens": tokens}
 
 
-def _prompts(identities: list[dict[str, Any]]) -> dict[str, Prompt]:
-    """Return the prompts that wrote the rows, by name; each must still be the one that the run used."""
+def _prompts(identities: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the prompts that wrote the rows, and their messages; each must still be the one that the run used."""
     found = {}
-    for identity in identities:
-        if name := identity.get("prompt"):
-            prompt = found[name] = load_prompt(name.split("@")[0])
-            if prompt.sha256 != identity["prompt_sha256"]:
-                raise DatasetError(f"prompt {name} was changed since the run; check out the code that made the run")
+    for name, known in ((one["prompt"], one["prompt_sha256"]) for one in identities if one.get("prompt")):
+        prompt = load_prompt(name.split("@")[0])
+        if prompt.sha256 != known:
+            raise DatasetError(f"prompt {name} was changed since the run; check out the code that made the run")
+        found[name] = prompt, prompt.messages({field: "{" + field + "}" for field in prompt.warm_up})
     return found

@@ -156,6 +156,7 @@ def _commit(
     """Commit a shard; columns that are not given are null."""
     rows = len(columns["id"])
     counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * rows}
+    counts |= {"dropped": {"letter": rows}} if "dropped" in columns else {}
     aside = _table(REJECTED_SCHEMA, rejected) if rejected else None
     run.commit(stage, shard, rows, parquet(_table(stage.schema, columns)), aside, extra, counts)
 

@@ -133,7 +133,7 @@ def test_near_duplicates_are_searched_on_request_and_then_known_to_both_sets(tmp
     assert {(row["judge"], row["duplicate_group"]) for row in stream(Unicorn12M(run_dir=str(run)))} == {(None, None)}
     for searched, said in [(False, "Near-duplicates were not searched"), (True, "Near-duplicates: 6 of 6 captions")]:
         manifest = build(Unicorn12M, run, tmp_path / "out", duplicates=searched)
-        assert manifest["duplicates_searched"] == searched
+        assert manifest["duplicates"] == (6 if searched else None)
         assert said in (tmp_path / "out" / "README.md").read_text()
     for cls in BOTH:  # not searched again
         assert {row["duplicate_group"] for row in stream(cls(run_dir=str(run)))} == {first}
@@ -232,7 +232,7 @@ def tamper(path: Path) -> None:
 def test_a_changed_file_of_the_run_is_named_and_nothing_is_left(run_copy: Path, tmp_path: Path) -> None:
     for file in ("captions/00001.parquet", "image_embeddings/unicorn/00000.safetensors"):  # vectors are read first
         tamper(run_copy / file)
-        with pytest.raises(RunError, match=f"{file} was changed"):
+        with pytest.raises(RunError, match=f"{file}: sha256"):
             build(Unicorn12M, run_copy, tmp_path / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
@@ -310,7 +310,7 @@ def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (built_copy / "unicorn-1.2m" / "notes.txt").write_text("also mine")
     for output, message in [
-        (tmp_path / "mine", "holds other files"),
+        (tmp_path / "mine", "no build wrote: thesis.txt"),
         (tmp_path / "mine" / "thesis.txt", "is a file"),
         (built_copy / "unicorn-1.2m", "no build wrote: notes.txt"),
         (run, "lies in the run"),

@@ -2,18 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 import tests.runs
-from dataset_card.examples import choose_examples
 from generation.builders.build import build
 from generation.errors import DatasetError
 from generation.files import read_json, write_json
-from generation.prompts import load_prompt
 from tests.runs import make_run
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
@@ -39,7 +37,6 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetCard]:
     make_run(folder / "run", judged=True, recipe={"card": card, "server": {"endpoints": ["http://secret:8000"]}})
     for cls in BOTH:
         build(cls, folder / "run", folder / cls.NAME, version="1.2.3", repo_id=f"user/{cls.NAME}")
-        assert (folder / cls.NAME / "figures" / "record.png").stat().st_size > 10_000
         assert "secret" not in (folder / cls.NAME / "manifest.json").read_text()
     return {cls.NAME: DatasetCard.load(folder / cls.NAME / "README.md") for cls in BOTH}
 
@@ -52,7 +49,7 @@ def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
     found = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
     assert all(re.fullmatch(*pair) for pair in zip(SECTIONS.split("|"), found, strict=True))
     screen = card.text[:1800]
-    assert "figures/record.png" in screen and "There are no images in it" in screen
+    assert "figures/record.svg" in screen and "There are no images in it" in screen
     assert f'load_dataset("user/{name}", split="train", revision="v1.2.3")' in screen
     assert "small model wrote" not in screen
     for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
@@ -96,27 +93,16 @@ def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         build(cls, tmp_path / "run", tmp_path / cls.NAME)
         text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
         html = MarkdownIt("commonmark", {"html": True}).enable(["table"]).render(text)  # as permissive as can be
-        assert "<script" not in html
+        figure = (tmp_path / cls.NAME / "figures" / "record.svg").read_text()
+        assert {node.tag.partition("}")[2] for node in ElementTree.fromstring(figure).iter()} == {
+            "svg",
+            "rect",
+            "text",
+        }
+        assert "&lt;script&gt;alert(1)" in figure and "<script" not in html
         assert not re.search(r"href=.javascript", html)
         assert "<strong>bold" not in html and "<code>c</code>" not in html
         assert "a | b `c` {{ 7 * 7 }}" in html and "&lt;script&gt;alert(1)" in html
-
-
-def test_the_examples_repeat_no_few_shot_example_and_no_list_of_question_types() -> None:
-    prompt = load_prompt("multiple_choice")
-    echo = prompt.examples[0].values["caption"]
-    types = "; ".join(prompt.question_types[:4])
-
-    def row(id: str, caption: str, **more: Any) -> dict[str, Any]:
-        return {"id": id, "caption": caption, "conversations": [], "task": "multiple_choice", "judge": None} | more
-
-    rows = [
-        row("echo", echo),
-        row("types", f"A dog. {types} in the grass by the sea, all day long, it seems to everyone who looks."),
-        row("judged", "A cat sits quietly on a mat in the afternoon, and so on for some words more.", judge=0.5),
-        row("good", "A horse stands in a field."),
-    ]
-    assert [row["id"] for row in choose_examples(rows, {prompt.name: prompt})] == ["good"]
 
 
 def test_a_prompt_that_was_changed_since_the_run_fails_the_build_and_leaves_nothing(tmp_path: Path) -> None:

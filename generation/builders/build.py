@@ -9,6 +9,7 @@ manifest.json       written last: all records of the run, sha256 of every file, 
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -27,20 +28,25 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from ..errors import DatasetError
-from ..files import explained, read_table, sha256, write_json
+from ..files import explained, sha256, write_json
 from ..logs import Progress
-from ..stages import CAPTIONS
+from ..stages import CAPTIONS, Stage
+from ..transfer import Statistics
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
+from .finished import FinishedRun
 from .published import PublishedDataset
 
 Builders = dict[str, UnicornBuilder]  # by config
-FILE_BYTES = 200_000_000  # a file holds the shards that begin within so many bytes: 100 to 300 MB at full size
+Counts = Counter[tuple[str, Any]]  # by column and value
+FILE_BYTES = 200_000_000  # about; a file holds whole shards
 ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
-# Columns with few values, and columns that readers filter by. For vectors either costs more time than all the rest.
-REPEATING = ("conversations.list.element.from", "task", "source", "license", "prompt", "model", "embedding_shard")
-SEARCHED = ("id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row")
-COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "duplicate_group", "letters")
-LEAVES = ("conversations.list.element.from", "conversations.list.element.value", "question_types.list.element")
+TURNS = ["conversations.list.element.from", "conversations.list.element.value"]
+OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more time than all the rest
+    "use_dictionary": [TURNS[0], "task", "source", "license", "prompt", "model", "embedding_shard"],
+    "write_statistics": ["id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row"],
+    "write_page_index": True,
+}
+COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "letters")
 PRIVATE: Any = {"directory": True, "cluster": True, "server": {"endpoints"}, "judge": {"endpoints"}}  # of the recipe
 WRITERS = 2  # files written at once; more only hold more rows in memory
 
@@ -96,12 +102,10 @@ def _check_output(output: Path, run_dir: Path) -> None:
     if path.exists() and not path.is_dir():
         raise DatasetError(f"--output {output} is a file; choose a directory")
     found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    found = {name for name in found if not name.startswith(".")}  # .gitattributes, .cache of a download
-    if found and "manifest.json" not in found:
-        raise DatasetError(f"--output {output} holds other files than an earlier build; choose another directory")
-    known = set(PublishedDataset(str(path)).manifest["files"]) if found else set()
-    if foreign := ", ".join(sorted(found - known - {"manifest.json"})[:5]):
-        raise DatasetError(f"--output {output} holds files that no build wrote: {foreign}. Move them elsewhere first")
+    known = set(PublishedDataset(str(path)).manifest["files"]) if "manifest.json" in found else set()
+    foreign = sorted(name for name in found - known - {"manifest.json"} if name[0] != ".")  # .cache of a download
+    if foreign:
+        raise DatasetError(f"--output {output} holds files that no build wrote: {', '.join(foreign[:5])}. Move them")
 
 
 def _write_all(
@@ -109,27 +113,30 @@ def _write_all(
 ) -> dict[str, Any]:
     """Write all files of a data set into a new directory and return its manifest."""
     first, run = builders["default"], builders["default"].run
-    _write_tables(builders, output)
-    for path in first.extra_files(run):
+    counts = _write_tables(builders, output)
+    vectors = run.records[run.vectors_stage]
+    extra = [run.statistics, *(run.run.verified(run.vectors_stage, shard) for shard in vectors)]
+    for path in [] if first.INSTRUCTIONS else extra:
         target = output / path.relative_to(run.run.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)  # takes no space
         except OSError:  # another file system
             shutil.copyfile(path, target)
-    hashes = _hashes(output, run.hashes)
+    files = _files(output, run.hashes)
     manifest: dict[str, Any] = {
         "name": first.NAME,
         "version": version,
-        "digest": hashlib.sha256(repr([*hashes.items()]).encode()).hexdigest(),
+        "digest": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         "code": __version__,
         "created": run.run.created,
         "method": run.method,
+        "transfer": Statistics.load(run.statistics).facts,
         "dimension": run.dimension,
         "sources": run.sources,
         "original_id": run.imported,
-        "duplicates_searched": run.duplicates is not None,
-        "counts": _counts(first, output),
+        "duplicates": None if run.duplicates is None else len(run.duplicates),  # captions with a near-duplicate
+        "counts": counts,
         "recipe": run.run.recipe.model_dump(mode="json", exclude=PRIVATE),
         "stages": {
             stage.name: run.run.facts(stage) | {"shards": {f"{shard:05d}": asdict(one) for shard, one in made.items()}}
@@ -140,92 +147,90 @@ def _write_all(
     }
     manifest["changelog"] = previous.changelog(manifest, output) if previous else [[version, "first version"]]
     infos = {name: _info(builder, output) for name, builder in builders.items()}
-    text = first.card(manifest=manifest, infos=infos, directory=output, statistics=run.statistics, repo_id=repo_id)
-    (output / "README.md").write_text(text, encoding="utf-8")
-    hashes = _hashes(output, hashes)
-    manifest["files"] = {
-        name: {"bytes": (output / name).stat().st_size, "sha256": sha} for name, sha in hashes.items()
-    }
+    (output / "README.md").write_text(first.card(manifest, infos, output, repo_id), encoding="utf-8")
+    manifest["files"] = _files(output, {name: facts["sha256"] for name, facts in files.items()})
     write_json(output / "manifest.json", manifest)
     return manifest
 
 
-def _write_tables(builders: Builders, output: Path) -> None:
-    """Write the Parquet files of all configs as the Hub's viewer likes them. Chunks of text are found by content, so
-    that a new version uploads little; vectors all move with the mean, and compress by a twelfth only."""
-    run, shards, jobs = builders["default"].run, builders["default"].shards(), []
+def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]:
+    """Write the Parquet files of all configs as the Hub's viewer likes them, and return the rows of ``default`` by
+    value, for each column in ``COUNTED``. Chunks of text are found by content, so that a new version uploads little;
+    vectors all move with the mean, and compress by a twelfth only."""
+    run, features, jobs = builders["default"].run, builders["default"].info.features, []
 
-    def size(shard: int, config: str) -> float:  # by the bytes that the run's own files take
-        records = [run.records[stage][shard] for stage in (CAPTIONS, *run.tasks)]
-        text = [record.files[f"{shard:05d}.parquet"]["bytes"] for record in records]
-        vectors = 2 * run.dimension * run.rows(shard) if config == WITH_EMBEDDINGS else 0
-        return float(text[0] * run.rows(shard) / records[0].rows + sum(text[1:]) + vectors)
-
-    def write(config: str, group: list[int], path: Path) -> None:
-        schema = builders[config].info.features.arrow_schema
-        codecs = dict.fromkeys((*schema.names, *LEAVES), "zstd") | {"image_embedding.list.element": "NONE"}
-        with pq.ParquetWriter(
-            path,
-            schema,
-            compression=codecs,
-            write_page_index=True,
-            use_content_defined_chunking=config != WITH_EMBEDDINGS,
-            use_dictionary=list(REPEATING),
-            write_statistics=list(SEARCHED),
-        ) as writer:
-            for table in map(builders[config].table, group):
+    def write(config: str, shards: list[int], path: Path) -> Counts:
+        counts, schema, text = Counts(), builders[config].info.features.arrow_schema, config == "default"
+        codecs = dict.fromkeys([*schema.names, *TURNS, "question_types.list.element"], "zstd")
+        options = OPTIONS | {"compression": codecs | {"image_embedding.list.element": "NONE"}}
+        with pq.ParquetWriter(path, schema, use_content_defined_chunking=text, **options) as writer:
+            for table in map(builders[config].table, shards):
                 writer.write_table(table, ROW_GROUP[config])
+                counts.update(_counts(table) if text else {})
                 bar.update(len(table))
+        return counts
 
     for config, folder in FOLDERS.items():
         (output / folder).mkdir()
-        starts = dict(zip(shards, accumulate((size(one, config) for one in shards), initial=0.0), strict=False))
-        groups = [list(group) for _, group in groupby(shards, lambda shard: starts[shard] // FILE_BYTES)]  # noqa: B023
-        for number, group in enumerate(groups):
-            jobs.append((config, group, output / folder / f"train-{number:05d}-of-{len(groups):05d}.parquet"))
-    total = len(FOLDERS) * sum(map(run.rows, shards))
+        parts = _parts(run, 2 * run.dimension if config == WITH_EMBEDDINGS else 0)
+        for number, shards in enumerate(parts):
+            jobs.append((config, shards, output / folder / f"train-{number:05d}-of-{len(parts):05d}.parquet"))
+    total = len(FOLDERS) * sum(map(run.rows, run.shards))
     with Progress("build", total) as bar, ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(write, *zip(*jobs, strict=True)))
+        counts = sum(pool.map(write, *zip(*jobs, strict=True)), Counts())
+    found: dict[str, dict[str, int]] = {name: {} for name in COUNTED}
+    for name, value in sorted(counts):
+        labels = getattr(features.get(name), "names", None)  # of class labels
+        found[name][labels[value] if labels else str(value)] = counts[name, value]
+    return found
 
 
-def _counts(builder: UnicornBuilder, output: Path) -> dict[str, dict[str, int]]:
-    """Return the rows of ``default`` by value, for each column in ``COUNTED``; scores are rounded, nulls left out.
-    ``letters`` are the right answers of multiple choice, ``dropped`` the items that the checks took out, by reason."""
-    features, found = builder.info.features, {name: Counter[Any]() for name in (*COUNTED, "dropped")}
-    for path in sorted((output / FOLDERS["default"]).glob("*.parquet")):
-        for name in (name for name in COUNTED if name in features or "task" in features):
-            column = read_table(path, [{"letters": "conversations"}.get(name, name)])[0].combine_chunks().drop_null()
-            if name == "letters":
-                texts = column.flatten().field("value")
-                column = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
-            elif pa.types.is_list(column.type):
-                column = pc.list_flatten(column)
-            elif pa.types.is_floating(column.type):
-                column = pc.round(column.cast(pa.float64()), 2)
-            names = getattr(features.get(name), "names", None)  # of class labels
-            for entry in pc.value_counts(column).to_pylist():
-                found[name][names[entry["values"]] if names else entry["values"]] += entry["counts"]
-    found["duplicate_group"] = Counter({"rows": found["duplicate_group"].total()})
-    for stage in builder.run.tasks:
-        for shard in builder.run.records[stage]:
-            lists = builder.run.run.table(stage, shard, ["dropped"])["dropped"]
-            found["dropped"].update(pc.list_flatten(lists).to_pylist())
-    return {name: {str(value): counter[value] for value in sorted(counter)} for name, counter in found.items()}
+def _parts(run: FinishedRun, vector_bytes: int) -> list[list[int]]:
+    """Return the shards of each file of a config, by what rows take in the run's own files."""
+
+    def mean(*stages: Stage) -> float:
+        records = [(f"{shard:05d}.parquet", one) for stage in stages for shard, one in run.records[stage].items()]
+        total: int = sum(one.files[name]["bytes"] for name, one in records)
+        return total / max(1, sum(one.rows for _, one in records))
+
+    row_bytes = mean(CAPTIONS) + mean(*(run.tasks or [CAPTIONS])) + vector_bytes  # caption, conversation, vector
+    pairs = zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False)
+    groups = groupby(pairs, lambda pair: pair[0] * row_bytes // FILE_BYTES)
+    return [[shard for _, shard in group] for _, group in groups]
+
+
+def _counts(table: pa.Table) -> Counts:
+    """Return how often each value occurs; scores are rounded, nulls left out. ``letters`` are the right answers of
+    multiple choice."""
+    columns = {name: table[name].combine_chunks().drop_null() for name in COUNTED if name in table.column_names}
+    if "task" in columns:
+        texts = table["conversations"].combine_chunks().flatten().field("value")
+        columns["letters"] = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
+    found = Counts()
+    for name, column in columns.items():
+        if pa.types.is_floating(column.type):
+            column = pc.round(column.cast(pa.float64()), 2)
+        values = pc.value_counts(column.flatten() if pa.types.is_list(column.type) else column)
+        found.update({(name, entry["values"]): entry["counts"] for entry in values.to_pylist()})
+    return found
 
 
 def _info(builder: UnicornBuilder, output: Path) -> datasets.DatasetInfo:
     """Return what ``datasets`` says about a config, with its sizes."""
     paths = list((output / FOLDERS[builder.config.name]).glob("*.parquet"))
-    parts = [pq.read_metadata(path) for path in paths]
-    info, rows = builder.info.copy(), sum(part.num_rows for part in parts)
-    size = sum(part.row_group(group).total_byte_size for part in parts for group in range(part.num_row_groups))
-    info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", size, rows)})
-    info.dataset_size, info.download_size = size, sum(path.stat().st_size for path in paths)
+    info, parts = builder.info.copy(), [pq.read_metadata(path) for path in paths]
+    groups = [part.row_group(number) for part in parts for number in range(part.num_row_groups)]
+    info.dataset_size = sum(group.total_byte_size for group in groups)
+    info.download_size = sum(path.stat().st_size for path in paths)
+    split = datasets.SplitInfo("train", info.dataset_size, sum(part.num_rows for part in parts))
+    info.splits = datasets.SplitDict({"train": split})
     return info
 
 
-def _hashes(output: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """Return the sha256 of all files by name; those that are ``known`` are not read."""
+def _files(output: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of all files by name; those whose sha256 is ``known`` are not read."""
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     with ThreadPoolExecutor(WRITERS) as pool:
-        return dict(zip(names, pool.map(lambda name: known.get(name) or sha256(output / name), names), strict=True))
+        hashes = pool.map(lambda name: known.get(name) or sha256(output / name), names)
+        pairs = zip(names, hashes, strict=True)
+        return {name: {"bytes": (output / name).stat().st_size, "sha256": sha} for name, sha in pairs}

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
-from ..stages import CAPTIONS
 from .finished import FinishedRun, vector_column
 from .published import PublishedDataset
 
@@ -44,9 +43,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     DEFAULT_CONFIG_NAME = "default"
     NAME: str  # of the data set's directory and repository
     INSTRUCTIONS: bool  # whether rows are conversations about captions
-    card: Callable[
-        ..., str
-    ]  # renders the card: ``dataset_card.render_card`` with the name of its template and a title
+    card: Callable[..., str]  # renders the card: ``dataset_card.render_card`` with its template and title
 
     @abstractmethod
     def columns(self, sources: list[str]) -> dict[str, Any]:
@@ -55,10 +52,6 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     @abstractmethod
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the rows of one caption shard with these columns, names in place of class labels."""
-
-    def extra_files(self, run: FinishedRun) -> list[Path]:
-        """Return the files of the run that travel with the data set."""
-        return []
 
     @cached_property
     def run(self) -> FinishedRun:
@@ -69,13 +62,14 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return FinishedRun(Path(config.run_dir), config.method, self.INSTRUCTIONS, config.duplicates)
 
     @cached_property
-    def _published(self) -> PublishedDataset:
+    def built(self) -> PublishedDataset:
+        """The built data set that the rows come from."""
         return PublishedDataset(self.config.data_dir)
 
     def _info(self) -> datasets.DatasetInfo:
         """Return the features, and make the contents a part of the cache's key (``hash``), whatever was given."""
         if self.config.data_dir:
-            manifest = self._published.manifest
+            manifest = self.built.manifest
             if manifest["name"] != self.NAME:
                 raise DatasetError(f"{self.config.data_dir} is a built {manifest['name']}, not {self.NAME}")
             self.config.version = datasets.Version(manifest["version"])
@@ -94,31 +88,22 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             features["image_embedding"] = datasets.Sequence(datasets.Value("float16"), length=dimension)
         return datasets.DatasetInfo(description=type(self).__doc__ or "", features=datasets.Features(features))
 
-    def shards(self) -> list[int]:
-        """Return the caption shards of the run that give rows; a DatasetError says that none does."""
-        if shards := [shard for shard in self.run.records[CAPTIONS] if self.run.rows(shard)]:
-            return shards
-        raise DatasetError(f"{self.run.run.path}: no row was accepted; the report shows the rejected rows by reason")
-
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        parts: list[Any]
-        if self.config.data_dir:
-            folder = FOLDERS["default" if self.config.embeddings else self.config.name]
-            parts = [name for name in self._published.manifest["files"] if name.startswith(f"{folder}/")]
-        else:
-            parts = self.shards()
+        config, parts = self.config, [] if self.config.data_dir else self.run.shards
+        if config.data_dir:
+            folder = FOLDERS["default" if config.embeddings else config.name]
+            parts = [name for name in self.built.manifest["files"] if name.startswith(f"{folder}/")]
         return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs={"parts": parts})]
 
     def _generate_tables(self, parts: list[Any]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the rows of shards of the run, or of built files, in the builder's schema."""
-        config = self.config
         for number, part in enumerate(parts):
-            if not config.data_dir:
+            if not self.config.data_dir:
                 tables = iter([self.table(part)])
-            elif config.name == WITH_EMBEDDINGS and config.embeddings:
-                tables = self._published.joined_tables(part, PublishedDataset(config.embeddings))
+            elif self.config.embeddings:
+                tables = self.built.joined_tables(part, PublishedDataset(self.config.embeddings))
             else:
-                tables = self._published.tables(part)
+                tables = self.built.tables(part)
             for place, table in enumerate(tables):
                 yield f"{number}-{place}", self._cast(table)
 

@@ -3,26 +3,30 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import datasets
 import typer
 
 from ..cli import run_command
-from ..logs import Progress, say
+from ..logs import say
 from .build import build
 from .builder import FIRST_VERSION, UnicornBuilder
 
-Push = Annotated[str | None, typer.Option(metavar="USER/NAME", help="Upload and tag it v<version>; needs $HF_TOKEN.")]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")]
-Discard = Annotated[bool, typer.Option("--discard-edits", help="Replace files that somebody edited on the Hub.")]
+Option = typer.Option
+RunDir = Annotated[Path, Option(help="A finished run.")]
+Output = Annotated[Path, Option(help="Directory to write; an earlier build in it is replaced.")]
+Version = Annotated[str, Option(help="Of the data set, semantic.")]
+Method = Annotated[str | None, Option(help="Transfer method; default: the recipe's.")]
+Duplicates = Annotated[bool, Option("--duplicates", help="Search near-duplicate captions: minutes for a million.")]
+Push = Annotated[str | None, Option(metavar="USER/NAME", help="Upload and tag it v<version>; needs $HF_TOKEN.")]
+Private = Annotated[bool, Option("--private", help="Make the repository private if it is new.")]
+Discard = Annotated[bool, Option("--discard-edits", help="Replace files that somebody changed on the Hub.")]
 Fill = Annotated[
-    Literal["default", "with_embeddings"] | None, typer.Option(help="Make load_dataset(NAME) work from any directory.")
+    Literal["default", "with_embeddings"] | None, Option(help="Make load_dataset(NAME) work from any directory.")
 ]
-Search = Annotated[bool, typer.Option("--duplicates", help="Search near-duplicate captions: minutes for a million.")]
 
 
 def main(builder_class: type[UnicornBuilder]) -> int:
@@ -32,16 +36,10 @@ def main(builder_class: type[UnicornBuilder]) -> int:
 
     @app.command(help=f"{builder_class.__doc__} Build {builder_class.NAME} from a finished run.")
     def build_command(
-        run_dir: Annotated[Path, typer.Option(help="A finished run.")],
-        output: Annotated[Path, typer.Option(help="Directory to write; an earlier build in it is replaced.")],
-        version: Annotated[str, typer.Option(help="Of the data set, semantic.")] = FIRST_VERSION,
-        method: Annotated[str | None, typer.Option(help="Transfer method; default: the recipe's.")] = None,
-        duplicates: Search = False,
-        push_to_hub: Push = None,
-        private: Private = False,
-        discard_edits: Discard = False,
-        fill_cache: Fill = None,
-    ) -> None:
+        run_dir: RunDir, output: Output, version: Version = FIRST_VERSION, method: Method = None,
+        duplicates: Duplicates = False, push_to_hub: Push = None, private: Private = False,
+        discard_edits: Discard = False, fill_cache: Fill = None,
+    ) -> None:  # fmt: skip
         target = None
         if not re.fullmatch(r"\d+\.\d+\.\d+", version):
             raise typer.BadParameter(f"{version!r} is not a semantic version such as 1.0.0")
@@ -66,18 +64,9 @@ def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) 
     """Prepare a config in the cache of ``datasets`` under the data set's bare name. The directory is part of the
     class's configs here: given as an option, it would become part of their names in the cache."""
     configs = [replace(known, data_dir=str(output.resolve())) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
-
-    class Cached(builder_class):  # type: ignore[misc, valid-type]
-        __module__ = builder_class.__module__  # datasets replaces ``Path`` in the module of a builder
-        BUILDER_CONFIGS = configs
-
-        def _generate_tables(self, parts: list[Any]) -> Iterator[Any]:
-            for key, table in super()._generate_tables(parts):
-                yield key, table
-                bar.update(len(table))
-
+    # datasets replaces ``Path`` in the module of a builder: that must be the script.
+    attributes = {"__module__": builder_class.__module__, "BUILDER_CONFIGS": configs}
+    builder = type("Cached", (builder_class,), attributes)(config_name=config, dataset_name=builder_class.NAME)
     datasets.disable_progress_bars()  # they know no total and are not JSON
-    builder = Cached(config_name=config, dataset_name=builder_class.NAME)
-    with Progress(f"cache {config}", None) as bar:
-        builder.download_and_prepare()
+    builder.download_and_prepare()
     Path(builder.cache_dir).touch()  # datasets takes the newest of several builds, and this may have been there

@@ -3,7 +3,6 @@
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,17 +45,19 @@ class FinishedRun:
         self.tasks = [INSTRUCTIONS[task] for task in TASKS] if instructions else []
         identities = {stage: run.facts(stage).get("identity", {}) for stage in (CAPTIONS, *self.tasks)}
         self.imported = "imported" in identities[CAPTIONS]  # from the original's release
-        self.records = {stage: run.require(stage) for stage in (SEEDS, CAPTIONS, TEXT_EMBEDDINGS)}
-        self.records[self.vectors_stage] = run.require(self.vectors_stage, statistics_input(run, self.method))
+        inputs = {self.vectors_stage: statistics_input(run, self.method)}
         for stage, task in zip(self.tasks, TASKS, strict=False):
-            selection = {} if "imported" in identities[stage] else selection_inputs(run, task)
-            self.records[stage] = run.require(stage, selection)
-        for stage in (CAPTION_JUDGEMENTS, *(JUDGEMENTS.values() if instructions else ())):
-            if run.recipe.judge and stage is not CAPTION_JUDGEMENTS:
-                self.records[stage] = run.require(stage)
-            elif run.shards(stage):
-                self.records[stage] = run.records(stage)
-        self.dimension = self.vectors(min(self.records[self.vectors_stage])).dimension  # d
+            inputs[stage] = {} if "imported" in identities[stage] else selection_inputs(run, task)
+        judged = list(JUDGEMENTS.values()) if instructions else []
+        stages = [SEEDS, CAPTIONS, TEXT_EMBEDDINGS, *inputs, *(judged if run.recipe.judge else [])]
+        self.records = {stage: run.require(stage, inputs.get(stage)) for stage in stages}
+        for stage in (CAPTION_JUDGEMENTS, *judged):
+            if run.shards(stage):
+                self.records.setdefault(stage, run.records(stage))
+        self.shards = [shard for shard in self.records[CAPTIONS] if self.rows(shard)]
+        if not self.shards:
+            raise DatasetError(f"{path}: no row was accepted; the report shows the rejected rows by reason")
+        self.dimension = self.vectors(self.shards[0]).dimension  # d
         self.model_name = run.recipe.server.model_name
         models = [str(identity.get("model", "")) for identity in identities.values()]
         if not self.model_name and (nameless := [model for model in models if re.fullmatch(_NO_NAME, model)]):
@@ -76,13 +77,12 @@ class FinishedRun:
     @cached_property
     def sources(self) -> dict[str, str]:
         """The licence of each source of seeds, in alphabetical order of the sources."""
-        columns = ["source", "license"]
+        columns, found = ["source", "license"], dict[str, list[str]]()
         tables = [self.run.table(SEEDS, shard, columns) for shard in self.records[SEEDS]]
-        pairs = pa.concat_tables(tables).group_by(columns).aggregate([]).sort_by("license")
-        found: dict[str, str] = {}
-        for source, text in zip(*pairs.to_pydict().values(), strict=True):
-            found[source] = f"{found[source]}; {text}" if source in found else text or "unknown"
-        return dict(sorted(found.items()))
+        pairs = pa.concat_tables(tables).group_by(columns).aggregate([]).to_pydict()
+        for source, text in sorted(zip(*pairs.values(), strict=True), key=str):
+            found.setdefault(source, []).append(text or "unknown")
+        return {source: "; ".join(texts) for source, texts in found.items()}
 
     def rows(self, shard: int) -> int:
         """Return how many rows of the data set a caption shard gives."""
@@ -119,7 +119,7 @@ class FinishedRun:
         groups = map((self.duplicates or {}).get, table["id"].to_pylist())
         return (
             table.append_column("embedding_shard", pa.array(np.full(len(table), shard, np.int32)))
-            .append_column("embedding_row", pa.array(rows, pa.int32()))
+            .append_column("embedding_row", rows.cast(pa.int32()))
             .append_column("duplicate_group", pa.array(groups, pa.string()))
             .append_column("judge", pc.equal(pa.array(judged, pa.string()), CONFIRMED).cast(pa.float32()))
         )
@@ -129,7 +129,7 @@ class FinishedRun:
         captions, parts = self.captions(shard), []
         for stage, task in zip(self.tasks, TASKS, strict=True):
             table = self._named(self.run.table(stage, shard))
-            own = captions.take(pa.array(_places(table["id"], captions["id"].combine_chunks(), shard)))
+            own = captions.take(_places(table["id"], captions["id"].combine_chunks(), shard))
             shares = judged_share(self.run, task, shard) if JUDGEMENTS[task] in self.records else {}
             for name in ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group"):
                 table = table.append_column(name, own[name])
@@ -145,22 +145,21 @@ class FinishedRun:
         return table.set_column(table.column_names.index("model"), "model", models)
 
 
-def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> np.ndarray[Any, Any]:
+def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> pa.ChunkedArray:
     """Return where each id stands among ``known``; a DatasetError names one that does not."""
     found = pc.index_in(ids, value_set=known)
     if found.null_count:
         missing = ids.filter(pc.is_null(found))[0]
         raise DatasetError(f"shard {shard}: row {missing} has no caption or no vector of its id; run `verify`")
-    places: np.ndarray[Any, Any] = found.to_numpy()
-    return places
+    return found
 
 
 def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
     """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row``; rows in
     order are a view of the mapped file. A DatasetError names a row whose vector is missing or of another text."""
-    rows = table["embedding_row"].to_numpy()
+    rows, total, ids, hashes = table["embedding_row"].to_numpy(), len(shard), shard.ids, shard.input_hashes
     for row, id, caption in zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
-        if row >= len(shard) or shard.ids[row] != id or shard.input_hashes[row] != text_hash(caption):
+        if row >= total or ids[row] != id or hashes[row] != text_hash(caption):
             raise DatasetError(f"{shard.path}, row {row}: not the vector of row {id}; take both from one build")
     vectors, first = shard.vectors.numpy(), int(rows[0]) if len(rows) else 0
     straight = np.array_equal(rows, np.arange(first, first + len(rows)))

@@ -5,8 +5,9 @@ revision, are refused by name.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 import torch
 
 from ..errors import DatasetError
-from ..files import read_json, sha256
+from ..files import read_json
+from ..store import damage
 from ..vectors import VectorShard
 from .finished import vector_column
 
@@ -59,42 +61,34 @@ class PublishedDataset:
         elif not (path := Path(self.url) / name).is_file():
             remedy = "It is a run: give it as run_dir" if (path.parent / "run.json").exists() else "Build it again"
             raise DatasetError(f"{self.url} has no {name}. {remedy}")
-        if verify and (found := sha256(path)) != (known := self.manifest["files"][name]["sha256"]):
-            raise DatasetError(f"{self.url}/{name} was changed: sha256 {found}, recorded {known}. Build it again")
+        if verify and (what := damage(path, self.manifest["files"][name])):
+            raise DatasetError(f"{self.url}/{name} was changed: {what}. Build it again")
         return path
 
     def tables(self, name: str) -> Iterator[pa.Table]:
         """Yield the rows of a Parquet file, a few thousand at a time; a file of the Hub is read by ranges."""
-        if self._hub:
-            import fsspec
+        import fsspec
 
-            opened = fsspec.open(f"{self.url}/{name}", "rb").open()
-        else:
-            opened = self.file(name).open("rb")
+        opened = fsspec.open(f"{self.url}/{name}", "rb").open() if self._hub else self.file(name).open("rb")
         # pre_buffer would read in threads of Arrow, one of which may abort an early exit (apache/arrow#45214)
         with opened, pq.ParquetFile(opened, pre_buffer=False) as file:
             yield from (pa.table(batch) for batch in file.iter_batches(BATCH_ROWS, use_threads=False))
 
     def joined_tables(self, name: str, source: "PublishedDataset") -> Iterator[pa.Table]:
-        """Yield as ``tables``, with the vectors of another built data set as a further column.
-
-        Raises:
-            DatasetError: it lacks a shard of vectors, or has not the one that the rows were built with.
-        """
-        path, shard = "", None
+        """Yield as ``tables``, with the vectors of another built data set as a further column. A DatasetError says
+        that it has not the shard of vectors that the rows were built with."""
+        shard = lru_cache(1)(lambda name: VectorShard(source.file(name)))  # rows of one shard lie together
         for table in self.tables(name):
-            for number in table["embedding_shard"].unique().to_pylist():  # rows of one shard lie together
+            for number in table["embedding_shard"].unique().to_pylist():
                 wanted = f"image_embeddings/{self.manifest['method']}/{number:05d}.safetensors"
-                if wanted != path or shard is None:
-                    own = source.manifest["files"].get(wanted, {}).get("sha256")
-                    if own != (known := self.manifest["vectors"][wanted]):
-                        raise DatasetError(
-                            f"{source.url} has {'another' if own else 'no'} {wanted} ({str(own)[:12]}, the rows were "
-                            f"built with {known[:12]}); name the version of Unicorn-1.2M that the rows were built with"
-                        )
-                    path, shard = wanted, VectorShard(source.file(wanted))
+                own, known = source.manifest["files"].get(wanted, {}).get("sha256"), self.manifest["vectors"][wanted]
+                if own != known:
+                    raise DatasetError(
+                        f"{source.url} has {'another' if own else 'no'} {wanted} ({str(own)[:12]}, and the rows were "
+                        f"built with {known[:12]}). Name the version of Unicorn-1.2M that they were built with"
+                    )
                 part = table.filter(pc.equal(table["embedding_shard"], number))
-                yield part.append_column("image_embedding", vector_column(shard, part))
+                yield part.append_column("image_embedding", vector_column(shard(wanted), part))
 
     def changelog(self, new: dict[str, Any], directory: Path) -> list[list[str]]:
         """Return this data set's changelog carried on by the build in ``directory``, whose manifest is ``new``: the
@@ -115,19 +109,18 @@ class PublishedDataset:
     def _changes(self, new: dict[str, Any], directory: Path) -> Iterator[str]:
         old = self.manifest
         for column, words in (("source", "from source"), ("task", "of task")):
-            before, now = old["counts"][column], new["counts"][column]
-            for name in sorted(before.keys() | now.keys()):
-                if moved := now.get(name, 0) - before.get(name, 0):
-                    yield f"{moved:+,} rows {words} {name}"
+            moved = Counter(new["counts"][column])
+            moved.subtract(old["counts"][column])
+            yield from (f"{rows:+,} rows {words} {name}" for name, rows in sorted(moved.items()) if rows)
         for what in ("text", "vectors"):
             common = sorted(old[what].keys() & new[what].keys())
             if changed := [name for name in common if old[what][name] != new[what][name]]:
-                every = len(changed) == len(common) and what == "vectors"
-                said = "all vectors moved" if every else f"{what} changed in {len(changed)} of {len(common)} shards"
-                chosen = changed[:: -(-len(changed) // COMPARED_SHARDS)] if what == "vectors" else []
-                shards = [(self.file(name), directory / name) for name in chosen if name in old["files"]]
-                cosines = [_smallest_cosine(*map(VectorShard, pair)) for pair in shards]
-                yield said + (f", smallest cosine {min(cosines):.3f}" if cosines else "")
+                said = f"{what} changed in {len(changed)} of {len(common)} shards"
+                chosen = [name for name in changed[:: -(-len(changed) // COMPARED_SHARDS)] if name in old["files"]]
+                pairs = [(self.file(name), directory / name) for name in chosen]  # text is in no file of its own
+                cosines = [f"{_smallest_cosine(*map(VectorShard, pair)):.3f}" for pair in pairs]
+                said = "all vectors moved" if what == "vectors" and changed == common else said
+                yield f"{said}, smallest cosine {min(cosines)}" if cosines else said
 
 
 def _smallest_cosine(old: VectorShard, new: VectorShard) -> float:
