@@ -145,12 +145,12 @@ class FakeServer:
         """Close the port, answer what is in flight (each connection ends with it), and listen again later."""
         self.draining = True
         self._close(idle_only=True)
-        self._spawn(self._listen(away_s))
+        self.spawn(self._listen(away_s))
 
     async def die(self, away_s: float | None = None) -> None:
         """Close the port, cut every connection, and listen again later."""
         self._close()
-        self._spawn(self._listen(away_s))
+        self.spawn(self._listen(away_s))
 
     async def _listen(self, away_s: float | None = None) -> None:
         await asyncio.sleep(self.away_s if away_s is None else away_s)
@@ -164,7 +164,8 @@ class FakeServer:
             if transport is not None and not (idle_only and transport in self._busy):
                 (transport.close if idle_only else transport.abort)()
 
-    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, call: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the server's event loop; for scripts."""
         self._tasks.append(self._loop.create_task(call))
 
     def _fail_batch(self) -> None:
@@ -241,7 +242,7 @@ class FakeServer:
         seconds = self.latency_s + reply.delay_s
         seconds += len(reply.text or "") / 4 / self.tokens_per_s if self.tokens_per_s else 0
         if self.poison and self.poison in json.dumps(messages):
-            self._spawn(self._die_of_poison())
+            self.spawn(self._die_of_poison())
             seconds += 2 * self.dying_s
         async with self._places:
             failed: asyncio.Future[str] = self._loop.create_future()

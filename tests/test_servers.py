@@ -1,0 +1,159 @@
+"""One recipe, unchanged, on every kind of server; SGLang's gateway and vLLM as they are, where they are installed.
+
+PATH=$PATH:VENV/bin pytest tests/test_servers.py        VENV: with the wheel sglang-router
+VLLM_CPU=FOLDER pytest -m slow tests/test_servers.py    FOLDER: for benchmarks/vllm_cpu.sh, which sets it up
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+
+from generation.__main__ import main
+from generation.rows import Row
+from generation.stages import CAPTIONS, INSTRUCTIONS
+from generation.store import Run
+from generation.tgi.embedded import MODEL, embedded_server
+from tests.conftest import ROOT, write_recipe
+from tests.fake_server import KINDS, FakeServer, Reply
+
+COUNTED_BY_THE_SERVER = {"prompt_tokens", "completion_tokens", "thinking_tokens"}
+WORDS = ("stone", "paper", "wicker", "copper", "velvet", "marble", "cotton", "timber")
+
+
+def make(recipe: Path, folder: Path, url: str, *stages: str) -> Run:
+    """Ask a server for the captions and conversations of a recipe."""
+    assert main(["seeds", "--config", str(recipe), "--run-dir", str(folder)]) == 0
+    for stage in stages or ("captions", "instructions"):
+        assert main([stage, "--config", str(recipe), "--run-dir", str(folder), "--endpoint", url]) == 0
+    return Run(folder)
+
+
+def accepted(run: Run) -> list[Row]:
+    stages = [stage for stage in (CAPTIONS, *INSTRUCTIONS.values()) if run.directory(stage).exists()]
+    rows = [row for stage in stages for shard in run.shards(stage) for row in run.table(stage, shard).to_pylist()]
+    return [{key: value for key, value in row.items() if key not in COUNTED_BY_THE_SERVER} for row in rows]
+
+
+def asked(body: dict[str, Any]) -> str:
+    """Return what an answer depends on."""
+    return json.dumps([body["messages"], body["seed"]], sort_keys=True)
+
+
+class Recorder(FakeServer):
+    """A proxy in front of a server, which keeps what was answered."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self.upstream, self.said = upstream, dict[str, Reply]()
+
+    async def _respond(self, request: web.BaseRequest, body: dict[str, Any], generates: bool) -> web.Response:
+        url, data = self.upstream + request.path, json.dumps(body) if body else None
+        async with ClientSession() as session, session.request(request.method, url, data=data) as reply:
+            content = await reply.read()
+        self.said[asked(body) if generates else request.path] = Reply(status=reply.status, body=content)
+        if generates and reply.status == 200:
+            choice, begun = json.loads(content)["choices"][0], body["messages"][-1]
+            text = choice["message"]["content"].removeprefix(begun["content"] * (begun["role"] == "assistant"))
+            self.said[asked(body)] = Reply(text, choice["finish_reason"])
+        return web.Response(body=content, status=reply.status, content_type=reply.content_type)
+
+
+def test_one_recipe_gives_equal_rows_on_every_kind_of_server(tmp_path: Path) -> None:
+    recipe, rows = write_recipe(tmp_path, server={"model_name": "a/Model"}), dict[str, list[Row]]()
+    for kind in KINDS:
+        with FakeServer(kind) as server:
+            rows[kind] = accepted(make(recipe, tmp_path / kind, server.url))
+    assert len(rows["tgi"]) == 18 + 27 and all(found == rows["tgi"] for found in rows.values())
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_real_server_are_those_of_any_other_that_says_the_same(tmp_path: Path) -> None:
+    source = {"name": "own", "path": "seeds.txt", "license": "MIT", "limit": 6}
+    tasks = ("multiple_choice", "question_answering", "complex_reasoning")
+    recipe = write_recipe(
+        tmp_path,
+        server={"model_name": MODEL},
+        seeds={"captions": [source]},
+        captions={"prompt": "expand_caption_small"},
+        instructions={task: {"prompt": f"{task}_small", "fraction": 0.2, "items": [1, 2]} for task in tasks},
+    )
+    with embedded_server() as url, Recorder(url) as recorder:
+        real = accepted(make(recipe, tmp_path / "real", recorder.url))
+    assert len(real) > 6
+    for kind in set(KINDS) - {"openai"}:  # transformers serve cannot continue an answer
+        with FakeServer(kind, script=lambda body, n: recorder.said[asked(body)]) as server:
+            assert accepted(make(recipe, tmp_path / kind, server.url)) == real
+
+
+@contextmanager
+def serving(*command: object, start_s: float) -> Iterator[str]:
+    """Run a server's command, whose {} are a free port, and yield its URL once it lists its models."""
+    with socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    arguments = [str(part).replace("{}", str(port)) for part in command]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + start_s
+    try:
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, arguments
+            try:
+                urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+class Mortal(FakeServer):
+    """Dies at its n-th request, with all that is in flight, and is back after two seconds."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__("sglang", latency_s=0.2, slots=8, script=lambda body, number: self.look(number == n))
+
+    def look(self, over: bool) -> None:
+        if over:
+            self.spawn(self.die(2.0))
+
+
+@pytest.mark.skipif(not shutil.which("sglang-router"), reason="needs the command of the wheel sglang-router")
+def test_behind_sglangs_gateway_both_servers_may_die_in_turn(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    seeds = [f"A {one} box on a {two} table by a {three} chair." for one, two, three in product(WORDS, repeat=3)]
+    (tmp_path / "seeds.txt").write_text("\n".join(seeds))
+    quick = ("--health-check-interval-secs", 1, "--cb-timeout-duration-secs", 2, "--policy", "round_robin")
+    with Mortal(30) as one, Mortal(200) as two:
+        command = ("sglang-router", "launch", "--port", "{}", *quick, "--worker-urls", one.url, two.url)
+        with serving(*command, start_s=60) as url:
+            run = make(recipe, tmp_path / "run", url, "captions")
+    assert sorted(row["seed"] for row in accepted(run)) == sorted(seeds)
+    assert one.counts["requests"] > 60 and two.counts["requests"] > 200  # each was asked again after its death
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("VLLM_CPU" not in os.environ, reason="needs a folder for benchmarks/vllm_cpu.sh in $VLLM_CPU")
+def test_the_demo_on_a_real_vllm(tmp_path: Path) -> None:
+    demo = ROOT / "generation/configs/demo.yaml"
+    with serving(ROOT / "benchmarks/vllm_cpu.sh", os.environ["VLLM_CPU"], "{}", start_s=1200) as url:
+        assert main(["run", "--config", str(demo), "--run-dir", str(tmp_path), "--endpoint", url]) == 0
+    run = Run(tmp_path)
+    for stage in (CAPTIONS, *INSTRUCTIONS.values()):
+        logged = run.sessions(stage)[0]
+        assert [server["kind"] for server in logged["servers"]] == ["vllm"] and logged["retries"] == {}
+        assert not logged["rejected"]  # the model is small, but it may try ten times
