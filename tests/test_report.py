@@ -7,26 +7,28 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors.torch import save_file
-from torch import Tensor, randn
+from torch import Generator, Tensor, randn, tensor
 from torch.nn.functional import normalize
 
 from generation.errors import EmbeddingError
 from generation.files import parquet
 from generation.recipe import parse_recipe
 from generation.report import page, write_report
-from generation.report.gap import effective_rank, neighbours_kept, paired_cosine, recall
+from generation.report.gap import effective_rank, neighbours_kept, recall
 from generation.rows import CAPTION_SCHEMA
-from generation.stages import CAPTIONS, TEXT_EMBEDDINGS
+from generation.stages import CAPTIONS, INSTRUCTIONS, TEXT_EMBEDDINGS
 from generation.store import Run
 from generation.vectors import VectorShard
 from tests.runs import make_run
 
 BROWSER = shutil.which("chromium")
-HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> `{{x}}` | $&"
+HOSTILE = (
+    "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> `{{x}}` | $& "
+    "[x](javascript:document.title='taken')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,12 @@ def dom(path: Path) -> str:
 
 
 def test_the_page_has_the_figures_of_the_run_and_is_the_same_again(run: Run, tmp_path: Path) -> None:
+    for task, requests in (("multiple_choice", 1), ("question_answering", 3)):  # a pool of both ran for an hour
+        run.log_session(INSTRUCTIONS[task], {"seconds": 3600.0, "requests": requests, "rows": 36})
     path = write_report(run, usd_per_million=(1.0, 2.0))
     facts = facts_of(path)
-    assert dict(facts["tiles"])["captions"] == 60 and dict(facts["tiles"])["USD"] > 0
+    assert [stage["hours"] for stage in facts["stages"] if stage["hours"]] == [0.25, 0.75]
+    assert sum(stage["usd"] for stage in facts["stages"]) > 0
     steps = {step["step"]: step["rows"] for step in facts["funnel"]}
     assert steps["captions"] == 60 and steps["text_embeddings"] == 60
     assert len(facts["rows"]) == 60 and len({row["id"] for row in facts["rows"]}) == 60
@@ -92,16 +97,15 @@ def test_the_gap_is_measured_with_images_and_pairs_of_ones_own(run: Run, tmp_pat
     assert cosine["before"] == pytest.approx(float((text * image).sum(1).mean()), abs=1e-3)
     assert cosine["after"] > cosine["before"] and rows["paired cosine, images not treated"]["after"] < cosine["after"]
     short = vectors_file(tmp_path / "s.safetensors", image[:, :8].contiguous())
-    with pytest.raises(EmbeddingError, match="both need the same rows and d = 16"):
+    with pytest.raises(EmbeddingError, match="holds vectors of d = 8; the run's vectors have d = 16"):
         write_report(run, tmp_path, pairs=(paths[0], short))
 
 
 def test_measures_have_their_known_values() -> None:
-    rows = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
-    flat = rows * np.array([1, 1, 0, 0, 0, 0, 0, 0], np.float32)
+    rows = randn(400, 8, generator=Generator().manual_seed(0))
+    flat = rows * tensor([1, 1, 0, 0, 0, 0, 0, 0])
     assert effective_rank(rows) == pytest.approx(8, rel=0.1) and effective_rank(flat) == pytest.approx(2, rel=0.1)
-    assert neighbours_kept(rows, rows) == 1 and neighbours_kept(rows, rows[::-1]) < 0.2
-    assert paired_cosine(rows, rows) == pytest.approx(1) and paired_cosine(rows, -rows) == pytest.approx(-1)
+    assert neighbours_kept(rows, rows) == 1 and neighbours_kept(rows, rows.flip(0)) < 0.2
     assert recall(rows, rows) == 1 and recall(rows, -rows) < 0.1
 
 

@@ -26,20 +26,17 @@ def write_report(
         run: the run.
         output: directory to write to; None: ``report`` in the run.
         rows: captions that can be browsed in the page, and as many rejected rows.
-        images: vectors of unpaired images, or a folder of pictures, of the run's encoder.
+        images: vectors of unpaired images (.safetensors, .npy), or a folder of pictures for the run's encoder.
         pairs: vectors of texts and of their images, row for row.
         usd_per_million: price of a million prompt and answer tokens.
 
-    Returns:
-        The path of the page.
-
-    Raises:
-        RunError: a file of the run cannot be read.
-        EmbeddingError: ``images`` or ``pairs`` cannot be used.
+    Return its path. A RunError says that a file of the run cannot be read; an EmbeddingError, the same of the vectors.
     """
-    facts = collect(run, rows, images, pairs, usd_per_million)
-    path = (output or run.path / "report") / "report.html"
-    write_atomically(path, lambda file: file.write_text(page(facts), encoding="utf-8"))
+    html, path = (
+        page(collect(run, rows, images, pairs, usd_per_million)),
+        (output or run.path / "report") / "report.html",
+    )
+    write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
     return path
 
 
@@ -51,7 +48,7 @@ def page(facts: dict[str, object]) -> str:
     """
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = json.dumps(facts, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
+    data = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -1,191 +1,146 @@
-"""The modality gap of a run before and after the transfer: the ten figures that a user needs, and a cloud to look at.
+"""The modality gap of a run before and after the transfer: the figures that a user needs, and a cloud to look at.
 
-Figures follow the papers (``docs/transfer.md``): distance of the means, paired cosine, R@1, neighbours kept, effective
-rank and norms. They are computed on a sample of at most ``ROWS`` rows, the same for the same run.
+Figures follow the papers (``docs/transfer.md``). They are of at most ``ROWS`` rows, the same for the same run.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
+from ..encoders import load_encoder
 from ..errors import EmbeddingError
 from ..stages import CAPTIONS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run
-from ..transfer.image_vectors import image_rows
+from ..transfer.fitting import image_rows
 from ..transfer.methods import Statistics, apply_to_images
+from ..transfer.stage import statistics_file
 from ..vectors import VectorShard
 
 ROWS = 4_000
 NEIGHBOURS = 20
 POINTS = 400  # of the cloud
-Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class GapSample:
-    """Rows of a run, spread evenly over its shards.
-
-    Attributes:
-        ids, sources: of the rows.
-        text: text embeddings, float32 [n, d].
-        moved: the same rows after the transfer, float32 [n, d]; empty if there is no transfer yet.
-    """
+class GapSample(NamedTuple):
+    """Rows spread evenly over a run's shards: vectors float32 [n, d]; ``moved`` is None before the transfer."""
 
     ids: list[str]
     sources: list[str]
-    text: Array
-    moved: Array
+    text: Tensor
+    moved: Tensor | None
 
     @classmethod
-    def of_run(cls, run: Run, method: str) -> "GapSample":
-        """Return the sample of a run."""
-        stage, shards = image_embeddings(method), run.shards(TEXT_EMBEDDINGS)
-        ids, sources, text, moved = list[str](), list[str](), list[Array](), list[Array]()
+    def of_run(cls, run: Run) -> "GapSample":
+        """Return the sample of a run; its ``text`` is [0, 1] before any text is embedded."""
+        stage, shards = image_embeddings(run.recipe.transfer.method), run.shards(TEXT_EMBEDDINGS)
+        ids, sources, text, moved = list[str](), list[str](), list[Tensor](), list[Tensor]()
         for shard in shards:
             opened = VectorShard(run.verified(TEXT_EMBEDDINGS, shard))
-            rows = np.linspace(0, len(opened) - 1, min(len(opened), -(-ROWS // len(shards)))).astype(int)
-            ids += [opened.ids[row] for row in rows]
-            text.append(opened.vectors[rows].float().numpy())
+            rows = torch.linspace(0, len(opened) - 1, min(len(opened), -(-ROWS // len(shards)))).long()
+            own = [opened.ids[row] for row in rows.tolist()]
+            text.append(opened.vectors[rows].float())
             if run.record(stage, shard) and not run.is_stale(stage, shard):
-                moved.append(VectorShard(run.verified(stage, shard)).vectors[rows].float().numpy())
+                moved.append(VectorShard(run.verified(stage, shard)).vectors[rows].float())
             table = run.table(CAPTIONS, shard, ["id", "source"])
             known = dict(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))
-            sources += [known.get(opened.ids[row], "") for row in rows]
-        empty = np.zeros((0, text[0].shape[1] if text else 1), np.float32)
-        complete = moved if len(moved) == len(shards) else []
-        return cls(ids, sources, np.concatenate([empty, *text]), np.concatenate([empty, *complete]))
+            ids, sources = ids + own, sources + [known.get(id, "") for id in own]
+        complete = bool(moved) and len(moved) == len(shards)
+        return cls(ids, sources, torch.cat(text or [torch.zeros(0, 1)]), torch.cat(moved) if complete else None)
 
 
 def measure_gap(run: Run, sample: GapSample, images: Path | None, pairs: tuple[Path, Path] | None) -> dict[str, Any]:
     """Return the figures as rows of ``figure``, ``before``, ``after``, and a note on what they compare.
 
-    Without images only those of the texts themselves can be computed.
-
-    Raises:
-        EmbeddingError: ``images`` or ``pairs`` cannot be read or have another dimension.
+    An EmbeddingError says that ``images`` or ``pairs`` cannot be read or have another dimension.
     """
-    if len(sample.text) < 2:
+    text, both = sample.text, [sample.text] if sample.moved is None else [sample.text, sample.moved]
+    if len(text) < 2:
         return {"rows": [], "note": "There are no text embeddings yet."}
-    rows = _of_texts(sample)
-    joint = run.facts(TEXT_EMBEDDINGS).get("identity", {}).get("joint_with_images", False)
     note = "Give --images or --pairs to measure the gap to real images."
-    if not joint:
+    if not run.facts(TEXT_EMBEDDINGS).get("identity", {}).get("joint_with_images", False):
         note = "The encoder embeds no images: there is no image space, and no gap can be measured."
-    if images:
-        rows += _of_images(sample, _read(images))
-        note = f"{len(sample.text):,} texts against the images of {images}, unpaired."
-    if pairs:
-        text, image = map(_read, pairs)
-        if text.shape != image.shape or text.shape[1] != sample.text.shape[1]:
-            raise EmbeddingError(
-                f"--pairs: {pairs[0]} holds {text.shape}, {pairs[1]} {image.shape}; both need the same rows and "
-                f"d = {sample.text.shape[1]}"
-            )
-        rows += _of_pairs(run, text, image)
-        note += f" Pairs: {len(text):,}."
-    return {"rows": rows, "note": note}
-
-
-def _read(path: Path) -> Array:
-    """Return the first unit rows of a file of vectors, float32 [n, d]."""
-    rows: list[Array] = [chunk.numpy() for chunk in islice(image_rows(path), ROWS // 1024 + 1)]
-    return np.concatenate([np.zeros((0, rows[0].shape[1] if rows else 1), np.float32), *rows])[:ROWS]
-
-
-def _of_texts(sample: GapSample) -> list[dict[str, Any]]:
-    text, moved = sample.text, sample.moved
-    measures: dict[str, Callable[[Array], float]] = {
-        "norm of the mean": lambda rows: _norm(rows.mean(0)),
-        "mean norm of a row": lambda rows: float(np.linalg.norm(rows, axis=1).mean()),
-        "effective rank": effective_rank,
-        "neighbours kept": lambda rows: neighbours_kept(text, rows),
+    found: dict[str, list[Any]] = {
+        "norm of the mean": [rows.mean(0).norm() for rows in both],
+        "mean norm of a row": [rows.norm(dim=1).mean() for rows in both],
+        "effective rank": [effective_rank(rows) for rows in both],
+        "neighbours kept": [neighbours_kept(text, rows) for rows in both],
     }
-    return [_row(name, act(text), act(moved) if len(moved) else None) for name, act in measures.items()]
+    if images:
+        image = _read(run, images, text.shape[1])
+        for name, unit in {"raw": image, "centred": normalize(image - image.mean(0))}.items():
+            distances = [(part.mean(0) - unit.mean(0)).norm() for part in both]
+            found[f"distance of the means (images {name})"] = distances
+        found["effective rank of the images"] = [effective_rank(image)]
+        note = f"{len(text):,} texts against the images of {images}, unpaired."
+    if pairs:
+        said, seen = (_read(run, path, text.shape[1]) for path in pairs)
+        if len(said) != len(seen):
+            raise EmbeddingError(f"--pairs: {pairs[0]} has {len(said)} rows, {pairs[1]} {len(seen)}; give pairs")
+        found |= _of_pairs(statistics_file(run, run.recipe.transfer.method), said, seen)
+        note += f" Pairs: {len(said):,}."
+    rounded = {name: [round(float(value), 4) for value in values] + [None] for name, values in found.items()}
+    table = [{"figure": name, "before": before, "after": after} for name, (before, after, *_) in rounded.items()]
+    return {"rows": table, "note": note}
 
 
-def _of_images(sample: GapSample, image: Array) -> list[dict[str, Any]]:
-    found = []
-    for name, rows in {"raw": image, "centred": _unit(image - image.mean(0))}.items():
-        before, *after = (_norm(part.mean(0) - rows.mean(0)) for part in (sample.text, sample.moved) if len(part))
-        found.append(_row(f"distance of the means (images {name})", before, after[0] if after else None))
-    return [*found, _row("effective rank of the images", effective_rank(image), None)]
+def _read(run: Run, path: Path, dimension: int) -> Tensor:
+    """Return the first unit rows of a file of vectors, or of a folder of pictures, float32 [n, d]."""
+    encode = load_encoder(run.recipe.embed, run.recipe.directory).encode_images if path.is_dir() else None
+    chunks = list(islice(image_rows(path, encode), ROWS // 1024 + 1))
+    if not chunks or chunks[0].shape[1] != dimension:
+        held = f"vectors of d = {chunks[0].shape[1]}" if chunks else "no vectors"
+        raise EmbeddingError(f"{path} holds {held}; the run's vectors have d = {dimension}")
+    return torch.cat(chunks)[:ROWS]
 
 
-def _of_pairs(run: Run, text: Array, image: Array) -> list[dict[str, Any]]:
-    path, cosine = run.path / "transfer" / f"{run.recipe.transfer.method}.safetensors", paired_cosine(text, image)
+def _of_pairs(path: Path, text: Tensor, image: Tensor) -> dict[str, list[float]]:
+    """Return the figures of pairs, rows [n, d]; with the statistics of ``path`` also after the transfer."""
+    cosine, found = float(cosine_similarity(text, image).mean()), recall(text, image)
     if not path.is_file():
-        return [_row("paired cosine", cosine, None), _row("R@1 of an image's text", recall(text, image), None)]
-    statistics, rows = Statistics.load(path), torch.from_numpy(image)
-    moved = statistics.move(torch.from_numpy(text.copy())).numpy()
-    treated = apply_to_images(rows, statistics, image_mean=rows.double().mean(0)).numpy()
-    return [
-        _row("paired cosine", cosine, paired_cosine(moved, treated)),
-        _row("paired cosine, images not treated", cosine, paired_cosine(moved, image)),
-        _row("R@1 of an image's text", recall(text, image), recall(moved, treated)),
-    ]
+        return {"paired cosine": [cosine], "R@1 of an image's text": [found]}
+    statistics = Statistics.load(path)
+    moved, treated = statistics.move(text.clone()), apply_to_images(image, statistics, image.double().mean(0))
+    return {
+        "paired cosine": [cosine, float(cosine_similarity(moved, treated).mean())],
+        "paired cosine, images not treated": [cosine, float(cosine_similarity(moved, image).mean())],
+        "R@1 of an image's text": [found, recall(moved, treated)],
+    }
 
 
-def _row(figure: str, before: float, after: float | None) -> dict[str, Any]:
-    return {"figure": figure, "before": round(before, 4), "after": None if after is None else round(after, 4)}
-
-
-def _norm(vector: Array) -> float:
-    return float(np.linalg.norm(vector))
-
-
-def _unit(rows: Array) -> Array:
-    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def effective_rank(rows: Array) -> float:
+def effective_rank(rows: Tensor) -> float:
     """Return the participation ratio of the covariance's eigenvalues, (sum l)^2 / sum l^2, of rows [n, d]."""
-    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
-    return float(values.sum() ** 2 / max(float((values**2).sum()), 1e-30))
+    values = torch.linalg.svdvals(rows - rows.mean(0)) ** 2
+    return float(values.sum() ** 2 / values.square().sum().clamp(min=1e-30))
 
 
-def neighbours_kept(before: Array, after: Array) -> float:
+def neighbours_kept(before: Tensor, after: Tensor) -> float:
     """Return the share of each row's nearest neighbours by cosine that are the same in both spaces, rows [n, d]."""
-    count, nearest = min(NEIGHBOURS, len(before) - 1), []
+    count, nearest = min(NEIGHBOURS, len(before) - 1), torch.zeros(len(before), len(before))
     for rows in (before, after):
-        similarity = _unit(rows) @ _unit(rows).T
-        np.fill_diagonal(similarity, -2)
-        nearest.append(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
-    return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*nearest, strict=True)]))
+        similarity = (normalize(rows) @ normalize(rows).T).fill_diagonal_(-2)
+        nearest.scatter_add_(1, similarity.topk(count).indices, torch.ones(len(before), count))
+    return float((nearest == 2).sum() / (count * len(before)))
 
 
-def paired_cosine(text: Array, image: Array) -> float:
-    """Return the mean cosine of paired rows [n, d]."""
-    return float((_unit(text) * _unit(image)).sum(1).mean())
-
-
-def recall(text: Array, image: Array) -> float:
+def recall(text: Tensor, image: Tensor) -> float:
     """Return the share of images [n, d] whose own text is the nearest of all texts [n, d]."""
-    return float((np.argmax(_unit(image) @ _unit(text).T, axis=1) == np.arange(len(text))).mean())
+    return float(((normalize(image) @ normalize(text).T).argmax(1) == torch.arange(len(text))).float().mean())
 
 
 def cloud(sample: GapSample, browsable: dict[str, int]) -> list[dict[str, Any]]:
-    """Return points of the transferred vectors in the plane of their two main directions.
+    """Return points of the vectors (transferred, if they are) in the plane of their two main directions.
 
-    Args:
-        sample: the rows; text embeddings stand in where there is no transfer.
-        browsable: the places of rows that can be browsed, by id; these come first.
-
-    Returns:
-        ``x`` and ``y`` in 0..1, ``source``, ``id``, and ``row``, the place of its row or None.
+    Each has ``x`` and ``y`` in 0..1, ``id``, ``source``, and ``row``, its place among the ``browsable`` rows or None.
     """
-    rows = sample.moved if len(sample.moved) else sample.text
+    rows = sample.text if sample.moved is None else sample.moved
     if len(rows) < 3:
         return []
-    _, _, directions = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    plane = (rows - rows.mean(0)) @ directions[:2].T
-    plane = (plane - plane.min(0)) / np.maximum(np.ptp(plane, axis=0), 1e-9)
+    plane = (rows - rows.mean(0)) @ torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:2].T
+    plane = (plane - plane.amin(0)) / (plane.amax(0) - plane.amin(0)).clamp(min=1e-9)
     order = sorted(range(len(rows)), key=lambda row: (sample.ids[row] not in browsable, sample.ids[row]))[:POINTS]
-    points = ((sample.ids[row], sample.sources[row], *plane[row].round(3).tolist()) for row in order)
+    points = ((sample.ids[row], sample.sources[row], *(round(x, 3) for x in plane[row].tolist())) for row in order)
     return [{"id": id, "source": source, "x": x, "y": y, "row": browsable.get(id)} for id, source, x, y in points]
