@@ -258,7 +258,7 @@ def test_broken_connections_are_transient(action: str, words: str) -> None:
     assert raised.value.status is None
 
 
-def test_a_server_that_is_not_there_or_still_loading_is_transient_and_then_found() -> None:
+def test_a_server_that_is_loading_draining_or_unhealthy_is_transient_and_then_found() -> None:
     async def run() -> None:
         async with FakeServer("llama.cpp") as server, open_session() as session:
             endpoint = Endpoint(server.url, Server(), session)
@@ -266,15 +266,16 @@ def test_a_server_that_is_not_there_or_still_loading_is_transient_and_then_found
             with pytest.raises(TransientError, match="Loading model"):
                 await endpoint.connect()
             server.loading = False
-            assert (await endpoint.connect()).kind == "llama.cpp" and await endpoint.probe()
+            assert (await endpoint.connect()).kind == "llama.cpp"
             await server.drain(0.3)
-            assert not await endpoint.probe()
-            with pytest.raises(TransientError, match="Connect"):
-                await endpoint.ask(PLAIN, 5)
+            for call in (endpoint.connect(), endpoint.ask(PLAIN, 5)):
+                with pytest.raises(TransientError, match="Connect"):
+                    await call
             await asyncio.sleep(0.5)
-            assert await endpoint.probe() and (await endpoint.ask(PLAIN, 5)).text
+            assert await endpoint.connect() and (await endpoint.ask(PLAIN, 5)).text
             server.dead = True
-            assert not await endpoint.probe()
+            with pytest.raises(TransientError, match="Connection refused"):  # of its shard
+                await endpoint.connect()
             server.dead, server.side = False, dict.fromkeys(SIDE_ROUTES, Reply(status=403))
             assert (await endpoint.connect()).kind == "llama.cpp" and b"repeat_penalty" in endpoint.body(PLAIN)
 
@@ -294,7 +295,6 @@ def test_side_channels_never_matter_once_the_generation_route_answers(kind: str,
 
     async def use(endpoint: Endpoint) -> str:
         assert await endpoint.queue_size() is None and await endpoint.count_tokens(PLAIN) is None
-        assert await endpoint.probe() == (reply.action != "cut")
         return (await endpoint.ask(PLAIN, 5)).text
 
     assert with_endpoint(FakeServer(kind, side=dict.fromkeys(routes, reply)), use)

@@ -41,7 +41,7 @@ def test_it_continues_answers_keeps_to_schemas_and_is_recognised() -> None:
         async with open_session() as session:
             endpoint = Endpoint(url, Server(), session)
             info = await endpoint.connect()
-            assert await endpoint.probe()
+            assert endpoint.info
             return info, await endpoint.ask(begun, 120), await endpoint.ask(structured, 120)
 
     with embedded.embedded_server() as url:

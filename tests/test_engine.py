@@ -70,7 +70,6 @@ class FakeScheduler:
 
     capacity, running, waiting = 4, 0, 0
     infos = [SimpleNamespace(kind="tgi", version="3", model_id="fake/model", model_revision="abc")]
-    states = [SimpleNamespace(endpoint=SimpleNamespace(body=lambda request: json.dumps(request.messages).encode()))]
 
     def __init__(self, reply: Reply | None = None, stop_after: int | None = None) -> None:
         self.reply, self.stop_after = reply or (lambda text, n: f"A caption of {text}."), stop_after
@@ -82,6 +81,9 @@ class FakeScheduler:
     async def connect(self, server: Server) -> AsyncIterator["FakeScheduler"]:
         self.connections += 1
         yield self
+
+    def body(self, request: Request) -> bytes:
+        return json.dumps(request.messages).encode()
 
     async def warm_up(self, requests: list[Request]) -> None:
         self.warmed_up += requests
@@ -168,7 +170,7 @@ def test_every_item_ends_once_in_order_with_its_provenance_and_counts(run: Run) 
     }
     assert not list(run.directory(CAPTIONS).glob("[0-9]*.jsonl"))
     assert run.facts(CAPTIONS)["identity"] == {
-        **{"prompt": FakeTask.prompt.name, "prompt_sha256": FakeTask.prompt.sha256, "server": "tgi"},
+        **{"prompt": FakeTask.prompt.name, "prompt_sha256": FakeTask.prompt.sha256},
         **{"model": "fake/model", "model_revision": "abc"},
     }
     logged = run.sessions(CAPTIONS)[0]

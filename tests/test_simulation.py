@@ -73,7 +73,8 @@ class SimulatedServer:
     def __init__(self, number: int, plan: Plan, fates: dict[int, str]) -> None:
         self.url, self.plan, self.fates = f"http://server{number}:80", plan, fates
         self.published = plan.published
-        self.info = ServerInfo("tgi", "m", max_concurrent=plan.published)
+        self.info: ServerInfo | None = None
+        self.clocks: set[asyncio.Timeout] = set()
         self.flying: dict[asyncio.Future[None], int] = {}
         self.refused = self.answered = 0
         self.phase: Phase | None = None
@@ -118,17 +119,17 @@ class SimulatedServer:
             raise error
 
     async def connect(self) -> ServerInfo:
+        await asyncio.sleep(10 if self._is("hang") else ROUND_TRIP_S)
         self._accept()
+        if self._is("hang", "sick") or self.loop.time() < self.dead_until:
+            raise self._lost("no answer in 10 s") if self._is("hang") else self._error("424")
         self.info = ServerInfo("tgi", "m", max_concurrent=self.published)
         return self.info
 
-    async def probe(self) -> bool:
-        await asyncio.sleep(ROUND_TRIP_S)
-        if self._is("hang"):
-            await asyncio.sleep(10)
-            return False
-        refused = self._is("drain", "vanish") or self.loop.time() < self.down_until
-        return not refused and self.loop.time() >= self.dead_until and not self._is("sick")
+    def abandon(self) -> None:
+        for clock in self.clocks:
+            if not clock.expired():
+                clock.reschedule(0)
 
     async def queue_size(self) -> int | None:
         return max(0, len(self.flying) - self.plan.slots)
@@ -155,12 +156,14 @@ class SimulatedServer:
         self.flying[future] = request.seed
         load = max(1.0, len(self.flying) / self.plan.slots) * (5 if self._is("slow") else 1)
         self.loop.call_later(self.plan.latency_s * load * (0.8 + request.seed % 5 / 10), self._end, future)
+        self.clocks.add(clock := asyncio.timeout(timeout_s))
         try:
-            async with asyncio.timeout(timeout_s):
+            async with clock:
                 await future
         except TimeoutError:
             raise self._lost(f"no answer in {timeout_s:g} s") from None
         finally:
+            self.clocks.discard(clock)
             del self.flying[future]
         fate = self.fates.get(request.seed)
         if fate in ("refused", "guarded", "broken"):
@@ -211,7 +214,7 @@ async def watch_for_silence(scheduler: Scheduler, wrong: list[str]) -> None:
         await asyncio.sleep(0.5)
         now = asyncio.get_running_loop().time()
         looking = any(state.look in scheduler._tasks for state in scheduler.states)
-        due = now <= scheduler._timer_at <= now + max(PROBE_S) * 1.25
+        due = now <= scheduler._timer.when() <= now + max(PROBE_S) * 1.25
         if scheduler.waiting and not (scheduler.running or scheduler._requested or looking or due):
             wrong.append(f"{scheduler.waiting} rows wait at {now} s and nothing is due")
 
@@ -241,6 +244,7 @@ def simulate(
         servers = [SimulatedServer(number, plan, fates) for number, plan in enumerate(plans)]
         states = [EndpointState(server, server_settings) for server in servers]  # type: ignore[arg-type]
         scheduler = Scheduler(states, server_settings)
+        await scheduler.connect()
         await scheduler.warm_up([request(0)])
         for server, state in zip(servers, states, strict=True):
             server.begin(state)

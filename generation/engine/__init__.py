@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import uvloop
 
@@ -31,9 +30,9 @@ from .work import REFUSED, GenerationTask, Work
 __all__ = ["GenerationTask", "Item", "generate", "retry"]
 
 logger = logging.getLogger(__name__)
-
 GRACE_S = 10.0  # for requests in flight after the first signal
 TICK_S = 0.5  # between looks at the figures and at the number of workers
+STOPPED = "stopped by a signal; nothing that was answered is lost, and the same command goes on"
 
 
 def generate(run: Run, tasks: Sequence[GenerationTask], server: Server, rank: int = 0, world_size: int = 1) -> None:
@@ -80,8 +79,7 @@ class _Session:
         self.scheduler: Scheduler
         self.signals, self.exhausted = 0, False  # exhausted: no further item is taken
         self.open: dict[UnfinishedShard, ExitStack] = {}  # shards in progress, and what releases them
-        # By worker: requests of its row, and how many of them were sent before the present one.
-        self.workers: dict[asyncio.Task[None], tuple[RequestStats, int]] = {}
+        self.workers: set[asyncio.Task[None]] = set()
 
     async def run_all(self) -> None:
         """Connect, bind the stages to the model, warm up, and ask."""
@@ -95,18 +93,35 @@ class _Session:
                 handlers.callback(loop.remove_signal_handler, number)
             try:
                 async with connect(self.server) as self.scheduler:
-                    info = self.scheduler.infos[0]
-                    served = {"server": info.kind, "model": info.model_id, "model_revision": info.model_revision}
-                    for task in (work.task for work in self.works):
-                        prompt = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256}
-                        self.run.begin(task.stage, prompt | served)
+                    self._begin()
                     await self._warm_up()
                     await self._ask_all()
             except asyncio.CancelledError:
                 if not self.signals:
                     raise
         if self.signals:
-            raise Interrupted("stopped by a signal; nothing that was answered is lost, and the same command goes on")
+            raise Interrupted(STOPPED)
+
+    def _stop(self, main: asyncio.Task[None]) -> None:
+        """Send no more requests; at the second signal, or after the grace period, abort those in flight."""
+        self.signals, self.exhausted = self.signals + 1, True
+        if self.signals > 1 or not self.workers:
+            main.cancel()
+            return
+        logger.warning(
+            "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them.", GRACE_S
+        )
+        asyncio.get_running_loop().call_later(GRACE_S, main.cancel)
+        self.scheduler.stop(Interrupted(STOPPED), abandon=False)
+
+    def _begin(self) -> None:
+        """Bind the stages to prompt and model. A server that does not say the model's revision agrees with any."""
+        info = self.scheduler.infos[0]
+        for task in (work.task for work in self.works):
+            identity = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256, "model": info.model_id}
+            begun = self.run.facts(task.stage).get("identity", {}).get("model_revision", info.model_revision)
+            revision = info.model_revision if begun and info.model_revision else begun
+            self.run.begin(task.stage, identity | {"model_revision": revision})
 
     async def _warm_up(self) -> None:
         """See that the servers take the longest request of each task, or if they refuse these rows, the shortest."""
@@ -119,20 +134,6 @@ class _Session:
             logger.warning("%s. Trying the shortest request", error)
             await self.scheduler.warm_up([shortest for _, shortest in requests])
 
-    def _stop(self, main: asyncio.Task[Any]) -> None:
-        """Send no more requests; at the second signal, or after the grace period, abort those in flight."""
-        self.signals, self.exhausted = self.signals + 1, True
-        if self.signals > 1 or not self.workers:
-            main.cancel()
-            return
-        logger.warning(
-            "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them.", GRACE_S
-        )
-        asyncio.get_running_loop().call_later(GRACE_S, main.cancel)
-        for worker, (stats, before) in self.workers.items():
-            if stats.requests == before:  # waits to be sent
-                worker.cancel()
-
     async def _ask_all(self) -> None:
         items, done = sum(work.items for work in self.works), sum(work.items - work.waiting for work in self.works)
         start, todo = time.monotonic(), self._todo()
@@ -141,9 +142,8 @@ class _Session:
                 async with asyncio.TaskGroup() as group:
                     while self.workers or not self.exhausted:
                         for _ in range(0 if self.exhausted else self.scheduler.capacity - len(self.workers)):
-                            worker = group.create_task(self._work(todo))
-                            self.workers[worker] = RequestStats(), 0
-                            worker.add_done_callback(self.workers.pop)
+                            self.workers.add(worker := group.create_task(self._work(todo)))
+                            worker.add_done_callback(self.workers.discard)
                         await asyncio.wait(list(self.workers), timeout=TICK_S)
                         self._show(bar, done, time.monotonic() - start)
             except BaseExceptionGroup as errors:
@@ -179,18 +179,16 @@ class _Session:
                 with ExitStack() as claim:
                     if shard := claim.enter_context(work.claimed(number)):
                         self.open[shard] = claim.pop_all()
-                        for item in shard.todo:
-                            if self.signals:
-                                return
-                            yield work, shard, item
+                        yield from ((work, shard, item) for item in shard.todo)
         self.exhausted = True
 
     async def _work(self, todo: Iterator[tuple[Work, UnfinishedShard, Item]]) -> None:
         """Finish one item after the other, until there are no more or a signal comes."""
         for work, shard, item in todo:
             stats = RequestStats()
-            row = await self._row(work.task, item, shard.journal.again.get(item.key, {}), stats)
-            if row is None:
+            try:
+                row = await self._row(work.task, item, shard.journal.again.get(item.key, {}), stats)
+            except Interrupted:
                 return
             shard.append(row, stats.retries)
             work.add(row, stats)
@@ -198,32 +196,23 @@ class _Session:
                 shard.commit(work.task.extra)
                 self.open.pop(shard).close()
 
-    async def _row(self, task: GenerationTask, item: Item, before: Row, stats: RequestStats) -> Row | None:
-        """Return the row of an item, accepted or rejected; None if a signal came before it was finished.
-
-        ``before`` has the attempts and tokens of the item until an earlier session rejected it.
-        """
-        worker = asyncio.current_task()
-        assert worker is not None
+    async def _row(self, task: GenerationTask, item: Item, before: Row, stats: RequestStats) -> Row:
+        """Return the row of an item, accepted or rejected; ``before``: its attempts and tokens in earlier sessions."""
         answers: list[Answer] = []
-        columns: Row = {}
         earlier = before.get("attempts", 0)
         for attempt in range(earlier + 1, earlier + task.attempts + 1):
-            if self.signals:
-                return None
             request = task.request(item, attempt)
-            self.workers[worker] = stats, stats.requests
             try:
                 answers.append(await self.scheduler.ask(request, stats))
             except RequestRejected as error:
-                columns = {"reason": REFUSED, "raw": str(error)}
+                columns: Row = {"reason": REFUSED, "raw": str(error)}
                 break
             verdict = task.accept(item, answers)
             columns = {"reason": verdict, "raw": answers[-1].text} if isinstance(verdict, str) else verdict
             if columns is verdict:
                 break
         if "reason" in columns:
-            columns["request"] = self.scheduler.states[0].endpoint.body(request).decode()
+            columns["request"] = self.scheduler.body(request).decode()
         made = {"prompt": task.prompt.name, "model": self.scheduler.infos[0].model_id, "sampling_seed": request.seed}
         spent = {name: sum(getattr(answer, name) for answer in answers) + before.get(name, 0) for name in TOKENS}
         return {**columns, "id": item.id, "input_hash": item.input_hash, **made, "attempts": attempt, **spent}

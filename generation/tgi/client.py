@@ -19,7 +19,7 @@ import orjson
 from yarl import URL
 
 from .. import config
-from ..errors import FatalServerError, RequestRejected, ServerError, TransientError
+from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from .dialects import DIALECTS, SIDE_ROUTES, THINKING_TOKENS, chat_body, describe, native_body, refused_fields
 from .protocol import API_KEY_VARIABLE, Answer, Request, ServerInfo, count, failure, read_answer
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 SIDE_S = 10.0  # for a reply of any route but generation
 CONNECT_S = 10.0  # for a new connection
 KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
-MAX_REPLY_BYTES = 32 * 1024 * 1024
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
 _TOKENIZE = {"tgi": "/chat_tokenize", "tgi_generate": "/chat_tokenize", "vllm": "/tokenize"}
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
@@ -38,8 +37,15 @@ _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
 
 def open_session() -> aiohttp.ClientSession:
     """Return a session for endpoints: any number of connections; certificates as ``$SSL_CERT_FILE`` says."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    certificates = _certificates(os.environ.get("SSL_CERT_FILE"))
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=certificates)
+    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S)  # ``Endpoint`` limits the rest
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout)
+
+
+@cache
+def _certificates(_file: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads the file, in 50 ms
 
 
 class Endpoint:
@@ -65,43 +71,42 @@ class Endpoint:
         self._left_out: set[str] = set()  # fields that this server does not take
         self._answered = False  # a request
         self._thinks = False  # although thinking is off
-        self._was_healthy = False  # else a bad /health says nothing
+        self._clocks: set[asyncio.Timeout] = set()  # of requests in flight
 
     async def connect(self) -> ServerInfo:
-        """Return, and keep as ``info``, what the server is. Where side channels fail, the generation route decides. A
-        ``ServerError`` says that it cannot be reached, is not ready, refuses the key, or serves several models."""
-        replies = dict(zip(SIDE_ROUTES, await asyncio.gather(*map(self._side, SIDE_ROUTES)), strict=True))
-        self._was_healthy |= replies["/health"] is not None
-        info = describe(self.url, {route: reply for route, reply in replies.items() if reply}, self._settings)
-        known = info.kind.startswith("tgi") or info.served_model is not None
-        if not known or all(reply is None for reply in replies.values()):
-            await self._try_generation(info.served_model)
+        """Return, and keep as ``info``, what the server is, asked over new connections. Where it does not say, or says
+        that it is not healthy, the generation route decides. A ``ServerError`` says that it cannot be reached, is not
+        ready, refuses the key, or serves several models."""
+        async with open_session() as session:
+            found = await asyncio.gather(*(self._side(route, None, session) for route in SIDE_ROUTES))
+            replies = dict(zip(SIDE_ROUTES, found, strict=True))
+            info = describe(self.url, {route: reply for route, reply in replies.items() if reply}, self._settings)
+            known = info.kind.startswith("tgi") or info.served_model is not None
+            if not known or replies["/health"] is None:
+                await self._try_generation(info.served_model, session)
         if self.info is None or known:  # else what it said before
             self.info, self._dialect = info, DIALECTS[info.kind]
         return self.info
 
-    async def _try_generation(self, model: str | None) -> None:
+    async def _try_generation(self, model: str | None, session: aiohttp.ClientSession) -> None:
         """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
         fields: dict[str, Any] = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
         if not self._native:
             fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
             fields |= {"model": model} if model else {}
         try:
-            await self._send(self._ask_url, fields)
-        except (RequestRejected, TransientError) as error:
-            if error.status in (404, 405):
+            await self._send(self._ask_url, fields, session=session)
+        except (RateLimited, RequestRejected, TransientError) as error:
+            if error.status in (404, 405) and not self._answered:
                 raise FatalServerError(f"{error}; give the server's base URL", error.status) from None
             if isinstance(error, TransientError):
                 raise
 
-    async def probe(self) -> bool:
-        """Return whether a new connection is accepted and the server is healthy enough to be tried."""
-        async with open_session() as session:
-            try:
-                await self._send(self._route("/health"), session=session)
-            except ServerError as error:
-                return error.status is not None and (error.status < 500 or not self._was_healthy)
-        return True
+    def abandon(self) -> None:
+        """End the requests in flight with a ``TransientError``."""
+        for clock in self._clocks:
+            if not clock.expired():
+                clock.reschedule(0)
 
     async def queue_size(self) -> int | None:
         """Return how many requests wait for a slot, by ``/metrics``; None where it does not say."""
@@ -131,7 +136,7 @@ class Endpoint:
     def _fields(self, request: Request) -> dict[str, Any]:
         model = self.info.served_model if self.info else self._settings.model
         fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
-        return {name: value for name, value in fields.items() if name not in self._left_out}
+        return {name: fields[name] for name in fields.keys() - self._left_out} if self._left_out else fields
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
         """Return the answer to a request; neutral fields that the server refuses are left out from then on. The class
@@ -149,7 +154,7 @@ class Endpoint:
                     logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
                 continue
             try:
-                answer = read_answer(json.loads(content), headers, request.prefix)  # orjson refuses lone surrogates
+                answer = read_answer(_json(content), headers, request.prefix)
             except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
                 raise TransientError(f"POST {self.url}: unexpected answer {shown}") from None
@@ -170,11 +175,13 @@ class Endpoint:
     def _route(self, path: str) -> URL:
         return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
 
-    async def _side(self, path: str, fields: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    async def _side(
+        self, path: str, fields: dict[str, Any] | None = None, session: aiohttp.ClientSession | None = None
+    ) -> dict[str, Any] | None:
         """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
         try:
-            content, _ = await self._send(self._route(path), fields)
-            reply = json.loads(content)
+            content, _ = await self._send(self._route(path), fields, session=session)
+            reply = _json(content)
         except ServerError:
             return None
         except (ValueError, RecursionError):
@@ -190,34 +197,39 @@ class Endpoint:
     ) -> tuple[bytes, Mapping[str, str]]:
         """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
-        timeout = _timeout(timeout_s)
-        options: dict[str, Any] = {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
+        clock = asyncio.timeout(timeout_s)
+        self._clocks.add(clock)
         try:
-            request = (session or self._session).request(method, url, data=data, timeout=timeout, **options)
-            async with request as response:
-                if (response.content_length or 0) > MAX_REPLY_BYTES:
-                    raise ValueError(f"a reply of {response.content_length:,} bytes")
+            async with clock:
+                response = await (session or self._session).request(
+                    method, url, data=data, headers=self._headers, proxy=self._proxy, allow_redirects=False
+                )
                 content, status = await response.read(), response.status
-                if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
-                    return content, response.headers
-                status, keyed = 502 if status == 200 else status, "Authorization" in self._headers
-                raise failure(_call(method, url), status, content, response.headers, keyed, self._answered)
-        except TimeoutError:  # aiohttp's are also ClientErrors
-            raise TransientError(f"{_call(method, url)}: no answer in {timeout_s:g} s") from None
+        except TimeoutError as error:  # aiohttp's are also ClientErrors
+            said = str(error) or (f"no answer in {timeout_s:g} s" if clock.when() else "no sign of life")
+            raise TransientError(f"{_call(method, url)}: {said}") from None
         except aiohttp.ClientSSLError as error:
             hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
             raise FatalServerError(f"{_call(method, url)}: no secure connection ({error}); {hint}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TransientError(f"{_call(method, url)}: {type(error).__name__}: {error}") from None
-
-
-@cache
-def _timeout(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(seconds, sock_connect=CONNECT_S)
+        finally:
+            self._clocks.discard(clock)
+        if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
+            return content, response.headers
+        status, keyed = 502 if status == 200 else status, "Authorization" in self._headers
+        raise failure(_call(method, url), status, content, response.headers, keyed, self._answered)
 
 
 def _call(method: str, url: URL) -> str:
     return f"{method} {url.with_query(None)}"
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except ValueError:  # NaN, lone surrogates
+        return json.loads(content)
 
 
 def _parse(text: str) -> tuple[URL, URL]:

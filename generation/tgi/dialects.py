@@ -46,7 +46,7 @@ DIALECTS = {
 
 def chat_body(request: Request, dialect: Dialect, model: str | None, thinking: str, max_tokens: int) -> dict[str, Any]:
     """Return the body of ``/v1/chat/completions``; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0)."""
-    body = dict(request.sampling) | {"max_tokens": max_tokens, "seed": request.seed, "stream": False}
+    body = vars(request.sampling) | {"max_tokens": max_tokens, "seed": request.seed, "stream": False}
     body |= {"messages": request.messages, **dialect.neutral, **(dialect.continues if request.prefix else {})}
     if not dialect.tgi:
         allowed = thinking != "off" and not request.prefix

@@ -95,7 +95,7 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
     if thinking and not text.strip() and (reason == "stop" or prefix):
         text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
     text = text.removeprefix(prefix)  # llama.cpp repeats the given beginning; the others continue it
-    *thoughts, text = _THINKING_ENDS.split(text)
+    *thoughts, text = _THINKING_ENDS.split(text) if "<" in text or "[" in text else [text]
     if thoughts:
         thinking, text = "".join([thinking, *thoughts]), text.removeprefix(prefix)
     elif _THINKING_BEGINS.match(text):

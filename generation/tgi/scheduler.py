@@ -20,9 +20,10 @@ from typing import Any
 import aiohttp
 
 from ..config import Server
-from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError
-from .endpoint_state import TICK_S, EndpointState, warm_up
-from .protocol import Answer, Request, ServerInfo
+from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, UnicornError
+from .endpoint_state import TICK_S, EndpointState
+from .fleet import Fleet
+from .protocol import Answer, Request
 
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
@@ -46,7 +47,7 @@ class _Job:
 
     request: Request
     stats: RequestStats
-    turn: "asyncio.Future[EndpointState]"
+    turn: asyncio.Future[EndpointState]
     state: EndpointState | None = None  # set while a slot is held
     sent_at: float = 0.0
     failures: int = 0  # in company
@@ -54,25 +55,21 @@ class _Job:
     error: ServerError | None = None  # in the last test; None: it did not reach the server
 
 
-class Scheduler:
-    """Send each request to the least loaded of the connected endpoints, which serve one model, that takes one."""
+class Scheduler(Fleet):
+    """Send each request to the least loaded endpoint."""
 
     def __init__(self, states: Sequence[EndpointState], settings: Server) -> None:
-        self.states, self._settings = states, settings
-        self.infos: list[ServerInfo] = [state.endpoint.info for state in states if state.endpoint.info]
-        self._loop = asyncio.get_running_loop()
+        super().__init__(states, settings)
         self._jobs: set[_Job] = set()
         self._queue: deque[_Job] = deque()
         self._saturated = False  # the last dispatch left some in the queue
         self._held: set[_Job] = set()  # in back-off or suspected
         self._suspects: list[_Job] = []  # to be tested
-        self._good: Request | None = None  # answered before
         self._alive_at = 0.0  # last answer, or first call after a time without any
         self._refused_in_a_row = 0
-        self._fatal: FatalServerError | None = None
+        self._end: UnicornError | None = None  # why nothing is sent any more
         self._tasks: set[asyncio.Task[None]] = set()  # checks and tests
-        self._timer: asyncio.Handle = self._loop.call_soon(self._changed)
-        self._timer_at = 0.0  # uvloop's handles do not tell their time
+        self._timer = self.loop.call_later(0, self._changed)
         self._requested = False  # a dispatch is on its way
         self._dispatched = asyncio.Event()  # set for a moment by each dispatch
 
@@ -82,49 +79,39 @@ class Scheduler:
         return sum(state.limit.ceiling for state in self.states) + len(self._held)
 
     @property
-    def running(self) -> int:
-        """Requests in flight."""
-        return sum(state.running for state in self.states)
-
-    @property
     def waiting(self) -> int:
         """Calls of ``ask`` that have no request in flight."""
         return max(0, len(self._jobs) - self.running)
-
-    async def warm_up(self, requests: Sequence[Request]) -> None:
-        """Send ``requests`` to every endpoint before any row: one for each prompt and schema, with its longest values.
-
-        FatalServerError: a context is too short, a request is refused or gets no text; says what to change.
-        """
-        await asyncio.gather(*(warm_up(state.endpoint, requests, self._settings) for state in self.states))
-        self._good = requests[0] if requests else None
 
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
         """Return the answer to ``request`` from any endpoint; ``stats`` is updated in place.
 
         RequestRejected: the server refuses this prompt, or fails on it alone. FatalServerError: no endpoint is usable.
         """
-        if self._fatal:
-            raise self._fatal
-        job = _Job(request, stats or RequestStats(), self._loop.create_future())
+        if self._end:
+            raise self._end
+        job = _Job(request, stats or RequestStats(), self.loop.create_future())
         if not self._jobs:
-            self._alive_at = self._loop.time()
+            self._alive_at = self.loop.time()
         self._jobs.add(job)
-        self._queue.append(job)
+        if not self._queue and (free := self.least_loaded()):
+            self._grant(job, free)  # as the next dispatch would
+        else:
+            self._queue.append(job)
         self._changed()
         try:
             while True:
                 state = await job.turn
                 job.stats.requests += 1
                 try:
-                    answer = await state.ask(job.request)
+                    answer = await state.endpoint.ask(request, self.settings.timeout_s)
                 except ServerError as error:
                     self._failed(job, state, error)
                     self._release(job)
                 else:
                     state.answered(job.sent_at, answer.queue_share, self._saturated and not state.reserved)
-                    self._good, self._refused_in_a_row = self._good or job.request, 0
-                    self._alive_at = self._loop.time()
+                    self.good, self._refused_in_a_row = self.good or request, 0
+                    self._alive_at = state.sign_at
                     return answer
         finally:
             self._release(job)
@@ -139,17 +126,17 @@ class Scheduler:
 
     def _failed(self, job: _Job, state: EndpointState, error: ServerError) -> None:
         """Decide what becomes of a job whose request failed; raise if it ends, or if the run must stop."""
-        if self._fatal or isinstance(error, FatalServerError):
-            raise self.stop(str(error))
+        if self._end or isinstance(error, FatalServerError):
+            raise self.stop(error)
         state.failed(job.sent_at, error)
         if isinstance(error, RequestRejected):
             self._refused_in_a_row += 1
-            self._alive_at = self._loop.time()
+            self._alive_at = self.loop.time()
             if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                raise self.stop(f"{error}. The server refused {REFUSED_IN_A_ROW} prompts in a row")
+                raise self.stop(FatalServerError(f"{error}. The server refused {REFUSED_IN_A_ROW} prompts in a row"))
             raise error
         reached = not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
-        job.turn = self._loop.create_future()
+        job.turn = self.loop.create_future()
         job.stats.retries["429" if isinstance(error, RateLimited) else str(error.status or "connection")] += 1
         if isinstance(error, RateLimited):
             for other in self.states:
@@ -161,11 +148,11 @@ class Scheduler:
         else:
             self._held.add(job)
             job.failures += reached
-            if job.failures >= SUSPECT_AFTER and self._good:
+            if job.failures >= SUSPECT_AFTER and self.good:
                 self._suspects.append(job)
             else:
                 longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
-                self._loop.call_later(random.uniform(0, longest_s), self._requeue, job)
+                self.loop.call_later(random.uniform(0, longest_s), self._requeue, job)
 
     def _requeue(self, job: _Job) -> None:
         self._held.discard(job)
@@ -176,48 +163,40 @@ class Scheduler:
         """Request a dispatch after the current event."""
         if not self._requested:
             self._requested = True
-            self._loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         """Decide what happens next: which requests are sent, what is probed or tested, whether the run is over."""
         self._requested = False
         self._dispatched.set()
         self._dispatched.clear()
-        if self._fatal or not self._jobs:
+        if self._end or not self._jobs:
             return
-        now, give_up_s = self._loop.time() + TICK_S, self._settings.give_up_s
+        now, give_up_s = self.loop.time() + TICK_S, self.settings.give_up_s
         due = [self._alive_at + give_up_s]
         if now >= due[0]:
-            last = "; ".join(f"{state.endpoint.url}: {state.last_failure or 'no answer'}" for state in self.states)
-            self.stop(f"no request was answered for {give_up_s:g} s; are the servers still up? {last}")
+            said = f"no request was answered for {give_up_s:g} s; are the servers still up? {self.failures()}"
+            self.stop(FatalServerError(said))
             return
         for state in self.states:
             if now >= state.check_at and state.look not in self._tasks:
-                state.look = self._spawn(state.check(self._good))
+                state.look = self._spawn(state.check(self.good, self.agree))
             due += [at for at in (state.check_at, state.full_until) if at > now]
-        if self._suspects and not any(state.reserved for state in self.states) and (free := self._least_loaded()):
+        if self._suspects and not any(state.reserved for state in self.states) and (free := self.least_loaded()):
             enough = TEST_SHARE * len(self._suspects) >= len(self._jobs)
             if enough or now >= self._suspects[0].sent_at + TEST_AFTER_S:
                 free.reserved = True
                 self._spawn(self._test(free))
-        while self._queue and (free := self._least_loaded()):
+        while self._queue and (free := self.least_loaded()):
             job = self._queue.popleft()
             if not job.turn.done():  # else the caller is gone
                 self._grant(job, free)
         self._saturated = bool(self._queue)
-        if not now < self._timer_at <= min(due):
-            self._timer.cancel()
-            self._timer_at = min(due)
-            self._timer = self._loop.call_at(self._timer_at, self._changed)
-
-    def _least_loaded(self) -> EndpointState | None:
-        """Return the free endpoint with the smallest share of its limit in use."""
-        free = [state for state in self.states if state.is_free()]
-        return min(free, key=lambda state: state.running / state.limit.value, default=None)
+        self._timer.cancel()
+        self._timer = self.loop.call_at(min(due), self._changed)
 
     def _grant(self, job: _Job, state: EndpointState) -> None:
-        job.state, job.sent_at = state, self._loop.time()
-        state.started()
+        job.state, job.sent_at = state, state.started()
         job.turn.set_result(state)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -226,10 +205,11 @@ class Scheduler:
         def end(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()):
-                self.stop(str(error) if isinstance(error, FatalServerError) else f"the scheduler failed: {error!r}")
+                bug = FatalServerError(f"the scheduler failed: {error!r}")
+                self.stop(error if isinstance(error, UnicornError) else bug)
             self._changed()
 
-        task = self._loop.create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(end)
         return task
@@ -263,7 +243,7 @@ class Scheduler:
     async def _recovers(self, state: EndpointState) -> bool:
         """Return whether the known-good request is answered once the endpoint is up and nothing else in flight."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(self.settings.timeout_s):
                 while True:
                     self._changed()
                     await self._until(lambda: not state.running and state.is_up())
@@ -272,24 +252,27 @@ class Scheduler:
         return False
 
     async def _is_good(self, state: EndpointState) -> bool:
-        if good := self._good is not None and await state.answers(self._good):
-            self._alive_at = self._loop.time()
-        return good
+        with suppress(ServerError):
+            if self.good:
+                await state.prove(self.good)
+                self._alive_at = self.loop.time()
+                return True
+        return False
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         while not is_true():  # asked after every dispatch
             await self._dispatched.wait()
 
-    def stop(self, message: str) -> FatalServerError:
-        """End every call of ``ask`` with an error, which is also returned."""
-        if not self._fatal:
-            self._fatal = FatalServerError(message)
+    def stop(self, error: UnicornError, abandon: bool = True) -> UnicornError:
+        """End every call of ``ask`` with an error, and return it; without ``abandon``, those in flight may finish."""
+        self._end = self._end or error
+        if abandon:
             for state in self.states:
-                state.abandon()
-            for job in self._jobs:
-                if not job.turn.done():
-                    job.turn.set_exception(self._fatal)
-        return self._fatal
+                state.endpoint.abandon()
+        for job in self._jobs:
+            if not job.turn.done():
+                job.turn.set_exception(self._end)
+        return self._end
 
     async def close(self) -> None:
         """End the looks at endpoints; nothing may be asked any more."""
