@@ -1,10 +1,8 @@
 """Texts that repeat an earlier one, and texts that hold a question of a benchmark.
 
-Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997, On the resemblance and containment of
-documents) reaches a threshold. MinHash signatures (rensa) in bands propose the pairs (Leskovec, Rajaraman and Ullman,
-Mining of Massive Datasets, section 3.4), and the true Jaccard similarity of each proposed pair decides. The first row
-in run order is kept. 2-grams for seeds: 1-grams take "a dog chases a man" and "a man chases a dog" for the same, and
-3-grams miss captions of 12 words with one word changed. 3-grams for captions of 130 words.
+Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997) reaches a threshold. MinHash in bands
+proposes the pairs (Leskovec et al., Mining of Massive Datasets, 3.4), their true similarity decides, and the
+first row is kept. 2-grams for seeds: 1-grams do not see who chases whom, 3-grams miss one word changed of twelve.
 """
 
 import unicodedata
@@ -48,9 +46,6 @@ def ngrams(text: str, n: int) -> Hashes:
     """Return the set of a text's word n-grams as ascending hashes; a text of fewer words is one n-gram.
 
     Compatibility forms (NFKC), case, punctuation and white space make no difference.
-
-    >>> len(ngrams("A dog, and a DOG!", 2)), len(ngrams("a dog", 8)), len(ngrams("...", 8))
-    (3, 1, 0)
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = text.translate({ord(character): _plain(character) for character in set(text)})
@@ -67,9 +62,6 @@ def bands(threshold: float) -> int:
     """Return into how many bands a signature is cut: the fewest that find 0.9 of the pairs at the threshold.
 
     A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
-
-    >>> bands(0.8)
-    16
     """
     return next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - threshold ** (_SIGNATURE // b)) ** b >= _RECALL)
 
@@ -164,11 +156,10 @@ def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
         record, base = run.record(CAPTIONS, shard), run.inputs(CAPTIONS, shard) or {}
         if not held or record is None:
             raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
-        table, rejected = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard)
-        gone = [row for row in table.to_pylist() if row["id"] in dropped]
-        for row in gone:
+        table, rejected, gone = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard), []
+        for row in table.filter(pa.array([id in dropped for id in table["id"].to_pylist()])).to_pylist():
             reason, match = dropped[row["id"]]
-            row |= {"reason": reason, "raw": f"{row['caption']}\n\n[{reason}: {match}]", "request": None}
+            gone.append(row | {"reason": reason, "raw": f"{row['caption']}\n\n[{reason}: {match}]", "request": None})
         tables = [*([rejected] if rejected else []), pa.Table.from_pylist(gone, REJECTED_SCHEMA)]
         rejected = pa.concat_tables(tables).sort_by("id")
         kept = table.filter(pa.array([id not in dropped for id in table["id"].to_pylist()]))
@@ -179,8 +170,7 @@ def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
 
 def duplicate_groups(run: Run) -> dict[str, str]:
     """Return the id of the first row of its group by id, of the captions that have a near-duplicate."""
-    ids = list(_texts(run, CAPTIONS, "id"))
-    threshold = run.recipe.captions.drop_duplicates or THRESHOLD
+    ids, threshold = list(_texts(run, CAPTIONS, "id")), run.recipe.captions.drop_duplicates or THRESHOLD
     found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
     return {ids[member]: ids[match] for row, (match, _) in found.items() for member in (match, row)}
 
@@ -193,12 +183,12 @@ def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, b
     stage, column = (SEEDS, "seed") if stage_name == "seeds" else (CAPTIONS, "caption")
     if stage_name != stage.name or not run.shards(stage):
         raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")
-    texts = list(_texts(run, stage, column))
+    texts, n = list(_texts(run, stage, column)), NGRAM[stage_name]
     hits = find_contaminated(texts, benchmark) if benchmark else {}
-    found = find_duplicates(texts, threshold, NGRAM[stage_name])
+    found = find_duplicates(texts, threshold, n)
     exact = sum(similarity == 1 for _, similarity in found.values())
     counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(hits)}
-    lines = [f"{stage_name}: {len(texts):,} rows; near: similarity >= {threshold:g} of word {NGRAM[stage_name]}-grams"]
+    lines = [f"{stage_name}: {len(texts):,} rows; near: similarity >= {threshold:g} of word {n}-grams"]
     lines += ["| reason | rows | share |", "|---|---|---|"]
     lines += [f"| {reason} | {count:,} | {count / max(1, len(texts)):.2%} |" for reason, count in counts.items()]
     for row, (match, part) in islice(found.items(), _EXAMPLES):

@@ -16,7 +16,7 @@ from .files import read_text
 
 S = TypeVar("S", bound=Section)
 CONFIGS = Path(__file__).parent / "configs"
-_MAX_CHARACTERS = 20_000_000  # of a recipe whose aliases are written out: a few can stand for gigabytes
+_MAX_CHARACTERS = 5_000_000  # of a recipe whose aliases are written out: a few can stand for gigabytes
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """The files that the authors released, as a run: what is taken, rejected, counted and refused."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,12 @@ def test_every_row_is_taken_as_it_was_released(files: list[Path], tmp_path: Path
     run = Run(tmp_path / "run")
     captions = [one for shard in range(3) for one in run.table(CAPTIONS, shard).to_pylist()]
     assert [one["id"] for one in captions] == [row_id(n // 8, n % 8) for n in range(20)]
-    assert [(one["original_id"], one["caption"]) for one in captions] == [
-        (one["id"], one["caption"]) for one in json.loads(files[1].read_text())
-    ]
+    released = [(one["id"], one["caption"]) for one in json.loads(files[1].read_text())]
+    assert [(one["original_id"], one["caption"]) for one in captions] == released
     made = {task: [o for n in range(3) for o in run.table(INSTRUCTIONS[task], n).to_pylist()] for task in TASKS}
-    found = {task: [one["original_id"] for one in rows] for task, rows in made.items()}
-    assert found == {
-        "multiple_choice": [released_id(3), released_id(19)],
-        "question_answering": [released_id(15)],
-        "complex_reasoning": [released_id(4)],
-    }
+    expected = {"multiple_choice": [3, 19], "question_answering": [15], "complex_reasoning": [4]}
+    for task, rows in made.items():
+        assert [one["original_id"] for one in rows] == [released_id(number) for number in expected[task]]
     assert made["multiple_choice"][0]["conversations"] == choice(3)["conversations"]
     assert "captions: 20 rows, 20 taken, 0 rejected" in report and "conversations: 4 rows, 4 taken" in report
     assert run.facts(SEEDS)["identity"]["license"] == "CC-BY-4.0"
@@ -142,17 +139,21 @@ def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) ->
         (b"[" * 200_000, "recursion"),
         (b"<html>", "it must be one JSON list"),
         (b"[{}, 1, null]", "none of .* is the pre-training file"),
+        (b'[{"id": 1, "id": 2}]', "row 0: key 'id' occurs twice"),
+        (None, "row 0: it is not a regular file"),
     ],
 )
-def test_files_that_are_not_released_ones_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_released_ones_are_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    path.write_bytes(content)
+    path.write_bytes(content) if content is not None else os.mkfifo(path)
     with pytest.raises(SeedError, match=message):
         import_release([path], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_same_import_goes_on_and_another_is_refused(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(SeedError, match=r"p\.json, .*p\.json have the same name"):
+        import_release([*files, files[1]], tmp_path / "run")
     import_release(files, tmp_path / "run")
     run = Run(tmp_path / "run")
     before = run.records(CAPTIONS)

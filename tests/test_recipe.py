@@ -1,5 +1,6 @@
 """Recipes: read, or refused with every wrong key and value by name."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,30 @@ from generation.config import ImageTransfer, TextTransfer
 from generation.errors import RecipeError
 from generation.recipe import CONFIGS, load_recipe, parse_recipe
 
+CASE_10 = (  # of /work/shared/cases
+    b"name: bug\nseeds:\n  captions:\n    - {name: a, path: a.txt, license: MIT}\n  captions:\n"
+    b"    - {name: b, path: b.txt, license: MIT}\ncaptions: {attempts: 5}\ncaptions: {min_words: 20}\n"
+)
+LAUGHS = (b"%c: &%c [%s]\n" % (letter, letter, b",".join([b"*%c" % (letter - 1)] * 9)) for letter in b"bcdefghij")
 SMALL: dict[str, Any] = {"name": "small", "seeds": {"captions": [{"name": "own", "path": "a.txt", "license": "MIT"}]}}
 
 
-def recipe(tmp_path: Path, **sections: Any) -> Path:
+def recipe(tmp_path: Path, text: str = "", **sections: Any) -> Path:
+    """A recipe with the sections, and with lines of YAML at its end."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(SMALL | sections), encoding="utf-8")
+    path.write_text(yaml.safe_dump(SMALL | sections) + text, encoding="utf-8")
     return path
 
 
-def test_the_demo_recipe_is_valid_and_the_full_one_asks_for_commits() -> None:
+def test_a_recipe_is_read_with_its_paths_and_the_command_line_wins(tmp_path: Path) -> None:
     assert load_recipe(CONFIGS / "demo.yaml").attempts == 10
-    with pytest.raises(RecipeError, match=r"seeds\.hub\.0\.revision = \"COMMIT\": give the commit"):
-        load_recipe(CONFIGS / "unicorn_1_2m.yaml")
-
-
-def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
-    assert load_recipe(recipe(tmp_path)).path("a.txt") == tmp_path.resolve() / "a.txt"
-
-
-def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = recipe(tmp_path, server={"endpoints": ["http://a"], "timeout_s": 5.0})
-    server = load_recipe(path, {"endpoints": ["http://b"]}).server
-    assert (server.endpoints, server.timeout_s) == (("http://b",), 5.0)
+    read = load_recipe(path, {"endpoints": ["http://b"]})
+    assert (read.server.endpoints, read.server.timeout_s) == (("http://b",), 5.0)
+    assert read.path("a.txt") == tmp_path.resolve() / "a.txt"
+    assert isinstance(load_recipe(recipe(tmp_path, transfer={})).transfer, TextTransfer)
+    chosen = load_recipe(recipe(tmp_path, transfer={"method": "realign", "images": "v.npy"})).transfer
+    assert isinstance(chosen, ImageTransfer)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +50,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"server": {"timeout_s": float("nan")}}, "timeout_s"),
         ({"server": {"timeout_s": 60.0, "give_up_s": 30.0}}, r"give_up_s = 30 must be above timeout_s = 60"),
         ({"captions": {"min_words": 90, "max_words": 80}}, "min_words = 90 is above max_words = 80"),
+        ({"judge": {"endpoints": {}}}, "judge.endpoints"),
         (
-            {"instructions": {"multiple_choice": {"prompt": "multiple_choice", "fraction": 0.1, "items": [8, 6]}}},
-            "the lower bound 8 is above the upper bound 6",
+            {"seeds": {"captions": [SMALL["seeds"]["captions"][0] | {"filters": {"words": [8, 6]}}]}},
+            "bound 8 is above",
         ),
         ({"instructions": {"overlap": False, "multiple_choice": {"prompt": "a", "fraction": 0.9}}}, "add up to 1.1"),
         ({"transfer": {"method": "anchor"}}, "missing key 'transfer.anchor.images'"),
@@ -68,14 +71,19 @@ def test_faults_are_named(tmp_path: Path, sections: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name: a\nname: b\n", "key 'name' occurs twice, in lines 1 and 2"),
+        (CASE_10, "key 'captions' occurs twice, in lines 7 and 8"),
         (b"seeds:\n  domains: {files: [a], files: [b]}\n", "key 'files' occurs twice"),
         (b"- a\n", "must hold a mapping of keys to values, not list"),
         (b"", "not NoneType"),
         (b"\xff\xfen\x00", "cannot read recipe"),
         (b"a: [", "cannot read recipe"),
+        (b"\tname: a\n", r"cannot start any token\n.*line 1"),
+        (b"name: a\n---\nname: b\n", "expected a single document"),
         (b"[" * 100_000, "cannot read recipe"),
         (b"? {a: b}\n: c\n", "cannot read recipe|unknown key"),
+        (b"name: &a [*a]\n", "holds what a recipe cannot: Circular reference"),
+        (b"name: !!set {a, b}\n", "holds what a recipe cannot: Object of type set"),
+        (b"a: &a [x]\n" + b"".join(LAUGHS), "more than 5,000,000 characters, its aliases written out"),
     ],
 )
 def test_files_that_are_not_recipes_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -85,15 +93,39 @@ def test_files_that_are_not_recipes_are_refused(tmp_path: Path, content: bytes, 
         load_recipe(path)
 
 
-def test_a_missing_recipe_names_those_of_the_project(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"demo\.yaml"):
-        load_recipe(tmp_path / "no.yaml")
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("server: {thinking: off}", "off"),
+        ("server: {timeout_s: 1e3}", 1000),
+        ("random_seed: 1_000", 1000),
+        ("random_seed: 0123", 'random_seed = "0123"'),
+        ("random_seed: 1:30", 'random_seed = "1:30"'),
+        ("cluster: {sbatch: {time: 24:00:00}}", "24:00:00"),
+        ("card: {homepage: 2024-01-02 3:04}", "2024-01-02 3:04"),
+        ("instructions: {overlap: off}", 'instructions.overlap = "off"'),
+        ("base: &b {x: 1}", "unknown key 'base'"),
+        ("server: {<<: {timeout_s: 5.0}, <<: {give_up_s: 9.0}}", 5.0),
+    ],
+)
+def test_plain_values_are_what_they_look_like(tmp_path: Path, text: str, value: Any) -> None:
+    try:
+        read = load_recipe(recipe(tmp_path, f"{text}\n"))
+        parts = (read.server.thinking, read.server.timeout_s, read.random_seed, read.cluster.sbatch.get("time"))
+        assert value in (*parts, read.card.homepage)
+    except RecipeError as error:
+        assert str(value) in str(error)
 
 
-def test_the_transfer_is_chosen_by_its_method(tmp_path: Path) -> None:
-    assert isinstance(load_recipe(recipe(tmp_path, transfer={})).transfer, TextTransfer)
-    chosen = load_recipe(recipe(tmp_path, transfer={"method": "realign", "images": "v.npy"})).transfer
-    assert isinstance(chosen, ImageTransfer)
+def test_what_is_not_a_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    words = {"pipe.yaml": "not a regular file", "loop.yaml": "does not exist", f"{'x' * 300}.yaml": "does not exist"}
+    for name, message in {**words, "no.yaml": r"does not exist. Recipes .*demo\.yaml"}.items():
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / name)
+    pipe = parse_recipe(SMALL | {"directory": str(tmp_path)}, "recipe").path("loop.yaml")
+    assert pipe.name == "loop.yaml"
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generation.errors import RecipeError, SeedError, UnicornError
+from generation.errors import RecipeError, RunError, SeedError, UnicornError
+from generation.files import parquet, write_atomically
 from generation.seeds.tables import BadRow, located, read_file
 from tests.test_seeds import account, lines, make, source, texts
 
@@ -47,7 +48,7 @@ def refusal(path: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-# The cases of /work/shared/cases/files
+# The cases of /work/shared/cases/files (10 is in test_recipe.py, the deep JSON in test_original.py)
 
 
 def test_case_02_stray_commas_are_refused_by_row_and_field(tmp_path: Path) -> None:
@@ -61,27 +62,19 @@ def test_case_02_stray_commas_are_refused_by_row_and_field(tmp_path: Path) -> No
     assert account(make(tmp_path, [source(path, column="caption", filters={})]))["dropped"] == {"malformed": 1}
 
 
-def test_case_03_tsv_has_no_quoting(tmp_path: Path) -> None:
+def test_cases_03_04_08_20_what_is_read(tmp_path: Path) -> None:
     captions = [SIX[0], '"the old pier at dusk with a boat', *SIX[1:3], 'a sign that says "open"', 'the end"', SIX[3]]
     path = lines(tmp_path / "a.tsv", "caption\turl", *(f"{text}\thttp://x/{row}" for row, text in enumerate(captions)))
-    assert seeds(path, column="caption") == sorted(captions)
-
-
-def test_case_04_rows_of_json_may_hold_a_caption_or_those_of_one_image(tmp_path: Path) -> None:
-    path = lines(tmp_path / "a.jsonl", json.dumps({"text": SIX[0]}), json.dumps({"text": SIX[1:3]}))
-    found = seeds(path)
-    assert len(found) == 2
-    assert SIX[0] in found and (SIX[1] in found) != (SIX[2] in found)
-
-
-def test_case_08_the_given_name_decides_and_not_what_a_link_points_to(tmp_path: Path) -> None:
-    (tmp_path / "snapshots").mkdir()
-    lines(tmp_path / "6f1ed002ab", "caption", *SIX)
-    path = tmp_path / "snapshots" / "train.csv"
-    path.symlink_to("../6f1ed002ab")
+    assert seeds(path, column="caption") == sorted(captions)  # TSV has no quoting
+    found = seeds(lines(tmp_path / "a.jsonl", json.dumps({"text": SIX[0]}), json.dumps({"text": SIX[1:3]})))
+    assert len(found) == 2 and SIX[0] in found and (SIX[1] in found) != (SIX[2] in found)
+    path, blob = tmp_path / "train.csv", lines(tmp_path / "6f1ed002ab", "caption", *SIX)
+    path.symlink_to(blob.name)  # as in the Hub's cache: the given name decides
     assert seeds(path, column="caption") == sorted(SIX)
-    (tmp_path / "6f1ed002ab").unlink()
-    assert "is a link to ../6f1ed002ab, which does not exist" in refusal(path)
+    blob.unlink()
+    assert "is a link to 6f1ed002ab, which does not exist" in refusal(path)
+    assert seeds(lines(tmp_path / "CAPTIONS.CSV", "caption", *SIX), column="caption") == sorted(SIX)
+    assert seeds(lines(tmp_path / "B.TXT", *SIX), column="caption") == sorted(SIX)
 
 
 def test_case_09_a_row_without_a_group_is_a_group_of_its_own_and_ids_stay_text(tmp_path: Path) -> None:
@@ -109,11 +102,6 @@ def test_case_20_a_foreign_encoding_is_named_with_its_remedy(tmp_path: Path, enc
         assert f"is {known}; convert it: iconv -f {known} -t UTF-8 {name}" in refusal(put(tmp_path / name, content))
 
 
-def test_case_20_suffixes_in_upper_case(tmp_path: Path) -> None:
-    assert seeds(lines(tmp_path / "CAPTIONS.CSV", "caption", *SIX), column="caption") == sorted(SIX)
-    assert seeds(lines(tmp_path / "B.TXT", *SIX), column="caption") == sorted(SIX)
-
-
 # What is read right
 
 
@@ -124,22 +112,28 @@ def test_byte_order_marks_and_all_line_ends_are_read(tmp_path: Path, suffix: str
     rows = [json.dumps({"text": text}) if suffix == "jsonl" else text for text in SIX]
     rows = ["text", *rows] if suffix in ("csv", "tsv") else rows
     for last in ("", end):
-        assert seeds(put(tmp_path / f"a.{suffix}", mark + (end.join(rows) + last).encode())) == sorted(SIX)
+        path = put(tmp_path / f"a.{suffix}", mark + (end.join(rows) + last).encode())
+        assert [cells[0].strip() for cells in read(path)] == SIX
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        json.dumps([{"text": text, "id": 1} for text in SIX]),
-        json.dumps({"id": list(range(6)), "text": SIX}),
-        json.dumps({"text": {str(row): text for row, text in enumerate(SIX)}}),
-        json.dumps({"info": {}, "images": [{"id": 1}], "annotations": [{"image_id": 1, "text": t} for t in SIX]}),
-        "\n".join(json.dumps({"text": text}) for text in SIX),
-    ],
-    ids=["list", "columns", "pandas", "coco", "lines"],
-)
-def test_json_comes_as_a_list_as_columns_under_a_key_or_in_lines(tmp_path: Path, content: str) -> None:
-    assert seeds(put(tmp_path / "a.json", content)) == sorted(SIX)
+IDS = [1, "1x", 1.5, 2**60, "", None]
+OBJECTS = [{"text": text, "id": id} for text, id in zip(SIX, IDS, strict=True)]
+FILES = {
+    "list.json": json.dumps(OBJECTS),
+    "columns.json": json.dumps({"id": IDS, "text": SIX}),
+    "pandas.json": json.dumps({"text": dict(enumerate(SIX)), "id": {5 - row: row for row in range(6)}}),
+    "coco.json": json.dumps({"images": [{"id": 1}], "annotations": OBJECTS}),
+    "lines.json": "\n".join(map(json.dumps, OBJECTS)),
+    "joined.jsonl": "\n".join(f"\ufeff{json.dumps(row)}" for row in OBJECTS),
+    "blank.csv": "\ufeff\n\ntext,id\n" + "".join(f"{text},\n" for text in SIX),
+    "quoted.csv": '\ufeff"text","my\nid",id\n' + "".join(f'"{text}","",="00{row}"\n' for row, text in enumerate(SIX)),
+    "latin.csv": b"text,id\n" + b"".join(text.encode() + b",\xe9%d\n" % row for row, text in enumerate(SIX)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_as_other_programs_write_them(tmp_path: Path, name: str) -> None:
+    assert seeds(put(tmp_path / name, FILES[name]), group_column="id") == sorted(SIX)
 
 
 def test_odd_names_and_values_are_read_as_they_are(tmp_path: Path) -> None:
@@ -232,6 +226,11 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
         ("a.jsonl", '{"text": "A dog."}\n{"text": NaN}\n', "line 2: column 'text' holds nan, no caption"),
         ("a.jsonl", '{"text": 7}\n', "line 1: column 'text' holds 7, which is not text"),
         ("a.jsonl", '{"text": []}\n', "line 1: column 'text' holds None, no caption"),
+        (
+            "a.jsonl",
+            '{"text": ["a", "life", "in", "pictures"]}',
+            "line 1: column 'text' holds ['a', 'life', 'in', 'pict",
+        ),
         ("a.jsonl", '{"text": ["A", null]}\n', "line 1: column 'text' holds None, no caption"),
         ("a.jsonl", '{"text": "A \\ud83d dog"}\n', "line 1: column 'text' holds 'A \\ud83d dog', with the character"),
         ("a.jsonl", '{"text": ' + "9" * 5000 + "}\n", "line 1: is not JSON (Exceeds the limit"),
@@ -247,6 +246,9 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
         ("a.csv", 'text\n"A dog.\nA cat.\n', "line 2: is not valid CSV (unexpected end of data)"),
         ("a.csv", "text,n\nA dog.\n", "line 2: has 1 fields, where the header has 2"),
         ("a.csv", "text\nA\rB\n", "line 2: is not valid CSV"),
+        ("a.csv", 'n,text\n1, "A dog."\n', "line 2: holds ' \"A dog.\"'; remove the blank before the quote"),
+        ("a.csv", "text,n\nA,1\n\ufefftext,n\nB,2\n", "line 3: is the header again, as in joined files"),
+        ("a.tsv", 'text\n"A ""dog"" runs."\n', "TSV has no quoting: write each quote once"),
         ("a.tsv", "text\tn\nA\tdog\t1\n", "line 2: has 3 fields, such as '1', where the header has 2"),
         ("a.parquet", "PAR1", "cannot be read"),
         ("a.parquet", "text\nA dog.\n", "cannot be read"),
@@ -257,6 +259,8 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
         ("a.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("a.csv", "\n<!DOCTYPE html>\n<html>", "holds a web page"),
         ("a.jsonl", "<?xml version='1.0'?><Error>AccessDenied</Error>", "holds a web page"),
+        ("a.txt", "Invalid username or password.", "holds a server's error message"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "holds a document or database"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_row_and_value(
@@ -279,6 +283,12 @@ def test_directories_pipes_and_columns_of_groups_are_checked(tmp_path: Path) -> 
     assert "does not exist" in refusal(tmp_path / "a\0.txt")
     with pytest.raises(RecipeError, match=r"the directory '.*caf\\udce9' is not UTF-8; rename it"):
         make(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(RunError, match="caf.* surrogates not allowed"):
+        write_atomically(tmp_path / os.fsdecode(b"caf\xe9.parquet"), parquet(pa.table({"text": SIX})))
+    for pipe in ({"filters": {"blocked_words": "../pipe.txt"}}, {"filters": {"blocked_words": "/dev/zero"}}):
+        assert "it is not a regular file" in refusal(lines(tmp_path / "a.txt", *SIX), **pipe)
+    with pytest.raises(RecipeError, match="cannot read domain file .*: it is not a regular file"):
+        make(tmp_path / "domain", domains={"files": ["../pipe.*"]})
     times = pa.array([2**62, 5], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["A", "B"], "time": times}), tmp_path / "a.parquet")
     assert "cannot be read: date value out of range" in refusal(tmp_path / "a.parquet", group_column="time")

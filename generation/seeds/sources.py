@@ -135,7 +135,7 @@ def _caption(value: Any, column: str) -> str | BadRow:
     if not isinstance(value, str):
         return BadRow("not_text", f"{shown}, which is not text")
     if (found := _BROKEN.search(value)) and "\udc80" <= found[0] <= "\udcff":
-        remedy = "convert it, if it is Latin-1 by iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        remedy = "convert the file to UTF-8, from Latin-1 by iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         return BadRow("not_utf8", f"{shown}; byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8: {remedy}")
     if found:
         return BadRow("control_character", f"{shown}, with the character {found[0]!r}")

@@ -18,25 +18,14 @@ import pyarrow.parquet as pq
 
 from ..errors import SeedError
 from ..files import unique_keys
+from ..recipe import read_yaml
 
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
 BATCH_ROWS = 1000
 _SPACED_QUOTE = re.compile(r'\s+".*"\s*', re.S)  # CSV: after ", " a quote begins no quoted field
 _DOUBLED_QUOTES = re.compile(r'"[^"]*(?:""[^"]*)+"')  # TSV: as programs write it that quote
-_FOREIGN = {  # first bytes, in lower case, of files that are often given another name
-    (b"\x1f\x8b", b"bzh91ay&sy", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"): "compressed data; unpack it first",
-    (b"%pdf-", b"{\\rtf", b"sqlite format", b"arrow1", b"\xd0\xcf\x11\xe0", b"\x93numpy", b"\x80\x02", b"\x80\x04"): (
-        "a document, database, array, pickle or Arrow file; export it as text"
-    ),
-    (b"version https://git-lfs",): "a Git LFS pointer in place of the data; fetch them with `git lfs pull`",
-    (b"<!doctype", b"<html", b"<head", b"<!--", b"<?xml"): "a web page, such as a login page; download the file again",
-    (
-        *(b"404: not found", b"entry not found", b"repository not found", b"invalid username or password"),
-        *(b"access denied", b"access to dataset", b"upstream connect error", b"internal server error", b"bad gateway"),
-    ): "a server's error message; download the file again",
-    (b"par1",): "Parquet data; rename it to .parquet",
-}
+_FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +55,10 @@ def located(what: object, rows: Rows) -> Iterator[tuple[str, Cells]]:
 
 
 def read_file(path: Path, columns: list[str]) -> Rows:
-    """Yield the rows of a file: the number of each, from 1, and its values in ``columns``.
+    """Yield the number of each row of a file, from 1, and its values in ``columns``.
 
-    The suffix of ``path`` decides the format, whatever it links to. A row of JSON may lack all columns but the first;
-    .txt has one column, ``text``. A SeedError says that the file is not what its name says or lacks a column.
+    The suffix of ``path`` decides the format. A row of JSON may lack all columns but the first; .txt has one column,
+    ``text``. A SeedError says that the file is not what its name says or lacks a column.
     """
     suffix, head = path.suffix.lower(), _head(path)
     if suffix == ".parquet":
@@ -105,11 +94,11 @@ def _head(path: Path) -> bytes:
         raise SeedError(f"{path} {what} (paths in a recipe are relative to the recipe)")
     with path.open("rb") as file:
         head = file.read(65536)
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower().decode("latin-1")
     if not start:
         raise SeedError(f"{path} is empty")
-    for magic, what in _FOREIGN.items():
-        if start.startswith(magic) and (suffix != ".parquet" or magic != (b"par1",)):
+    for what, beginnings in _FOREIGN.items():
+        if start.startswith(tuple(beginnings)) and (suffix != ".parquet" or beginnings != ["par1"]):
             raise SeedError(f"{path} holds {what}")
     wide = json.detect_encoding(head).upper().replace("-LE", "LE").replace("-BE", "BE")
     if suffix != ".parquet" and not wide.startswith("UTF-8"):
@@ -129,12 +118,13 @@ def _require(what: object, header: list[str], columns: list[str]) -> None:
 def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
     """Read CSV as RFC 4180 has it, or TSV, which has no quoting. Blank lines are not rows."""
     csv.field_size_limit(2**31 - 1)
-    is_tsv = path.suffix.lower() == ".tsv"
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    options, odd, remedy = dict[str, Any](), _SPACED_QUOTE, "remove the blank before the quote"
+    if path.suffix.lower() == ".tsv":
+        options, odd = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, _DOUBLED_QUOTES
+        remedy = "TSV has no quoting: write each quote once"
     reader = csv.reader(lines, strict=True, **options)
     header = next(filter(None, reader))
     _require(path, header, columns)
-    odd = _DOUBLED_QUOTES if is_tsv else _SPACED_QUOTE
     while True:
         first, cells, fault = reader.line_num + 1, list[str](), ""
         try:
@@ -142,19 +132,18 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
         except StopIteration:
             return
         except csv.Error as error:  # a stray quote may have swallowed lines: each counts
-            bad = BadRow("malformed", f"is not valid CSV ({error}); write a quote inside a quoted field twice")
-            yield from ((number, bad) for number in range(first, max(first, reader.line_num) + 1))
-            continue
-        if len(cells) != len(header):
-            extra = f", such as {cells[len(header)]!r}" if len(cells) > len(header) else ""
+            fault = f"is not valid CSV ({error}); write a quote inside a quoted field twice"
+            yield from ((number, BadRow("malformed", fault)) for number in range(first, reader.line_num))
+            first = max(first, reader.line_num)
+        if cells and len(cells) != len(header):
+            extra = "".join(f", such as {cell!r}" for cell in cells[len(header) :][:1])
             fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}; put fields with commas into "
             fault += "quotes, remove stray separators"
         elif [cell.strip("\ufeff") for cell in cells] == header:
             fault = "is the header again, as in joined files; remove it"
         elif quoted := next(filter(odd.fullmatch, cells), None):
-            remedy = "TSV has no quoting: write each quote once" if is_tsv else "remove the blank before the quote"
             fault = f"holds {quoted[:80]!r}; {remedy}"
-        if cells:
+        if fault or cells:
             row = dict(zip(header, cells, strict=False))
             yield first, BadRow("malformed", fault) if fault else [row[column] for column in columns]
 
