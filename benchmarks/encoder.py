@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaModel
 from generation.config import Embed
 from generation.encoders import load_encoder
 from generation.encoders.base import BATCH_TOKENS, token_batches
-from generation.encoders.llm2clip import adapted, bidirectional, pooled_states
+from generation.encoders.llm2clip import bidirectional, pooled_states, text_adapter
 
 WORDS = Path(__file__).parent.parent / "generation" / "seed_data" / "captions.txt"
 PAPER_CAPTIONS = 1_243_195
@@ -32,7 +32,7 @@ LLAMA_3_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layer
 LLAMA_3_8B |= {"num_attention_heads": 32, "num_key_value_heads": 8}
 TINY = {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4, "vocab_size": 1000}
 TINY |= {"num_attention_heads": 8, "num_key_value_heads": 2}
-BLOCKS, DIMENSION = 4, 1280  # of the text adapter
+DIMENSION = 1280  # of the paper's vectors
 
 
 def captions(count: int) -> list[str]:
@@ -82,13 +82,16 @@ def speed(seconds: float) -> dict[str, float]:
     dtype, size, shape = (torch.bfloat16, 8192, LLAMA_3_8B) if gpu else (torch.float32, 1024, TINY)
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     peak = 2 * size**3 * rate(lambda: matrix @ matrix, device, seconds / 4)
-    model, weights = language_model(shape, device, dtype), adapter(shape["hidden_size"], device)
+    model, width = language_model(shape, device, dtype), shape["hidden_size"]
+    adapter = text_adapter(width, 2 * width, DIMENSION).to_empty(device=device)
+    for weight in adapter.parameters():
+        weight.normal_()
     length = CAPTION_TOKENS + TEMPLATE_TOKENS
     count = BATCH_TOKENS[device.type] // (length + 2)
     lengths = np.random.default_rng(1).integers(length - 2, length + 3, count)  # alike, since sorted
     rows = [np.arange(tokens, dtype=np.int32) for tokens in lengths]
     with torch.inference_mode():
-        batches_per_s = rate(lambda: adapted(weights, pooled_states(model, rows, TEMPLATE_TOKENS)), device, seconds)
+        batches_per_s = rate(lambda: adapter(pooled_states(model, rows, TEMPLATE_TOKENS)), device, seconds)
     tokens = int(lengths.sum())
     work = flops(shape, length) * tokens * batches_per_s
     return {
@@ -108,16 +111,6 @@ def language_model(shape: dict[str, int], device: torch.device, dtype: torch.dty
         model: Any = LlamaModel(LlamaConfig(**shape))  # type: ignore[arg-type]
     torch.set_default_dtype(torch.float32)
     return bidirectional(model.eval().requires_grad_(False))
-
-
-def adapter(width: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return random weights of LLM2CLIP's text adapter."""
-    shapes: dict[str, tuple[int, ...]] = {f"{BLOCKS}": (width,), f"{BLOCKS + 1}": (DIMENSION, width)}
-    for block in range(BLOCKS):
-        shapes |= {f"{block}.ln": (width,), f"{block}.fn.0": (2 * width, width)}
-        shapes |= {f"{block}.fn.3": (width, 2 * width)}
-    weights = {f"{name}.weight": torch.randn(shape, device=device) for name, shape in shapes.items()}
-    return weights | {f"{name}.bias": torch.zeros(shape[0], device=device) for name, shape in shapes.items()}
 
 
 def flops(shape: dict[str, int], length: int) -> float:

@@ -1,22 +1,15 @@
-"""Stage 3a: captions become text embeddings, row for row, in one safetensors shard for each shard of captions.
-
-One thread encodes on each GPU. Threads and not processes: a batch keeps a GPU busy for far longer than Python needs to
-start it, and nothing has to be passed between processes or stopped in them.
-"""
+"""Stage 3a: captions become text embeddings, row for row, in one safetensors shard for each shard of captions."""
 
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .encoders import load_encoder
-from .errors import EmbeddingError, Interrupted, RunError
+from .errors import EmbeddingError, RunError
 from .logs import Progress
 from .rows import text_hash
 from .stages import CAPTIONS, TEXT_EMBEDDINGS
@@ -32,78 +25,59 @@ logger = logging.getLogger(__name__)
 
 
 def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Make the due shards of text embeddings, as task ``rank`` of ``world_size``; tasks on one machine take
-    ``cluster.gpus`` GPUs each. Rows whose caption did not change keep their vector. A ``RunError`` says that there are
-    no captions, or that the stage was begun with another encoder; an ``EmbeddingError``, that it is of no use."""
+    """Make the due shards of text embeddings, as task ``rank`` of ``world_size``; each task uses one GPU. Rows whose
+    caption did not change keep their vector. A RunError says that there are no captions, or that the stage was begun
+    with another encoder; an EmbeddingError, that it is of no use."""
     if not run.shards(CAPTIONS):
         raise RunError(f"{run.path}: no captions yet. Run `python -m generation captions --run-dir {run.path}`")
     shards = [shard for shard in run.due(TEXT_EMBEDDINGS) if shard % world_size == rank]
     if not shards:
         return
-    devices = _devices(run.recipe.cluster.gpus, rank, world_size)[: len(shards)]
-    encoders = [load_encoder(run.recipe.embed, run.recipe.directory, device) for device in devices]
-    _ = [encoder.model for encoder in encoders]  # so that a model that cannot be loaded leaves no stage.json
-    run.begin(TEXT_EMBEDDINGS, encoders[0].identity)
+    if (gpus := torch.cuda.device_count()) > world_size:
+        logger.warning("embed uses %d of %d GPUs; give --executor local --tasks %d to use all", world_size, gpus, gpus)
+    device = f"cuda:{rank % gpus}" if gpus else "cpu"
+    encoder = load_encoder(run.recipe.embed, run.recipe.directory, device)
+    _ = encoder.model  # so that a model that cannot be loaded leaves no stage.json
+    run.begin(TEXT_EMBEDDINGS, encoder.identity)
     records, figures, start = run.records(CAPTIONS), Counter[str](), time.monotonic()
-    lock, stopping = threading.Lock(), threading.Event()
-
-    def on_rows(rows: int) -> None:
-        if stopping.is_set():
-            raise Interrupted
-        with lock:
-            bar.update(rows)
-
-    total = sum(records[shard].rows for shard in shards)
-    with Progress(TEXT_EMBEDDINGS.name, total, unit="caption") as bar, ThreadPoolExecutor(len(encoders)) as pool:
-        try:
-            work = [(encoders[number % len(encoders)], shard) for number, shard in enumerate(shards)]
-            made = as_completed([pool.submit(_make_shard, run, *item, on_rows) for item in work])
-            for number, future in enumerate(made, 1):
-                figures.update(future.result())
-                if number in (1, len(shards)):
-                    _warn(run)  # first before hours are spent on the other shards
-        finally:  # a signal, or an error
-            stopping.set()
-            pool.shutdown(cancel_futures=True)
+    with Progress(TEXT_EMBEDDINGS.name, sum(records[shard].rows for shard in shards), unit="caption") as bar:
+        for shard in shards:
+            figures.update(_make_shard(run, encoder, shard, bar))
+            if shard in (shards[0], shards[-1]):
+                _warn(run)  # first before hours are spent on the other shards
     run.log_session(TEXT_EMBEDDINGS, {**figures, "seconds": round(time.monotonic() - start, 1)})
 
 
-def _devices(per_task: int, rank: int, world_size: int) -> list[str]:
-    if not (gpus := torch.cuda.device_count()):
-        return ["cpu"]
-    used = gpus if world_size == 1 else min(gpus, max(1, per_task))
-    return [f"cuda:{(rank * used + number) % gpus}" for number in range(used)]
-
-
-def _make_shard(run: Run, encoder: "Encoder", shard: int, on_rows: Callable[[int], object]) -> dict[str, int]:
+def _make_shard(run: Run, encoder: "Encoder", shard: int, bar: Progress) -> dict[str, int]:
     """Make one shard, unless another process makes it; return its figures."""
     with run.claim(TEXT_EMBEDDINGS, shard) as claimed:
         if not claimed or not run.is_due(TEXT_EMBEDDINGS, shard):
             return {}
         inputs, identity = run.inputs(TEXT_EMBEDDINGS, shard), run.facts(TEXT_EMBEDDINGS)["identity"]
-        table = run.table(CAPTIONS, shard, ["id", "caption"])
-        ids, captions = table["id"].to_pylist(), table["caption"].to_pylist()
-        hashes = [text_hash(caption) for caption in captions]
+        ids, captions = run.table(CAPTIONS, shard, ["id", "caption"]).to_pydict().values()
+        hashes = list(map(text_hash, captions))
+        kept, keys = _kept(run, shard, identity), list(zip(ids, hashes, strict=True))
         tokens, truncated = encoder.tokenise(captions)
-        kept = _kept(run, shard, identity)
-        new = [row for row, key in enumerate(zip(ids, hashes, strict=True)) if key not in kept]
-        vectors = torch.empty(len(ids), encoder.dimension, dtype=torch.float16)
-        for row in set(range(len(ids))).difference(new):
-            vectors[row] = kept[ids[row], hashes[row]]
-        on_rows(len(ids) - len(new))
-        vectors[new] = encoder.encode_tokens([tokens[row] for row in new], on_rows).half()
+        vectors, new = torch.empty(len(ids), encoder.dimension, dtype=torch.float16), list[int]()
+        for row, key in enumerate(keys):
+            if key in kept:
+                vectors[row] = kept[key]
+            else:
+                new.append(row)
+        bar.update(len(ids) - len(new))
+        vectors[new] = encoder.encode_tokens([tokens[row] for row in new], bar.update).half()
         check_unit(vectors, f"vectors by {encoder.checkpoint.name} of {run.file(CAPTIONS, shard)}")
         if run.inputs(TEXT_EMBEDDINGS, shard) != inputs:
             logger.warning("shard %05d: its captions changed meanwhile; give the same command again", shard)
             return {}
         counts = {"tokens": sum(map(len, tokens)), "truncated": truncated, "encoded": len(new)}
-        metadata = {"encoder": identity, "shard": shard}
-        write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata=metadata)
+        facts = {"encoder": identity, "shard": shard}
+        write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata=facts)
         run.commit(TEXT_EMBEDDINGS, shard, len(ids), write, counts=counts)
         return counts | {"rows": len(ids)}
 
 
-def _kept(run: Run, shard: int, identity: dict[str, Any]) -> dict[tuple[str, int], Any]:
+def _kept(run: Run, shard: int, identity: dict[str, Any]) -> dict[tuple[str, int], torch.Tensor]:
     """Return the vectors of an earlier version of a shard by id and hash of the caption, if they can be trusted."""
     if run.record(TEXT_EMBEDDINGS, shard) is None:
         return {}
@@ -125,8 +99,5 @@ def _warn(run: Run) -> None:
         logger.warning("%s embeds text only: no image lives in the space of its vectors. %s", model, advice)
     rows, cut = sum(record.rows for record in records), sum(record.counts.get("truncated", 0) for record in records)
     if cut > CUT_SHARE * rows:
-        logger.warning(
-            f"{cut} of {rows} captions ({cut / rows:.1%}) are longer than the {limit} tokens that {model} takes, and "
-            "were cut: the rest of their text is not in their vectors. Encoders that take more: LLM2CLIP (512), "
-            "Long-CLIP (248)"
-        )
+        said = f"{cut} of {rows} captions ({cut / rows:.1%}) are longer than the {limit} tokens that {model} takes"
+        logger.warning(f"{said}: the rest is not in their vectors. LLM2CLIP takes 512 tokens, Long-CLIP 248")

@@ -1,12 +1,4 @@
-"""Embedding shards: safetensors files of float16 rows with their ids, the hashes of their texts, and their sum.
-
-    vectors       float16 [n, d]
-    ids           uint8 [n, 10], ASCII
-    input_hashes  int64 [n], ``text_hash`` of the text behind each row
-    sum           float64 [d], of the rows as they are stored, added in their order; of text embeddings only
-
-The stored sums make the mean of a run a sum of one vector a shard. Equal arguments give equal files, on any machine.
-"""
+"""Embedding shards: safetensors files of float16 rows; their stored sums make the mean of a run cheap and exact."""
 
 import json
 from functools import cached_property
@@ -27,8 +19,8 @@ UNIT_TOLERANCE = 2e-3  # of a norm: float16 rounds each number by at most 2^-11 
 def write_vectors(
     path: Path, vectors: torch.Tensor, ids: list[str], input_hashes: list[int], metadata: dict[str, Any]
 ) -> None:
-    """Write an embedding shard of ``vectors``, float16 [n, d] on the CPU; ``metadata`` are JSON values. An
-    ``EmbeddingError`` says that the arguments do not fit together, or that a row holds NaN or Inf."""
+    """Write an embedding shard of ``vectors``, float16 [n, d] on the CPU; ``metadata`` are JSON values. Equal
+    arguments give equal bytes. An EmbeddingError says that they do not fit, or that a row holds NaN or Inf."""
     encoded = "".join(ids).encode()
     lengths = {len(vectors), len(ids), len(input_hashes), len(encoded) / ID_BYTES}
     if vectors.dtype != torch.float16 or vectors.ndim != 2 or len(lengths) != 1:
@@ -40,12 +32,9 @@ def write_vectors(
     if not bool(total.isfinite().all()):
         row = int((~vectors.isfinite().all(1)).nonzero()[0])
         raise EmbeddingError(f"{path}: row {row} (id {ids[row]}) holds NaN or Inf")
-    tensors = {
-        "vectors": vectors.contiguous(),
-        "ids": torch.from_numpy(np.frombuffer(bytearray(encoded), np.uint8).reshape(-1, ID_BYTES)),
-        "input_hashes": torch.tensor(input_hashes, dtype=torch.int64),
-        "sum": total,
-    }
+    tensors = {"vectors": vectors.contiguous(), "input_hashes": torch.tensor(input_hashes, dtype=torch.int64)}
+    characters = np.frombuffer(bytearray(encoded), np.uint8).reshape(-1, ID_BYTES)
+    tensors |= {"ids": torch.from_numpy(characters), "sum": total}
     try:
         save_file(tensors, path, {"unicorn": json.dumps(metadata, sort_keys=True)})
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -53,27 +42,30 @@ def write_vectors(
 
 
 class VectorShard:
-    """An open embedding shard. ``vectors``, float16 [n, d], and ``sum``, float64 [d], are views of the memory-mapped
-    file, whose bytes are not compared with a record: ``Run.verified`` does that. Opening it raises an
-    ``EmbeddingError`` if the file is missing, truncated or not an embedding shard, or holds NaN or Inf."""
+    """An open embedding shard, whose ``tensors`` are views of the memory-mapped file:
+
+    ``vectors`` float16 [n, d]; ``ids`` uint8 [n, 10], ASCII; ``input_hashes`` int64 [n], ``text_hash`` of the text
+    behind each row; of text embeddings also ``sum`` float64 [d], of the rows as they are stored, added in their order.
+    Bytes are not compared with a record: ``Run.verified`` does that. An ``EmbeddingError`` says that the file is
+    missing, truncated or not an embedding shard, or that its sum is not finite.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with safe_open(path, "pt") as file:
-                tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 self.metadata: dict[str, Any] = json.loads((file.metadata() or {})["unicorn"])
-            self.vectors, self._ids, self._hashes = (tensors[name] for name in ("vectors", "ids", "input_hashes"))
+            self.vectors = self.tensors["vectors"]
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise EmbeddingError(f"{path} is not a complete embedding shard: {error}; make it again") from error
-        self._sum = tensors.get("sum")
         rows, self.dimension = (*map(int, self.vectors.shape), 0, 0)[:2]
-        found = {name: [tensor.dtype, *tensor.shape] for name, tensor in tensors.items()}
+        found = {name: [tensor.dtype, *tensor.shape] for name, tensor in self.tensors.items()}
         right = {"vectors": [torch.float16, rows, self.dimension], "ids": [torch.uint8, rows, ID_BYTES]}
         right |= {"input_hashes": [torch.int64, rows], "sum": [torch.float64, self.dimension]}
-        if right | found != right:
+        if {"sum": right["sum"]} | found != right:
             raise EmbeddingError(f"{path} is not an embedding shard of this project: it holds {found}")
-        if self._sum is not None and not bool(self._sum.isfinite().all()):  # as it is if a row is not
+        if "sum" in found and not bool(self.sum.isfinite().all()):  # as it is if a row is not
             raise EmbeddingError(f"{path} holds NaN or Inf; make it again")
 
     def __len__(self) -> int:
@@ -82,19 +74,19 @@ class VectorShard:
     @property
     def sum(self) -> torch.Tensor:
         """The sum of the rows; an ``EmbeddingError`` says if it is not stored."""
-        if self._sum is None:
+        if "sum" not in self.tensors:
             raise EmbeddingError(f"{self.path} holds no sum of its rows, as text embeddings do; make it again")
-        return self._sum
+        return self.tensors["sum"]
 
     @cached_property
     def ids(self) -> list[str]:
         """The ids of the rows."""
-        return list(np.char.decode(self._ids.numpy().reshape(-1).view(f"S{ID_BYTES}"), "latin-1").tolist())
+        return list(np.char.decode(self.tensors["ids"].numpy().reshape(-1).view(f"S{ID_BYTES}"), "latin-1").tolist())
 
     @cached_property
     def input_hashes(self) -> list[int]:
         """The hashes of the texts behind the rows."""
-        return list(self._hashes.tolist())
+        return list(self.tensors["input_hashes"].tolist())
 
 
 def check_unit(vectors: torch.Tensor, where: object) -> None:

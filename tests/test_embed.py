@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +160,15 @@ def test_after_a_kill_the_same_command_gives_the_same_bytes(run: Run, tmp_path: 
     assert [run.file(TEXT_EMBEDDINGS, shard).stat().st_mtime_ns for shard in made] == before
 
 
-def test_several_devices_tasks_and_processes_make_the_bytes_of_one(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tasks_and_processes_side_by_side_make_the_bytes_of_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
     make_text_embeddings(run)
-    monkeypatch.setattr(embed, "_devices", lambda *_: ["cpu", "cpu", "cpu"])
+    used, load = list[str](), encoders.load_encoder
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(embed, "load_encoder", lambda *given: used.append(given[2]) or load(*given[:2]))
+    make_text_embeddings(copy, 5, 6)
     make_text_embeddings(copy, 1, 2)
     assert copy.shards(TEXT_EMBEDDINGS) == [1, 3]
     with copy.claim(TEXT_EMBEDDINGS, 2):  # as by another process
@@ -174,35 +176,24 @@ def test_several_devices_tasks_and_processes_make_the_bytes_of_one(
     assert copy.shards(TEXT_EMBEDDINGS) == [0, 1, 3]
     make_text_embeddings(copy)
     assert content(copy) == content(run)
+    assert used == ["cuda:1", "cuda:0", "cuda:0"]  # one GPU a task
+    assert "embed uses 1 of 4 GPUs; give --executor local --tasks 4" in caplog.text
 
 
-def test_each_task_of_a_machine_takes_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embed._devices(1, 0, 1) == ["cpu"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert embed._devices(0, 0, 1) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    assert [embed._devices(1, rank, 5) for rank in (0, 3, 4)] == [["cuda:0"], ["cuda:3"], ["cuda:0"]]
-    assert embed._devices(2, 1, 2) == ["cuda:2", "cuda:3"]
-    assert embed._devices(8, 3, 4) == embed._devices(4, 1, 4) == embed._devices(0, 0, 1)
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-def test_ctrl_c_keeps_what_is_finished(devices: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "_devices", lambda *_: ["cpu"] * devices)
+def test_ctrl_c_keeps_what_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(base.BATCH_TOKENS, "cpu", 1)
     real, batches = base.Encoder._unit_rows, list[int]()
 
-    def slow(encoder: Any, rows: Any) -> torch.Tensor:
+    def interrupted(encoder: Any, rows: Any) -> torch.Tensor:
         batches.append(len(rows))
         if len(batches) == 15:
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.02)
         return real(encoder, rows)
 
-    monkeypatch.setattr(base.Encoder, "_unit_rows", slow)
+    monkeypatch.setattr(base.Encoder, "_unit_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_text_embeddings(run)
-    assert len(batches) < 25  # it ended after the batches in work
-    assert len(run.shards(TEXT_EMBEDDINGS)) == 2 - devices
+    assert len(batches) == 15 and run.shards(TEXT_EMBEDDINGS) == [0]
     assert not list(run.path.glob("**/*.tmp"))
     make_text_embeddings(run)
     assert run.require(TEXT_EMBEDDINGS)

@@ -220,7 +220,7 @@ def test_a_hub_model_is_the_commit_that_the_recipe_names(models: Path, cached: P
         ({"encoder": "others"}, "there is no directory .*others; give 'embedded'"),
         ({"encoder": "openai/clip@main"}, "there is no directory .*owner/name@<40 hex digits>"),
         ({"encoder": "clip", "trust_remote_code": True}, "trust_remote_code needs a commit"),
-        ({"encoder": "llama"}, r"is a Llama.*name that as embed\.text_head"),
+        ({"encoder": "llama"}, r"is a Llama: .* as embed\.text_head"),
         ({"encoder": "clip", "text_head": "head"}, "clip is a 'clip'; with embed.text_head it must be a 'llama'"),
         ({"encoder": "llama", "text_head": "clip"}, "clip has no text adapter of LLM2CLIP"),
         ({"encoder": "odd", "text_head": "head"}, r"tokenizer lacks <\|start_header_id\|>, .* of Llama 3"),
@@ -282,7 +282,7 @@ def test_code_of_a_model_runs_only_if_a_commit_pins_it(models: Path, cached: Pat
         ({"5.bias": torch.zeros(13)}, "13"),
         ({"4.weight": torch.zeros(1)}, "32"),
         ({"1.ln.bias": None}, r"1\.ln\.bias"),
-        ({"gate": torch.zeros(1), "gate2": torch.zeros(1)}, "it has 30 tensors"),
+        ({"gate": torch.zeros(1), "gate2": torch.zeros(1)}, "gate"),
         (adapter_tensors(width=40), "40"),
     ],
 )

@@ -28,7 +28,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, builder in (("captions", Unicorn12M), ("talks", Unicorn471KInstruction)):
-            patch.setattr(builder, "card", classmethod(lambda cls, **facts: ""))  # its figure takes a second
+            patch.setattr(builder, "card", classmethod(lambda *_: ""))
             build(builder, make_run(folder / "run", dim=12).path, folder / name)
         tiny_clip(folder / "clip")
         tiny_siglip(folder / "siglip")

@@ -1,7 +1,7 @@
 """Encoders: texts to unit vectors, and pictures too where the model has an image tower.
 
-transformers is used directly. sentence-transformers is no faster, cuts long texts without counting them, batches by
-rows and not by tokens, and knows neither LLM2CLIP nor a CLIP or SigLIP checkpoint of transformers.
+transformers is used directly: sentence-transformers is no faster, does not count the texts that it cuts, batches by
+rows and not by tokens, and knows no LLM2CLIP, CLIP or SigLIP.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ def load_encoder(settings: Embed, directory: Path = Path(), device: str | None =
     import torch
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+    from .base import DualEncoder, SentenceEncoder
     from .checkpoint import locate
     from .llm2clip import LLM2CLIPEncoder
-    from .towers import DualEncoder, SentenceEncoder
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     auto = "float32" if place.type == "cpu" else "bfloat16"

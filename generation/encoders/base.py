@@ -1,4 +1,4 @@
-"""What all encoders share: tokens, batches of similar length, unit rows, pictures, identity."""
+"""What all encoders share, and those that are one model of transformers: sentence encoders and dual encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 from ..errors import EmbeddingError
 from .checkpoint import Checkpoint
@@ -39,9 +39,8 @@ class Encoder(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the vectors, as JSON values: model, commit or hash of the weights, pooling, dtype, ..."""
         facts = {name: getattr(self, name) for name in ("kind", "pooling", "max_tokens", "dimension")}
-        joint = self.kind != "sentence"  # images live in the same space
-        dtype = str(self.dtype).removeprefix("torch.")
-        return self.checkpoint.identity() | facts | {"dtype": dtype, "joint_with_images": joint}
+        facts |= {"dtype": str(self.dtype).removeprefix("torch."), "joint_with_images": self.kind != "sentence"}
+        return self.checkpoint.identity() | facts
 
     @cached_property
     def model(self) -> Any:
@@ -66,11 +65,10 @@ class Encoder(ABC):
         return self.encode_tokens(self.tokenise(texts)[0])
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return the token ids of each text, and how many texts were cut to ``max_tokens`` (and kept their closing
-        special tokens, as by the tokenizer's own truncation, which does not count)."""
+        """Return the token ids of each text, and how many texts were cut to ``max_tokens``, as by the tokenizer's own
+        truncation (which does not count): closing special tokens stay."""
         mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-        closing = mask[::-1].index(0)  # special tokens after a text
-        rows, truncated = list[Tokens](), 0
+        closing, rows, truncated = mask[::-1].index(0), list[Tokens](), 0
         for first in range(0, len(texts), TOKENISE_TEXTS):
             for ids in self._tokenizer(list(texts[first : first + TOKENISE_TEXTS]), verbose=False)["input_ids"]:
                 if len(ids) > self.max_tokens:
@@ -88,11 +86,17 @@ class Encoder(ABC):
         return vectors
 
     def encode_images(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
-        """Return the vectors of picture files or PIL images, float32 [n, d], each row of norm 1; an ``EmbeddingError``
-        if a picture cannot be read, or the model has no image tower."""
+        """Return the vectors of picture files or PIL images, as ``encode``; an ``EmbeddingError`` names a picture that
+        cannot be decoded to its end, or says that the model has no image tower."""
         (processor, tower), vectors = self._image_tower, torch.empty(len(images), self.dimension)
         for first in range(0, len(images), BATCH_IMAGES):
-            pictures = [read_picture(image) for image in images[first : first + BATCH_IMAGES]]
+            pictures = list[Image.Image]()
+            for image in images[first : first + BATCH_IMAGES]:
+                try:
+                    with Image.open(image) if isinstance(image, Path) else image as opened:
+                        pictures.append(opened.convert("RGB"))
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    raise EmbeddingError(f"cannot read picture {image}: {error}; replace or remove it") from error
             inputs = processor(images=pictures, return_tensors="pt").to(self.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
             with torch.inference_mode():
@@ -129,10 +133,59 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         rows = rows[size:]
 
 
-def read_picture(image: Path | Image.Image) -> Image.Image:
-    """Return a picture in RGB; an ``EmbeddingError`` names a file that cannot be decoded to its end."""
-    try:
-        with Image.open(image) if isinstance(image, Path) else image as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise EmbeddingError(f"cannot read picture {image}: {error}; replace or remove it") from error
+class SentenceEncoder(Encoder):
+    """Mean of the last hidden states over a text's tokens. Text generators and models of other pooling are refused."""
+
+    kind, pooling = "sentence", "mean"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, device, dtype)
+        config, pooling = checkpoint.config(), checkpoint.json("1_Pooling/config.json")
+        path, kind = checkpoint.path, config.model_type
+        if kind == "llama":
+            raise EmbeddingError(f"encoder {path} is a Llama: LLM2CLIP needs its CLIP checkpoint as embed.text_head")
+        if config.is_encoder_decoder or any("ForCausalLM" in name for name in config.architectures or ()):
+            raise EmbeddingError(f"encoder {path} generates text ({kind}): give a text encoder")
+        if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
+            raise EmbeddingError(f"encoder {path} was not trained for mean pooling (1_Pooling/config.json)")
+        self.dimension, limit = int(config.hidden_size), self._tokenizer.model_max_length
+        stated = checkpoint.json("sentence_bert_config.json").get("max_seq_length")  # of sentence-transformers
+        self.max_tokens = int(stated or min(limit, getattr(config, "max_position_embeddings", limit)))
+
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        inputs = self._padded(rows)
+        hidden = self.model(**inputs).last_hidden_state  # [rows, tokens, d]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        pooled: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32) / mask.sum(1, dtype=torch.float32)
+        return pooled
+
+
+class DualEncoder(Encoder):
+    """``get_text_features`` and ``get_image_features`` of CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...
+
+    Texts are padded as in training: SigLIP's to the full length without a mask
+    (https://huggingface.co/docs/transformers/model_doc/siglip), the others' to the longest of the batch.
+    """
+
+    kind, pooling = "dual", "model"  # the model's own
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, device, dtype)
+        config = checkpoint.config()
+        text, limit = getattr(config, "text_config", config), self._tokenizer.model_max_length
+        self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
+        whole = {"padding": "max_length", "max_length": self.max_tokens}
+        self._padding = whole if config.model_type.startswith("siglip") else {}
+        self.dimension = self._unit_rows(self.tokenise(["a"])[0]).shape[1]  # configurations name it differently
+
+    @cached_property
+    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
+        processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        return processor, lambda **inputs: self._tensor(self.model.get_image_features(**inputs))
+
+    def _features(self, rows: list[Tokens]) -> torch.Tensor:
+        return self._tensor(self.model.get_text_features(**self._padded(rows, **self._padding)))
+
+    def _tensor(self, features: Any) -> torch.Tensor:
+        tensor: torch.Tensor = getattr(features, "pooler_output", features)  # remote code may return it as it is
+        return tensor

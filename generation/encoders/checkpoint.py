@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,6 @@ from transformers.utils import logging
 from ..errors import EmbeddingError
 from ..files import read_json, sha256
 
-T = TypeVar("T")
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # no pickles
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is wrong with a model is an error here
@@ -25,9 +24,9 @@ logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The directory of a model."""
+    """A model on disk."""
 
-    path: Path  # with config.json, safetensors files and a tokenizer
+    path: Path  # directory with config.json, safetensors files and a tokenizer
     name: str  # Hub id, or name of the directory
     commit: str | None = None  # of the Hub repository
     trust_remote_code: bool = False  # run the Python code that comes with the model
@@ -37,14 +36,12 @@ class Checkpoint:
         return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def identity(self) -> dict[str, Any]:
-        """Return what names the model: its commit, or for a directory the sha256 of its weights."""
-        if self.commit:
-            return {"model": self.name, "commit": self.commit}
-        files = sorted(self.path.glob("*.safetensors"))
-        lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)  # as sha256sum prints them
-        return {"model": self.name, "commit": None, "weights_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+        """Return what names the model: its commit, or for a directory the hash of its weights' sha256."""
+        hashes = "".join(map(sha256, () if self.commit else sorted(self.path.glob("*.safetensors"))))
+        weights = {} if self.commit else {"weights_sha256": hashlib.sha256(hashes.encode()).hexdigest()}
+        return {"model": self.name, "commit": self.commit} | weights
 
-    def load(self, what: str, load: Callable[..., T], **options: Any) -> T:
+    def load(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
         """Return ``load(path, **options)`` for a ``from_pretrained`` function, never from the network; an
         ``EmbeddingError`` that names ``what`` if it fails, or would run code that no commit pins."""
         code = str(self.json("config.json").get("auto_map") or "")
@@ -62,7 +59,7 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """Return its tokenizer."""
-        tokenizer: Any = self.load("tokenizer", AutoTokenizer.from_pretrained)
+        tokenizer = self.load("tokenizer", AutoTokenizer.from_pretrained)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 does not report missing files
             raise EmbeddingError(f"encoder {self.path}: its tokenizer has no vocabulary; is tokenizer.json missing?")
         return tokenizer

@@ -1,22 +1,34 @@
-"""A built data set as a map-style ``torch.utils.data.Dataset``: texts and vectors, joined by shard and row."""
+"""A built data set as a map-style ``torch.utils.data.Dataset``: texts and vectors, joined by shard and row. Texts are
+decoded once into an Arrow file in a cache."""
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from torch.utils.data import Dataset
 
+from ..builders.published import PublishedDataset
 from ..errors import DatasetError
+from ..files import explained, write_atomically
 from ..logs import counted
-from ..rows import stable_hash, text_hash
+from ..rows import stable_hash
 from ..transfer import Statistics, fit, image_mean, parse_transfer
 from ..vectors import VectorShard
-from .built_files import CHUNK_ROWS, decoded, open_built, vector_files
+
+CHUNK_ROWS = 4_096  # rows that are decoded or moved at a time
+SCHEMA = pa.schema(
+    {"id": pa.int64(), "caption": pa.large_string(), "conversations": pa.large_string()}
+    | {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
+)
 
 Batch = dict[str, Any]  # "id", "caption", "conversations": lists; "embeds": tensor [B, d]
 
@@ -52,9 +64,8 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         cache: str | Path | None = None,
     ) -> None:
-        self._rows, self._source = open_built(directory), open_built(embeddings or directory)
-        self._paths = vector_files(self._rows, self._source)
-        self._texts, self.seed = decoded(self._rows, cache), seed
+        self._rows, source = _opened(directory), _opened(embeddings or directory)
+        self._paths, self._texts, self.seed = _vector_files(self._rows, source), _decoded(self._rows, cache), seed
         self._map()
         for number, path in self._paths.items():
             rows = np.flatnonzero(self._places[:, 0] == number)
@@ -62,7 +73,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             if len(rows) and (places.max() >= len(ids) or (ids[places] != self._numbers[rows]).any()):
                 raise DatasetError(f"{path}: its ids are not those of the rows; take both data sets from one build")
         name = f"transfer/{self._rows.manifest['method']}.safetensors"
-        self._stored = Statistics.load(self._source.file(name, verify=False))
+        self._stored = Statistics.load(source.file(name, verify=False))
         self.statistics = self._stored if transfer is None else self._fit(transfer, images)
         noise = self.statistics.facts["noise"]
         self._moves = transfer is not None or bool(noise and not noise["baked"])
@@ -121,13 +132,12 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()}: {self._rows.url} has {len(self)} rows")
         numbers, columns = self._numbers[chosen].tolist(), (self._table["caption"], self._table["conversations"])
         captions, turns = ([column[row].as_py() for row in chosen.tolist()] for column in columns)  # faster than take
-        embeds = torch.from_numpy(
-            np.stack([self._vectors[shard][row] for shard, row in self._places[chosen].tolist()])
-        )
+        places = self._places[chosen].tolist()
+        embeds = torch.from_numpy(np.stack([self._vectors[shard][row] for shard, row in places]))
         if self._moves:
-            noise = self.statistics.facts["noise"]
-            seed = noise["seed"] if noise and noise["baked"] else stable_hash("noise", self.seed, self.epoch)
-            embeds = self.statistics.move(self._stored.invert(embeds), numbers if noise else (), seed)
+            numbered = numbers if self.statistics.facts["noise"] else ()
+            embeds = self._stored.invert(embeds)
+            embeds = self.statistics.move(embeds, numbered, stable_hash("noise", self.seed, self.epoch))
         return {
             "id": [f"{number:010d}" for number in numbers],
             "caption": captions,
@@ -135,15 +145,64 @@ class UnicornDataset(Dataset[dict[str, Any]]):
             "embeds": embeds,
         }
 
-    def verify(self) -> None:
-        """Compare the sha256 of each file, and of each row the caption with the text that its vector was made from."""
-        for built, folder in ((self._rows, "data/"), (self._source, "image_embeddings/")):
-            for name in (name for name in built.manifest["files"] if name.startswith(folder)):
-                built.file(name)
-        hashes = {number: VectorShard(path).input_hashes for number, path in self._paths.items()}
-        captions = chain.from_iterable(chunk.to_pylist() for chunk in self._table["caption"].chunks)
-        rows = zip(self._numbers.tolist(), self._places.tolist(), captions, strict=True)
-        for number, (shard, row), caption in counted(rows, "verify captions", "row", len(self)):
-            if hashes[shard][row] != text_hash(caption):
-                where = f"{self._paths[shard]}, row {row}"
-                raise DatasetError(f"{where}: made from another text than the caption {number:010d}")
+
+def _opened(directory: str | Path) -> PublishedDataset:
+    """Open a built directory; a DatasetError says if it is something else, such as a run or a name of the Hub."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise DatasetError(
+            f"{directory} is not a directory. A data set of the Hub must be downloaded first: huggingface_hub."
+            f'snapshot_download("{directory}", repo_type="dataset", revision="v1.0.0") returns its directory'
+        )
+    if (path / "run.json").exists():
+        raise DatasetError(f"{path} is a run; build a data set from it: python unicorn_1_2m.py --run-dir {path}")
+    return PublishedDataset(str(path))
+
+
+def _sized(built: PublishedDataset, name: str) -> Path:
+    """Return the path of a file of the right size; `python -m generation verify` compares the bytes."""
+    path, known = built.file(name, verify=False), built.manifest["files"][name]["bytes"]
+    if (found := path.stat().st_size) != known:
+        raise DatasetError(f"{path} has {found} bytes, and the manifest {known}; download or build it again")
+    return path
+
+
+def _vector_files(rows: PublishedDataset, source: PublishedDataset) -> dict[int, Path]:
+    """Return the shards of vectors by number: the ones that the rows were built with."""
+    wanted, files = rows.manifest["vectors"], source.manifest["files"]
+    if not wanted.keys() & files.keys():
+        raise DatasetError(f"{source.url} holds no vectors of these rows; give embeddings=, the built Unicorn-1.2M")
+    for name, known in wanted.items():
+        if (found := files.get(name, {}).get("sha256")) != known:
+            raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")
+    return {int(Path(name).stem): _sized(source, name) for name in wanted}
+
+
+def _decoded(built: PublishedDataset, cache: str | Path | None) -> Path:
+    """Return the Arrow file of a data set's rows, of ``SCHEMA``; one process makes it, others wait."""
+    paths = [_sized(built, name) for name in sorted(built.manifest["files"]) if name.startswith("data/")]
+    state = [built.manifest["digest"], [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
+    home = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unicorn-data")
+    target = home / f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.arrow"
+    if not target.exists():  # or it may be in a cache that cannot be written
+        with explained(target):
+            home.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_suffix(".lock")):
+                if not target.exists():
+                    write_atomically(target, partial(_decode, paths))
+    return target
+
+
+def _decode(paths: list[Path], target: Path) -> None:
+    """Write ids as integers, and conversations as JSON, which is parsed faster than Arrow's nested lists."""
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for path in counted(paths, "decode texts", "file"):
+            try:
+                with pq.ParquetFile(path) as parquet:
+                    for batch in parquet.iter_batches(CHUNK_ROWS, columns=SCHEMA.names, use_threads=False):
+                        columns = {name: batch[name] for name in SCHEMA.names}
+                        talks = batch["conversations"].to_pylist()
+                        columns["conversations"] = pa.array(orjson.dumps(turns).decode() for turns in talks)
+                        writer.write(pa.table(columns).cast(SCHEMA))
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise DatasetError(f"cannot read the rows of {path}: {error}; download or build it again") from error

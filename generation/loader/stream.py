@@ -18,10 +18,9 @@ class UnicornStream(IterableDataset[Batch]):
     Step s of all ranks together takes ``order[s * B * R : (s + 1) * B * R]`` (B rows a batch, R ranks), rank r every
     R-th row of it from the r-th on; worker w of W makes batches w, w + W, ... So a position is one number, and resumes
     exactly with any number of workers; with another B or R the same rows are left. No row is repeated: without
-    ``drop_last`` the last batch is short, and higher ranks may have one batch less.
-
-    The order follows from ``seed`` and the epoch of ``dataset``; without ``shuffle`` it is the stored one. By default
-    ``rank`` and ``world_size`` are ``$RANK`` and ``$WORLD_SIZE``, as torchrun sets them, or else 0 and 1.
+    ``drop_last`` the last batch is short, and higher ranks may have one batch less. Seed and epoch decide the order;
+    without ``shuffle`` it is the stored one. ``rank`` and ``world_size`` are torchrun's ``$RANK`` and ``$WORLD_SIZE``,
+    or else 0 and 1.
     """
 
     def __init__(
@@ -83,17 +82,14 @@ class UnicornStream(IterableDataset[Batch]):
 
 
 class Collate:
-    """A ``collate_fn``: what ``tokenize`` makes of B conversations, and ``embeds`` [B, d], one vector each.
-
-    ``tokenize`` knows the model's chat template: what becomes of ``<image>`` and of roles is up to it. It returns
-    tensors [B, ...], such as ``input_ids`` and ``labels``; another number of rows is a DatasetError.
-    """
+    """A ``collate_fn``: what ``tokenize`` makes of B conversations (tensors [B, ...], such as ``input_ids`` and
+    ``labels``, by the model's own chat template), and ``embeds`` [B, d], one vector each."""
 
     def __init__(self, tokenize: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype = torch.float16) -> None:
         self.tokenize, self.dtype = tokenize, dtype
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Return a batch as tensors."""
+        """Return a batch as tensors; a DatasetError says that ``tokenize`` returned another number of rows."""
         tokens, rows = dict(self.tokenize(batch["conversations"])), len(batch["embeds"])
         if wrong := [name for name, tensor in tokens.items() if len(tensor) != rows]:
             raise DatasetError(f"tokenize must return {rows} rows of '{wrong[0]}', not {len(tokens[wrong[0]])}")

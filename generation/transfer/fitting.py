@@ -1,22 +1,32 @@
-"""The statistics of a method: the mean of the texts, which the encoder's sums give, and for ReAlign one more pass."""
+"""The statistics of a method: the mean of the texts, which the encoder's sums give, for ReAlign one more pass, and the
+mean of unpaired images: a folder of pictures, or a file of vectors."""
 
+import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .. import config
 from ..errors import EmbeddingError
+from ..files import sha256
 from ..recipe import validate
-from .methods import METHODS, Statistics
+from .methods import METHODS, SMALLEST_NORM, Statistics
 
-MEMORY_ROWS = 65_536  # texts of which ``decap`` makes images
+MEMORY_ROWS = 65_536  # at most, of texts of which ``decap`` makes images
 SMALLEST_SPREAD = 1e-5  # 1 - |mean|^2 of unit rows; below it float16 cannot tell them apart
 WEAK_COSINE = 0.5  # warn of noise that leaves less of the clean direction
 UNSURE_MEAN = 0.02  # warn of a larger standard error of the image mean: a twentieth of the paper's gap
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_ROWS = 1024  # at a time
 
+Encode = Callable[[list[Path]], torch.Tensor]  # pictures -> float32 [n, d]
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +52,9 @@ def fit(
 ) -> Statistics:
     """Fit a method to ``rows`` text embeddings of mean ``mean_text``, float64 [d].
 
-    Only ``realign`` and ``decap`` read the ``texts`` (unit rows, float32 [any, d] at a time, which are overwritten).
-    ``anchor`` and ``realign`` need ``images``: mean, float64 [d], and number of unpaired unit image embeddings.
-    ``seed`` is that of baked noise. An EmbeddingError says if images are missing or of another dimension, or if all
-    texts are equal.
+    Only ``realign`` and ``decap`` read the ``texts`` (unit rows, float32 [any, d] at a time, which are overwritten);
+    ``anchor`` and ``realign`` need ``images``, as ``image_mean`` returns them; ``seed`` is that of baked noise. An
+    EmbeddingError says that images are missing or of another dimension, or that all texts are equal.
     """
     method, tensors = METHODS[section.method], {"mean_text": mean_text}
     facts: dict[str, Any] = {"method": section.method, "text_ops": method.text, "image_ops": method.image}
@@ -66,8 +75,8 @@ def fit(
             log.warning("the error of the mean of %(rows)d images is %(error_of_mean).3f; use 10,000", facts["images"])
     if isinstance(section, config.NoiseTransfer):
         eta = section.noise_ratio or method.eta or 0.0
-        tensors["eta"] = torch.tensor(eta, dtype=torch.float64)
         cosine = 1 / math.sqrt(1 + eta**2)  # expected, between a noisy row and the clean one
+        tensors["eta"] = torch.tensor(eta, dtype=torch.float64)
         facts["noise"] = {"eta": eta, "sigma": eta / len(mean_text) ** 0.5, "cosine": cosine}
         facts["noise"] |= {"baked": section.bake_noise, "seed": seed if section.bake_noise else None}
         if cosine < WEAK_COSINE:
@@ -77,10 +86,84 @@ def fit(
         first = Statistics(tensors, {"text_ops": method.text[: method.text.index("sub:mean_moved")], "noise": None})
         sums = (first.move(chunk).sum(0, dtype=torch.float64) for chunk in texts)
         tensors["mean_moved"] = sum(sums, torch.zeros_like(mean_text)) / rows
-    elif section.method == "decap":  # texts evenly spaced over all shards, float16 [m, d]
-        chosen, start, found_rows = torch.arange(MEMORY_ROWS)[:rows] * rows // min(MEMORY_ROWS, rows), 0, []
+    elif section.method == "decap":  # every so manyth text, float16 [m, d]
+        step, start, kept = -(-rows // MEMORY_ROWS), 0, list[torch.Tensor]()
         for chunk in texts:
-            found_rows.append(chunk[chosen[(chosen >= start) & (chosen < start + len(chunk))] - start].half())
+            kept.append(chunk[-start % step :: step].half())
             start += len(chunk)
-        tensors["memory"] = torch.cat(found_rows)
+        tensors["memory"] = torch.cat(kept)
     return Statistics(tensors, facts)
+
+
+def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Iterator[torch.Tensor]:
+    """Yield unit image embeddings, float32 [at most 1024, d].
+
+    ``images`` are vectors [m, d] of any norm; a .npy file of them; a .safetensors file of one float matrix, or one
+    named ``embeddings`` or ``vectors``; or a folder of pictures, which ``encode`` makes vectors of in the order of
+    names. An EmbeddingError names the path that cannot be used, and the row that is zero or not finite.
+    """
+    where = images if isinstance(images, Path) else "images"
+    source = images if isinstance(images, torch.Tensor) else _stored(images)
+    for first in range(0, len(source), IMAGE_ROWS):
+        chunk = source[first : first + IMAGE_ROWS]
+        if not isinstance(chunk, torch.Tensor):
+            if encode is None:
+                raise EmbeddingError(f"{where} is a folder; give a .safetensors or .npy file of its pictures' vectors")
+            chunk = encode(chunk)
+        norms = chunk.float().norm(dim=1, keepdim=True)
+        if bool((wrong := ~(norms.isfinite() & (norms >= SMALLEST_NORM))).any()):
+            row = int(wrong.nonzero()[0, 0])
+            fault = "is zero" if bool(norms[row].isfinite()) else "holds NaN or Inf"
+            raise EmbeddingError(f"{where}, row {first + row}: the image embedding {fault}; correct or remove the row")
+        yield chunk.float() / norms
+
+
+def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tuple[torch.Tensor, int]:
+    """Return the mean, float64 [d], and the number of ``image_rows``: at least two, and not all equal."""
+    total, count = torch.zeros(1, dtype=torch.float64), 0
+    for rows in image_rows(images, encode):
+        total, count = total + rows.sum(0, dtype=torch.float64), count + len(rows)
+    mean = total / max(count, 1)
+    if count < 2 or 1 - float(mean.square().sum()) < SMALLEST_SPREAD:
+        where, equal = images if isinstance(images, Path) else "images", "s that are all equal" if count > 1 else "(s)"
+        fault = f"{where}: {count} image embedding{equal} cannot say where images lie"
+        raise EmbeddingError(f"{fault}; give two that differ, or better 10,000: the error of their mean is below 0.01")
+    return mean, count
+
+
+def images_sha256(path: Path) -> str:
+    """Return a hash of a file, or of the names and bytes of the pictures in a folder."""
+    if not path.exists():
+        raise EmbeddingError(f"images {path}: there is no such file or folder")
+    files = picture_files(path) if path.is_dir() else [path]
+    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and its sub-folders, in the order of their names."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    if not found:
+        raise EmbeddingError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _stored(path: Path) -> torch.Tensor | list[Path]:
+    """Return the vectors [m, d] in a file, or the pictures in a folder."""
+    if path.is_dir():
+        return picture_files(path)
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            tensors = {"array": torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))}
+        elif path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            raise ValueError("give a folder of pictures, a .safetensors or a .npy file")
+        matrices = {name: rows for name, rows in tensors.items() if rows.ndim == 2 and rows.is_floating_point()}
+        names = list(matrices) if len(matrices) == 1 else [n for n in ("embeddings", "vectors") if n in matrices]
+        if not names:
+            found = ", ".join(f"{name} {rows.dtype} {list(rows.shape)}" for name, rows in tensors.items())
+            raise ValueError(f"it holds {found}; floats [m, d] are needed, alone or named 'embeddings'")
+    except (OSError, ValueError, EOFError, TypeError, SafetensorError) as error:
+        raise EmbeddingError(f"cannot read image embeddings from {path}: {error}") from error
+    return matrices[names[0]]

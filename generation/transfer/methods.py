@@ -1,25 +1,6 @@
-"""The transfer methods: what each does to the embedding u of a text, and how a real image's embedding v is treated.
+"""The transfer methods as lists of operations; ``Statistics`` applies them, and computes them back.
 
-    none         u
-    mean_shift   u - mean(U)                                     Unicorn v1 and its released code
-    unicorn      Norm(u - mean(U))                               Unicorn v2 (arXiv 2503.22655), Eq. 3
-    anchor       Norm(u + strength (mean(V) - mean(U)))          Unicorn v2, A.5; Liang et al. 2022
-    realign      anchor, trace and centroid steps                ReVision (arXiv 2602.07026), section 4
-    c3           Norm(u - mean(U) + noise)                       C3 (Zhang et al. 2024)
-    capdec       Norm(u + noise)                                 CapDec (Nukrai et al. 2022)
-    close        Norm(u + noise)                                 CLOSE (Gu et al. 2023)
-    lafite       Norm(u + noise of fixed length)                 LAFITE (Zhou et al. 2022), its mixture with xi
-    decap        u; images become Norm(softmax(v M' / tau) M)    DeCap (Li et al. 2023), M some of the texts
-
-U are the text embeddings, V unpaired image embeddings of the same encoder, all unit rows. Noise has norm eta: the
-papers give a sigma (C3, CLOSE), its square (CapDec) or a share xi (LAFITE), each for its own d; eta = sigma sqrt(d) =
-xi / (1 - xi) means the same in any d. A method is two lists of operations, stored with the tensors that they name:
-
-    l2norm               x / |x|
-    sub:NAME, add:NAME   x -+ a vector [d]; IMAGE_MEAN is the mean of the user's own images, unknown to text
-    mul:NAME             x times a number
-    noise, noise:sphere  x + eta n / sqrt(d), n normal; or x + eta n / |n|
-    recall:memory        softmax(x M' / tau) M over the rows of M [m, d]
+U are text embeddings, V image embeddings of the same encoder, all unit rows; docs/transfer.md has formulas and papers.
 """
 
 import json
@@ -42,25 +23,32 @@ RECALL_ROWS = 256  # of the memory, with the largest weights; the others weigh l
 
 @dataclass(frozen=True)
 class Method:
-    """The operations on texts and on real images, and eta of the noise in the method's own code."""
+    """The operations on texts and on real images, in order.
+
+    ``l2norm``: x / |x|. ``sub:NAME``, ``add:NAME``: x -+ a vector [d]; IMAGE_MEAN is the mean of the user's own
+    images. ``mul:NAME``: x times a number. ``noise``: x + eta n / sqrt(d), n normal; ``noise:sphere``: x + eta n/|n|.
+    ``recall:memory``: softmax(x M' / tau) M over the rows of M [m, d].
+    """
 
     text: tuple[str, ...]
     image: tuple[str, ...] = ("l2norm",)
-    eta: float | None = None
+    eta: float | None = None  # norm of the noise in the method's own code: sigma sqrt(d), or xi / (1 - xi)
 
 
 _CENTRED, _TO_IMAGES = ("l2norm", "sub:IMAGE_MEAN"), ("add:mean_image", "l2norm")
 METHODS = {
     "none": Method(("l2norm",)),
-    "mean_shift": Method(("l2norm", "sub:mean_text"), _CENTRED),
-    "unicorn": Method(("l2norm", "sub:mean_text", "l2norm"), _CENTRED),
-    "anchor": Method(("l2norm", "add:shift", "l2norm")),
+    "mean_shift": Method(("l2norm", "sub:mean_text"), _CENTRED),  # Unicorn v1 and its released code
+    "unicorn": Method(("l2norm", "sub:mean_text", "l2norm"), _CENTRED),  # Unicorn v2 (arXiv 2503.22655), Eq. 3
+    "anchor": Method(("l2norm", "add:shift", "l2norm")),  # Unicorn v2, A.5; Liang et al. 2022
+    # ReVision (arXiv 2602.07026), section 4: anchor, trace and centroid steps
     "realign": Method(("l2norm", "sub:mean_text", "mul:scale", *_TO_IMAGES, "sub:mean_moved", *_TO_IMAGES)),
-    "c3": Method(("l2norm", "sub:mean_text", "noise", "l2norm"), (*_CENTRED, "l2norm"), 2.86),  # std 0.1265, d 512
-    "capdec": Method(("l2norm", "noise", "l2norm"), eta=3.20),  # variance 0.016, d 640
-    "close": Method(("l2norm", "noise", "l2norm"), eta=2.22),  # std 0.08, d 768, its visual entailment
-    "lafite": Method(("l2norm", "noise:sphere", "l2norm"), eta=3.0),  # xi 0.75
-    "decap": Method(("l2norm",), ("l2norm", "recall:memory", "l2norm")),
+    # Zhang et al. 2024: std 0.1265 at d = 512
+    "c3": Method(("l2norm", "sub:mean_text", "noise", "l2norm"), (*_CENTRED, "l2norm"), 2.86),
+    "capdec": Method(("l2norm", "noise", "l2norm"), eta=3.20),  # Nukrai et al. 2022: variance 0.016 at d = 640
+    "close": Method(("l2norm", "noise", "l2norm"), eta=2.22),  # Gu et al. 2023, visual entailment: std 0.08 at d = 768
+    "lafite": Method(("l2norm", "noise:sphere", "l2norm"), eta=3.0),  # Zhou et al. 2022: xi 0.75
+    "decap": Method(("l2norm",), ("l2norm", "recall:memory", "l2norm")),  # Li et al. 2023; M are some of the texts
 }
 
 
@@ -78,7 +66,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read ``transfer/<method>.safetensors``; raise EmbeddingError if it is missing, damaged, or another file."""
+        """Read ``transfer/<method>.safetensors``; an EmbeddingError says that it is missing, damaged or foreign."""
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -96,41 +84,38 @@ class Statistics:
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
         """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
 
-        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number). An
-        EmbeddingError names a row that equals the mean.
+        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number); baked
+        noise has a seed of its own. An EmbeddingError names a row that equals the mean.
         """
-        drawn = normal_rows(numbers, seed, rows.shape[1]) if self.facts["noise"] and numbers else None
+        noise, drawn = self.facts["noise"], None
+        if noise and numbers:
+            drawn = normal_rows(numbers, noise["seed"] if noise["baked"] else seed, rows.shape[1])
         return _apply(rows, self.facts["text_ops"][1:], self.tensors, drawn)
 
     def invert(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the unit text embeddings, float32 [n, d], of which ``move`` made these rows.
-
-        Of y = Norm(s x + t) with |x| = |y| = 1 follows s x = c y - t with c = y.t + sqrt((y.t)^2 + s^2 - |t|^2).
-        Raise EmbeddingError if noise is baked into the rows, or if a shift is so long that two texts fit.
-        """
-        method, zero = self.facts["method"], torch.zeros(rows.shape[1])
-        if self.facts["noise"] and self.facts["noise"]["baked"]:
+        """Return the unit text embeddings, float32 [n, d], of which ``move`` made these rows; an EmbeddingError says
+        that noise is baked into them, or that a shift is so long that two texts fit."""
+        method, noise = self.facts["method"], self.facts["noise"]
+        if noise and noise["baked"]:
             raise EmbeddingError(
                 f"method {method}: noise is baked into these vectors, so the text embeddings cannot be recovered for "
                 "another transfer; make the data set with transfer.bake_noise: false"
             )
-        steps = [(1.0, zero)]  # scale s and shift t of each step; all but the last are followed by a normalisation
-        for op in self.facts["text_ops"][1:]:
-            (scale, shift), (verb, _, name) = steps[-1], op.partition(":")
-            if verb == "l2norm":
-                steps.append((1.0, zero))
+        x, shift, unit = rows.float(), torch.zeros(rows.shape[1]), False
+        for op in reversed(self.facts["text_ops"]):  # wanted: c x + shift, where c > 0 is unknown if x was normalised
+            verb, _, name = op.partition(":")
+            if verb in ("add", "sub"):
+                shift = shift + self.tensors[name].float() * (1 if verb == "sub" else -1)
             elif verb == "mul":
-                steps[-1] = scale * float(self.tensors[name]), shift * float(self.tensors[name])
-            elif verb in ("add", "sub"):
-                steps[-1] = scale, shift + self.tensors[name].float() * (1 if verb == "add" else -1)
-        scale, shift = steps.pop()
-        x = (rows.float() - shift) / scale
-        for scale, shift in reversed(steps):
-            if (left := scale**2 - float(shift.square().sum())) <= 0:
-                raise EmbeddingError(f"method {method} moves rows by more than their length")
-            x = torch.nn.functional.normalize(x, dim=1)
-            along = x @ shift  # [n]
-            x = ((along + (along.square() + left).sqrt()).unsqueeze(1) * x - shift) / scale
+                x, shift = x / float(self.tensors[name]), shift / float(self.tensors[name])
+            elif verb == "l2norm" and not unit:
+                x, shift, unit = torch.nn.functional.normalize(x + shift, dim=1), shift * 0, True
+            elif verb == "l2norm":  # of |c x + shift| = 1 follows c
+                if (left := 1 - float(shift.square().sum())) <= 0:
+                    raise EmbeddingError(f"method {method} moves rows by more than their length")
+                along, square = (x @ shift).unsqueeze(1), x.square().sum(1, keepdim=True)  # [n, 1]
+                x = x * (((along.square() + square * left).sqrt() - along) / square) + shift
+                shift = shift * 0
         return x
 
 
@@ -180,8 +165,7 @@ def _apply(
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             if len(norms) and not float(norms.min()) >= SMALLEST_NORM:  # true for NaN
                 row = int((~(norms >= SMALLEST_NORM)).nonzero()[0, 0])
-                fault = f"row {row} has norm {float(norms[row]):.3g} and no direction"
-                raise EmbeddingError(f"{fault}: it equals the mean")
+                raise EmbeddingError(f"row {row} has norm {float(norms[row]):.3g} and no direction: it is the mean")
             rows.div_(norms)
         elif verb in ("sub", "add"):
             rows.add_(tensors[name].float(), alpha=1 if verb == "add" else -1)

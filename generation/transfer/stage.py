@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..config import ImageTransfer
 from ..encoders import load_encoder
@@ -22,22 +21,21 @@ from ..logs import Progress
 from ..stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run, changes
 from ..vectors import UNIT_TOLERANCE, VectorShard, check_unit
-from .fitting import fit
-from .image_vectors import image_mean, images_sha256
+from .fitting import fit, image_mean, images_sha256
 from .methods import Statistics
 
 CHUNK_ROWS = 256  # small buffers, used again and again, are what makes the transfer as fast as the disk
+STORED = {"input_hashes": "I64", "vectors": "F16", "ids": "U8"}  # tensors of a shard and their safetensors types
 
 
 def make_image_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """Make the due shards of synthetic image embeddings, and first the statistics if what they depend on has changed.
 
     Shards added to a run move the mean, so that all shards are due again, unless the recipe's ``transfer.statistics``
-    names the earlier statistics. Raise RunError if an earlier stage is not complete or one of its files was changed,
-    and EmbeddingError if the images, the statistics or a row cannot be used.
+    names the earlier statistics. A RunError says that an earlier stage is not complete or one of its files was
+    changed; an EmbeddingError, that the images, the statistics or a row cannot be used.
     """
-    stage = image_embeddings(run.recipe.transfer.method)
-    sources = run.require(TEXT_EMBEDDINGS)
+    stage, sources = image_embeddings(run.recipe.transfer.method), run.require(TEXT_EMBEDDINGS)
     if missing := set(run.shards(SEEDS)) - sources.keys():
         raise RunError(
             f"{run.path}: the mean is over all captions, and {len(missing)} shards have no text embeddings yet. Run "
@@ -97,12 +95,10 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
     saving whole tensors takes twice as long. An EmbeddingError names the file, and the row that is not a finite unit
     vector or equals the mean.
     """
-    with safe_open(source.path, "pt") as original:
-        hashes, ids = original.get_tensor("input_hashes"), original.get_tensor("ids")
     layout, end = dict[str, Any](__metadata__={"unicorn": json.dumps(facts, sort_keys=True)}), 0
-    parts = {"input_hashes": ("I64", hashes), "vectors": ("F16", source.vectors), "ids": ("U8", ids)}
-    for name, (kind, tensor) in parts.items():
-        layout[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end := end + tensor.nbytes]}
+    for name, kind in STORED.items():
+        shape, size = list(source.tensors[name].shape), source.tensors[name].nbytes
+        layout[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end := end + size]}
     header = json.dumps(layout).encode()
     header += b" " * (-len(header) % 8)
     noise, half = statistics.facts["noise"], torch.empty(CHUNK_ROWS, source.dimension, dtype=torch.half)
@@ -110,24 +106,21 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # finds a full disk at once, and halves what writing costs
             os.posix_fallocate(file.fileno(), 0, 8 + len(header) + end)
-        file.write(len(header).to_bytes(8, "little") + header + hashes.numpy().tobytes())
-        for number, chunk in enumerate(unit_chunks(source)):
-            first = number * CHUNK_ROWS
+        file.write(len(header).to_bytes(8, "little") + header + source.tensors["input_hashes"].numpy().tobytes())
+        for first, chunk in zip(range(0, len(source), CHUNK_ROWS), unit_chunks(source), strict=True):
             try:
-                moved = statistics.move(chunk, numbers[first : first + CHUNK_ROWS], noise["seed"] if numbers else 0)
+                moved = statistics.move(chunk, numbers[first : first + CHUNK_ROWS])
             except EmbeddingError as error:
                 raise EmbeddingError(f"{source.path}, from row {first}: {error}") from None
             file.write(half[: len(chunk)].copy_(moved).numpy().data)
-        file.write(ids.numpy().tobytes())
+        file.write(source.tensors["ids"].numpy().tobytes())
 
 
 def _statistics(run: Run) -> Statistics:
     """Return the statistics of the run, made again if what they depend on has changed."""
     section, path = run.recipe.transfer, statistics_file(run, run.recipe.transfer.method)
-    facts = {
-        "settings": section.model_dump(mode="json", exclude={"images", "statistics"}),
-        "encoder": run.facts(TEXT_EMBEDDINGS).get("identity", {}),
-    }
+    settings = section.model_dump(mode="json", exclude={"images", "statistics"})
+    facts = {"settings": settings, "encoder": run.facts(TEXT_EMBEDDINGS).get("identity", {})}
     if section.statistics:  # of an earlier transfer, taken over byte for byte, so that the shards made with them stay
         source = run.recipe.path(section.statistics)
         statistics = Statistics.load(source)
@@ -140,9 +133,9 @@ def _statistics(run: Run) -> Statistics:
             write_atomically(path, partial(shutil.copyfile, source))
         return statistics
     images = run.recipe.path(section.images) if isinstance(section, ImageTransfer) else None
-    facts["inputs"] = {
-        name: file["sha256"] for record in run.records(TEXT_EMBEDDINGS).values() for name, file in record.files.items()
-    } | {"random_seed": run.recipe.random_seed, "images": images and images_sha256(images)}
+    files = (record.files.items() for record in run.records(TEXT_EMBEDDINGS).values())
+    facts["inputs"] = {name: file["sha256"] for name, file in chain.from_iterable(files)}
+    facts["inputs"] |= {"random_seed": run.recipe.random_seed, "images": images and images_sha256(images)}
     with suppress(EmbeddingError):  # not made yet, or damaged
         if facts.items() <= (known := Statistics.load(path)).facts.items():
             return known
@@ -154,8 +147,7 @@ def _statistics(run: Run) -> Statistics:
     if images:
         encode = load_encoder(run.recipe.embed, run.recipe.directory).encode_images if images.is_dir() else None
         found = image_mean(images, encode)
-    texts = chain.from_iterable(map(unit_chunks, shards))
-    fitted = fit(section, mean, rows, texts, found, run.recipe.random_seed)
+    fitted = fit(section, mean, rows, chain.from_iterable(map(unit_chunks, shards)), found, run.recipe.random_seed)
     statistics = Statistics(fitted.tensors, fitted.facts | facts)
     write_atomically(path, statistics.save)
     return statistics
