@@ -123,9 +123,8 @@ def _texts(run: Run, rows: int) -> Facts:
         order = {id: (not found[id], stable_hash("report", id)) for id in sources}
         drawn = set(sorted(order, key=lambda id: order[id])[:rows])
         taken = [place for place, id in enumerate(sources) if id in drawn]
-        kept += [
-            (*order[row["id"]], row | {"conversations": found[row["id"]]}) for row in table.take(taken).to_pylist()
-        ]
+        chosen = table.take(taken).to_pylist() if taken else []  # an empty list has no type that take() knows
+        kept += [(*order[row["id"]], row | {"conversations": found[row["id"]]}) for row in chosen]
         kept = sorted(kept, key=lambda one: one[:2])[:rows]
     return {
         "words": sorted(words.items()),
