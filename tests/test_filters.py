@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from tests.test_seeds import lines, make, source
 
 GOOD = "A brown dog sleeps on a striped rug."
 SEED_DATA = CONFIGS.parent / "seed_data"
+CASES = yaml.safe_load(Path(__file__).with_name("seed_cases.yaml").read_text(encoding="utf-8"))["filters"]
 BUNDLED = [line.strip() for name in ("captions", "captions_more") for line in (SEED_DATA / f"{name}.txt").open()]
 
 
@@ -21,41 +23,10 @@ def test_no_bundled_caption_is_dropped() -> None:
     assert {caption: reject(caption, Filters()) for caption in BUNDLED if reject(caption, Filters())} == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (GOOD, None),
-        ("Sunset Over The Lake", None),
-        ("Cafés line a street in São Paulo near the Praça da Sé.", None),
-        ("Boats in the bay at Rio de Janeiro", None),
-        ("Summer fair in the village, 12 May 2010", None),
-        ("Fruit for sale under a banner with the logo of a bank", None),
-        ("A sign posted on a wall beside a brass tap on a sink", None),
-        ("", "empty"),
-        ("Brown dog asleep", "too_short"),
-        (" ".join(["a dog and"] * 21), "too_long"),
-        ("Pictures of a dog at www.example.com", "link"),
-        ("Dogs of the world, see dogs-and-cats.net", "link"),
-        ("A dog on a <b>striped</b> rug", "markup"),
-        ("A dog on a [url=x]striped[/url] rug", "markup"),
-        ("Write to me@example.org about the dog", "personal"),
-        ("A brown dog by @dogphotos on a rug", "personal"),
-        ("Call 555-0199 for a brown dog", "personal"),
-        ("A brown dog on a rug - stock photo", "boilerplate"),
-        ("Image may contain a brown dog and a rug", "boilerplate"),
-        ("A brown dog on a rug 1920x1080", "boilerplate"),
-        ("A brown dog on a rug | The Dog Blog", "boilerplate"),
-        ("Коричневая собака спит на полосатом коврике", "alphabet"),
-        ("棕色的狗 睡在 条纹 地毯 上面", "alphabet"),
-        ("Ein brauner Hund schläft auf dem Teppich", "language"),
-        ("Un chien brun dort sur le tapis", "language"),
-        ("O cachorro dorme com uma bola no tapete", "language"),
-        ("dog, rug, brown, rug, dog, home", "unlike_caption"),
-        ("Canon Camera Mark III Lens 18-55mm Kit 5D 7D", "unlike_caption"),
-    ],
-)
-def test_a_caption_is_dropped_for_one_reason(text: str, reason: str | None) -> None:
-    assert reject(text, Filters()) == reason
+@pytest.mark.parametrize("reason", CASES)
+def test_a_caption_is_dropped_for_one_reason(reason: str) -> None:
+    texts = CASES[reason] + [" ".join(["a dog and"] * 21)] * (reason == "too_long")
+    assert {text: reject(text, Filters()) or "none" for text in texts} == dict.fromkeys(texts, reason)
 
 
 def test_bounds_language_and_blocked_words_are_the_recipe_s() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from generation.errors import RecipeError, RunError, SeedError, StageFailed, UnicornError
+from generation.errors import RecipeError, RunError, SeedError, StageFailed
 from generation.recipe import CONFIGS, load_recipe
 from generation.rows import row_id
 from generation.seeds import make_seeds
@@ -38,7 +38,12 @@ def numbered(path: Path, noun: str, count: int) -> Path:
 
 
 def domain(path: Path, **changes: Any) -> Path:
-    data = {"domain": "birds", "license": "MIT", "source": "made up", "labels": ["osprey", "unicorn finch", "hen"]}
+    data = {
+        "domain": "birds",
+        "license": "MIT",
+        "source": "made up",
+        "labels": ["osprey", "unicorn finch", "hen", "no"],
+    }
     data |= {"templates": ["A photo of {a_label}.", "Two {labels} sit.", "One {label} sits."]}
     path.write_text(yaml.safe_dump(data | changes), encoding="utf-8")
     return path
@@ -145,13 +150,20 @@ def test_no_seed_at_all_is_a_failure_that_names_the_reasons_and_leaves_the_recip
         make(tmp_path / "none")
 
 
-def test_labels_get_their_articles_and_plurals(tmp_path: Path) -> None:
-    made = texts(make(tmp_path, domains={"files": [str(domain(tmp_path / "birds.yaml"))]}), "domain_birds")
+def test_labels_get_their_articles_and_plurals_and_patterns_match_in_any_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes [v2]*"
+    folder.mkdir()
+    domain(folder / "birds.yaml")
+    made = texts(make(folder, domains={"files": ["*birds.yaml"]}), "domain_birds")
     forms = [("an osprey", "ospreys"), ("a unicorn finch", "unicorn finches"), ("a hen", "hens")]
     expected = {text for one, many in forms for text in (f"A photo of {one}.", f"Two {many} sit.")}
     assert set(made) == expected | {f"One {one.partition(' ')[2]} sits." for one, _ in forms}
     wanted = {"files": ["../birds.yaml"], "labels_per_domain": 2, "templates_per_label": 1}
-    assert len(texts(make(tmp_path / "a", domains=wanted), "domain_birds")) == 2
+    assert len(texts(make(folder / "a", domains=wanted), "domain_birds")) == 2
+    with pytest.raises(SeedError, match="nothing matches"):
+        make(folder / "b", domains={"files": ["none-*.yaml"]})
+    with pytest.raises(SeedError, match="several sources of seeds are named domain_birds"):
+        make(folder / "c", domains={"files": ["../b*.yaml", "../birds.yaml"]})
 
 
 @pytest.mark.parametrize(
@@ -174,17 +186,6 @@ def test_a_domain_file_that_cannot_be_used_is_named(tmp_path: Path, changes: dic
         make(tmp_path, domains={"files": [path.name]})
     assert f"domain file {path}" in str(caught.value)
     assert words in str(caught.value)
-
-
-def test_domain_patterns_match_in_a_directory_whose_name_has_brackets(tmp_path: Path) -> None:
-    folder = tmp_path / "recipes [v2]*"
-    folder.mkdir()
-    domain(folder / "birds.yaml")
-    assert len(texts(make(folder, domains={"files": ["*birds.yaml"]}), "domain_birds")) == 9
-    with pytest.raises(SeedError, match="nothing matches"):
-        make(folder / "b", domains={"files": ["none-*.yaml"]})
-    with pytest.raises(SeedError, match="several sources of seeds are named domain_birds"):
-        make(folder / "c", domains={"files": ["../b*.yaml", "../birds.yaml"]})
 
 
 def test_the_bundled_seeds_are_distinct() -> None:
@@ -260,10 +261,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, shard: int, folder: Path, *argu
             make(folder, *arguments, **options)
 
 
-@pytest.mark.parametrize("extend_again", [False, True])
-def test_what_was_interrupted_ends_like_what_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extend_again: bool
-) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_interrupted_ends_like_what_was_not(tmp_path: Path, monkeypatch: Any, again: bool) -> None:
     own = source(numbered(tmp_path / "own.txt", "dog", 7))
     more = source(numbered(tmp_path / "more.txt", "cat", 6), "more")
     whole = make(tmp_path / "whole", [own], shard_rows=4)
@@ -271,17 +270,20 @@ def test_what_was_interrupted_ends_like_what_was_not(
     assert shards(make(tmp_path / "stopped", [own], shard_rows=4)).keys() == shards(whole).keys()
     make(tmp_path / "whole", [own, more], shard_rows=4, extend=True)
     interrupted(monkeypatch, 3, tmp_path / "stopped", [own, more], shard_rows=4, extend=True)
-    resumed = make(tmp_path / "stopped", [own, more], shard_rows=4, extend=extend_again)
+    resumed = make(tmp_path / "stopped", [own, more], shard_rows=4, extend=again)
     assert shards(resumed) == shards(whole)
     assert resumed.facts(SEEDS)["finished"] is True
 
 
-def test_shards_of_an_interrupted_extension_do_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, many = numbered(tmp_path / "first.txt", "dog", 2), numbered(tmp_path / "many.txt", "cat", 6)
-    make(tmp_path, [source(first)], shard_rows=2)
-    interrupted(monkeypatch, 3, tmp_path, [source(first), source(many, "more")], shard_rows=2, extend=True)
-    few = numbered(tmp_path / "few.txt", "owl", 2)
-    run = make(tmp_path, [source(first), source(few, "more")], extend=True, shard_rows=2)
+def test_shards_of_an_interrupted_extension_do_not_outlive_it(tmp_path: Path, monkeypatch: Any) -> None:
+    first, many = (
+        source(numbered(tmp_path / "a.txt", "dog", 2)),
+        source(numbered(tmp_path / "b.txt", "cat", 6), "more"),
+    )
+    make(tmp_path, [first], shard_rows=2)
+    interrupted(monkeypatch, 3, tmp_path, [first, many], shard_rows=2, extend=True)
+    few = source(numbered(tmp_path / "few.txt", "owl", 2), "more")
+    run = make(tmp_path, [first, few], extend=True, shard_rows=2)
     assert run.shards(SEEDS) == [0, 1]
     assert all("owl" in text for text in texts(run, "more"))
 
@@ -320,7 +322,7 @@ def test_a_lost_shard_is_made_again_unless_the_run_was_extended_since(tmp_path: 
 
 
 def test_the_full_recipe_names_its_placeholders_and_reaches_the_paper_s_count(tmp_path: Path) -> None:
-    with pytest.raises(UnicornError, match="COMMIT"):
+    with pytest.raises(RecipeError, match=r"seeds\.hub\.0\.revision = \"COMMIT\": give the commit"):
         load_recipe(CONFIGS / "unicorn_1_2m.yaml")
     text = (CONFIGS / "unicorn_1_2m.yaml").read_text().replace("revision: COMMIT", f"revision: {'a' * 40}")
     (tmp_path / "full.yaml").write_text(text)
