@@ -2,15 +2,12 @@
 
     python unicorn_1_2m.py --run-dir RUN --output unicorn-1.2m
 
-writes a directory that ``load_dataset("unicorn-1.2m")`` reads. The class is a builder of ``datasets``, over a run, a
-built directory or a pinned revision of the Hub::
-
-    Unicorn12M("with_embeddings", data_dir="hf://datasets/USER/unicorn-1.2m@v1.0.0").as_streaming_dataset("train")
+writes a directory that ``load_dataset("unicorn-1.2m")`` reads. The class is a builder of ``datasets``: over a run
+(``run_dir=``), a built directory or a pinned revision (``data_dir="hf://datasets/USER/unicorn-1.2m@v1.0.0"``).
 """
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,23 +52,18 @@ class Unicorn12M(UnicornBuilder):
         place = table.column_names.index("conversations")
         return table.set_column(place, "conversations", pair_conversations(table))
 
-    def extra_files(self, run: FinishedRun) -> list[Path]:
-        """Return the vectors for trainers, and the statistics that real images must be treated with."""
-        return [run.statistics, *(run.run.verified(run.vectors_stage, one) for one in run.records[run.vectors_stage])]
-
 
 def pair_conversations(captions: pa.Table) -> pa.Array:
     """Return a human and a gpt turn for each caption, as ``list<struct<from, value>>``; an imported row keeps its own
     ``conversations``."""
-    rows = len(captions)
-    order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
+    rows, own = len(captions), captions["conversations"].combine_chunks()
     texts = pa.concat_arrays([*captions["instruction"].chunks, *captions["caption"].chunks])
-    speakers = pa.array(["human", "gpt"]).take(pa.array(np.tile([0, 1], rows)))
-    turns = pa.StructArray.from_arrays([speakers, texts.take(pa.array(order))], ["from", "value"])
-    pairs = pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * rows + 1, 2, dtype=np.int32)), turns)
-    own = captions["conversations"].combine_chunks()
+    speakers = pa.array(["human", "gpt"]).take(np.repeat([0, 1], rows))
+    order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
+    turns = pa.StructArray.from_arrays([speakers, texts], ["from", "value"]).take(order)
+    pairs = pa.ListArray.from_arrays(np.arange(0, 2 * rows + 1, 2, dtype=np.int32), turns)
     kept = own.is_valid().to_numpy(zero_copy_only=False)
-    return pa.concat_arrays([pairs, own]).take(pa.array(np.arange(rows) + rows * kept)) if kept.any() else pairs
+    return pa.concat_arrays([pairs, own]).take(np.arange(rows) + rows * kept) if kept.any() else pairs
 
 
 if __name__ == "__main__":

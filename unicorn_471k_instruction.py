@@ -2,18 +2,17 @@
 
     python unicorn_471k_instruction.py --run-dir RUN --output unicorn-471k-instruction
 
-writes a directory that ``load_dataset("unicorn-471k-instruction")`` reads. The vectors are those of Unicorn-1.2M:
-``embedding_shard`` and ``embedding_row`` say where; ``with_embeddings`` has them joined. The class is a builder of
-``datasets``, over a run, a built directory or a pinned revision of the Hub.
+writes a directory that ``load_dataset("unicorn-471k-instruction")`` reads; its vectors are those of Unicorn-1.2M. The
+class is a builder of ``datasets``, over a run, a built directory or a pinned revision of the Hub.
 """
 
 import sys
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
@@ -54,19 +53,10 @@ class Unicorn471KInstruction(UnicornBuilder):
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the conversations about the captions of a shard, the tasks mixed by a drawn order."""
         table = run.conversations(shard)
+        shares = (fmean(one) if one else None for one in table["grounded"].to_pylist())
+        table = table.drop_columns("grounded").append_column("grounded", pa.array(shares, pa.float32()))
         keys = zip(table["id"].to_pylist(), table["task"].to_pylist(), strict=True)
-        order = np.argsort([stable_hash("order", *key) for key in keys])
-        place = table.column_names.index("grounded")
-        return table.set_column(place, "grounded", list_means(table["grounded"])).take(pa.array(order))
-
-
-def list_means(column: pa.ChunkedArray) -> pa.Array:
-    """Return the mean of each list of numbers, float32; null for an empty list and for null."""
-    lists = column.combine_chunks()
-    values = pa.table({"row": pc.list_parent_indices(lists), "value": pc.list_flatten(lists)})
-    means = values.group_by("row").aggregate([("value", "mean")])
-    rows = pa.array(np.arange(len(lists)), means["row"].type)
-    return means["value_mean"].combine_chunks().take(pc.index_in(rows, value_set=means["row"].combine_chunks()))
+        return table.take(np.argsort([stable_hash("order", *key) for key in keys]))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ def render_card(
 ) -> str:
     """Return the README of a built data set with its YAML header, and write its figure, ``figures/record.svg``.
 
-    ``template`` is a file of this folder, ``title`` the name for people, ``manifest`` that of the build, ``infos``
-    what ``datasets`` says about each config. The snippets load ``repo_id``, or the directory's name. A DatasetError
-    says that a prompt was changed since the run, or a fact is missing.
+    ``template`` is a file of this folder, ``title`` the name for people; the snippets load ``repo_id``, or the
+    directory's name. A DatasetError says that a prompt was changed since the run, or a fact is missing.
     """
     loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     options: Any = {"autoescape": lambda name: name.endswith(".svg"), "trim_blocks": True, "lstrip_blocks": True}
@@ -68,9 +67,9 @@ def plain(value: object) -> str:
     return _MARKUP.sub(r"\\\1", re.sub(r"^(\d+)([.)])|^([-+=])", r"\1\\\2\3", line))
 
 
-def _wrap(text: str) -> list[str]:
-    """Return the lines of a text in the figure, which shows the beginning of a long one."""
-    return textwrap.wrap(textwrap.shorten(text, 220, placeholder=" ..."), 64)
+def _wrap(text: str, length: int) -> list[str]:
+    """Return the lines of the beginning of a text, of at most ``length`` characters, in the figure."""
+    return textwrap.wrap(textwrap.shorten(text, length, placeholder=" ..."), 68)
 
 
 def _quote(text: str) -> str:

@@ -9,12 +9,19 @@ from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TEXT_EMBEDDINGS, imag
 from .store import Run
 from .vectors import VectorShard
 
+_FORMS = {  # by the column that tells what a row is
+    "reason": "{reason}: {raw}",
+    "verdict": "{id}: {verdict}",
+    "caption": "{caption}  ({model}, {prompt})",
+    "seed": "{seed}  (source {source}, {license})",
+}
+
 
 def show_record(run: Run, id: str | None = None) -> str:
     """Return seed, caption, conversations, verdicts and vectors of a record for a terminal: that of ``id`` (zeros at
     the front may be left out), or the first with a conversation. A RunError says that there is no such record."""
-    wanted = (stage for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS) if id is None)
-    tables = (run.table(stage, shard, ["id"]) for stage in wanted for shard in run.shards(stage))
+    pairs = ((stage, shard) for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS) for shard in run.shards(stage))
+    tables = (run.table(stage, shard, ["id"]) for stage, shard in pairs)
     id = (id or next((str(table["id"][0]) for table in tables if len(table)), "")).zfill(10)
     parts = list(_parts(run, id)) if id.isdigit() and len(id) == 10 else []
     if not parts:
@@ -31,12 +38,9 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
     """Yield (stage, text) of all that is known of a record."""
     shard = int(id[:5])
     for stage in (stage for stage in STAGES if stage.schema is not None and run.record(stage, shard)):
-        rows = run.table(stage, shard).to_pylist()
-        yield from ((stage.name, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
-        rejected = run.rejected(stage, shard)
-        for row in rejected.to_pylist() if rejected else []:
-            if row["id"] == id:
-                yield f"{stage.name}, rejected", f"{row['reason']}: {row['raw']}"
+        for note, table in (("", run.table(stage, shard)), (", rejected", run.rejected(stage, shard))):
+            rows = table.to_pylist() if table else []
+            yield from ((stage.name + note, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
     methods = sorted(path.name for path in run.path.glob("image_embeddings/*"))
     for stage in (TEXT_EMBEDDINGS, *map(image_embeddings, methods)):
         if run.record(stage, shard) and id in (opened := VectorShard(run.verified(stage, shard))).ids:
@@ -46,10 +50,7 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(row: dict[str, Any]) -> str:
-    if "verdict" in row:
-        return f"{row['id']}: {row['verdict']}"
-    if "caption" in row:
-        return f"{row['caption']}  ({row['model']}, {row['prompt']})"
-    if "seed" in row:
-        return f"{row['seed'] or 'not in the release'}  (source {row['source']}, {row['license']})"
+    known = {name: value or "unknown" for name, value in row.items()}  # imported rows have no seed
+    if form := next((form for name, form in _FORMS.items() if name in row), None):
+        return form.format(**known)
     return "\n".join(f"{turn['from']}: {turn['value']}" for turn in row["conversations"])

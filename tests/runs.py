@@ -115,7 +115,7 @@ def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], ju
     }
     _commit(run, INSTRUCTIONS[task], shard, made | _provenance(task, len(ids)), extra=selection_inputs(run, task))
     if judged:
-        items = [f"{id}/{number}" for id in ids for number in (0, 1)]
+        items = [id for id in ids for _ in (0, 1)]
         parts = [(captions[id], qa) for id, talk in zip(ids, turns, strict=True) for qa in items_of(talk)]
         hashes = [text_hash(text, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]) for text, qa in parts]
         _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), hashes)
@@ -146,7 +146,8 @@ def _provenance(name: str, rows: int) -> dict[str, Any]:
 
 
 def _judge(run: Run, stage: stages.Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
-    columns = {"id": ids, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
+    names = [f"{id}/{hash}" for id, hash in zip(ids, hashes, strict=True)]
+    columns = {"id": names, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
     _commit(run, stage, shard, columns | _provenance("judge", len(ids)))
 
 

@@ -25,6 +25,7 @@ from generation.builders import build as build_module
 from generation.builders.build import build
 from generation.builders.builder import UnicornBuilder
 from generation.builders.command import main
+from generation.builders.published import PublishedDataset
 from generation.errors import DatasetError, RunError
 from generation.show import show_record
 from generation.stages import CAPTIONS, INSTRUCTIONS, TASKS
@@ -149,7 +150,6 @@ def test_stored_joined_prepared_and_from_the_run_are_the_same_rows(
     options = {"config_name": "with_embeddings", "data_dir": str(built / cls.NAME)}
     stored = stream(cls(**options))
     assert len(stored[0]["image_embedding"]) == 16
-    assert stored == stream(cls(**options, embeddings=str(built / "unicorn-1.2m")))
     assert stored == stream(cls(config_name="with_embeddings", run_dir=str(run)))
     builder = cls(config_name="with_embeddings", run_dir=str(run))
     builder.download_and_prepare(num_proc=2)
@@ -241,7 +241,6 @@ def test_a_changed_or_missing_file_of_a_built_set_is_refused(built_copy: Path) -
     folder = built_copy / "unicorn-1.2m"
     for file, options in [
         ("with_embeddings/train-00000-of-00001.parquet", {"config_name": "with_embeddings"}),
-        ("image_embeddings/unicorn/00001.safetensors", {"config_name": "with_embeddings", "embeddings": str(folder)}),
         ("data/train-00000-of-00001.parquet", {}),
     ]:
         tamper(folder / file)
@@ -252,14 +251,16 @@ def test_a_changed_or_missing_file_of_a_built_set_is_refused(built_copy: Path) -
             stream(Unicorn12M(data_dir=str(folder), **options))
 
 
-def test_vectors_of_another_build_are_refused(built: Path, tmp_path: Path) -> None:
+def test_rows_are_joined_only_with_the_vectors_they_were_built_with(built: Path, tmp_path: Path) -> None:
+    name = "with_embeddings/train-00000-of-00001.parquet"
+    talks, captions = (PublishedDataset(str(built / cls.NAME)) for cls in (Unicorn471KInstruction, Unicorn12M))
+    joined = [row for part in talks.joined_tables("data" + name[15:], captions) for row in part.to_pylist()]
+    assert joined == pq.read_table(built / talks.manifest["name"] / name).to_pylist()
     make_run(tmp_path / "run", salt="other")
     build(Unicorn12M, tmp_path / "run", tmp_path / "other")
-    options = {"config_name": "with_embeddings", "data_dir": str(built / "unicorn-471k-instruction")}
-    with pytest.raises(DatasetError, match=r"another image_embeddings/unicorn/00000\.safetensors"):
-        stream(Unicorn471KInstruction(**options, embeddings=str(tmp_path / "other")))
-    with pytest.raises(DatasetError, match=r"no image_embeddings/unicorn/00000\.safetensors"):
-        stream(Unicorn471KInstruction(**options, embeddings=str(built / "unicorn-471k-instruction")))
+    for source, word in ((PublishedDataset(str(tmp_path / "other")), "another"), (talks, "no")):
+        with pytest.raises(DatasetError, match=rf"{word} image_embeddings/unicorn/00000\.safetensors"):
+            list(talks.joined_tables("data" + name[15:], source))
 
 
 def test_what_cannot_be_read_is_named_for_what_it_is(run: Path, built: Path, tmp_path: Path) -> None:

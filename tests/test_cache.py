@@ -64,7 +64,6 @@ def test_no_way_to_read_a_build_reads_another_one_in_its_place(builds: Path, tmp
         shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
         assert load(built) == load(tmp_path / name / "unicorn-1.2m") == wanted
         assert by_class(run_dir=str(tmp_path / "run")) == by_class(data_dir=str(built)) == wanted
-        assert by_class(data_dir=str(built), embeddings=str(builds / name)) == wanted
 
 
 def test_fill_cache_serves_what_was_filled_last(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

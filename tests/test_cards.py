@@ -54,7 +54,7 @@ def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
     assert "small model wrote" not in screen
     for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
         assert fact in card.text
-    assert ("27 multi-turn conversations" if "471k" in name else "18 dense captions") in screen
+    assert ("27 conversations to teach" if "471k" in name else "18 dense captions") in screen
     wanted = {"expand_caption", "judge_captions"}
     if "471k" in name:
         wanted = {"multiple_choice", "question_answering", "complex_reasoning", "judge"}

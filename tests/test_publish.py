@@ -82,6 +82,7 @@ def test_what_arrives_is_what_was_built_and_loads_streams_and_joins_at_the_tag(
     script = """
 import json
 from datasets import load_dataset
+from generation.builders.published import PublishedDataset
 from generation.errors import DatasetError
 from unicorn_471k_instruction import Unicorn471KInstruction
 read = {}
@@ -92,12 +93,14 @@ for name in ("unicorn-1.2m", "unicorn-471k-instruction"):
         assert [row["id"] for row in stream] == data["id"][:]
         read[f"{name} {config}"] = [len(data), str(data.info.version)]
 base = "hf://datasets/user/unicorn-"
-def rows(**options):
-    options = {"config_name": "with_embeddings", "data_dir": base + "471k-instruction@v1.0.0"} | options
-    return list(Unicorn471KInstruction(**options).as_streaming_dataset(split="train"))
-read["joined"] = rows(embeddings=base + "1.2m@v1.0.0") == rows()
+talks, captions = PublishedDataset(base + "471k-instruction@v1.0.0"), PublishedDataset(base + "1.2m@v1.0.0")
+names = {folder: [name for name in talks.manifest["files"] if name.startswith(folder)] for folder in ("data", "with")}
+joined = [row for name in names["data"] for part in talks.joined_tables(name, captions) for row in part.to_pylist()]
+read["joined"] = joined == [row for name in names["with"] for part in talks.tables(name) for row in part.to_pylist()]
+builder = Unicorn471KInstruction(config_name="with_embeddings", data_dir=talks.url)
+read["class"] = list(builder.as_streaming_dataset(split="train")) == joined
 try:
-    rows(embeddings=base + "1.2m")
+    Unicorn471KInstruction(data_dir=base + "471k-instruction")
 except DatasetError as error:
     read["refused"] = str(error)
 print(json.dumps(read))
@@ -106,7 +109,7 @@ print(json.dumps(read))
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])
     assert "pinned revision" in read.pop("refused")
-    assert read.pop("joined")
+    assert read.pop("joined") and read.pop("class")
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
 
 

@@ -1,11 +1,6 @@
 """Write a directory that ``load_dataset("<directory>")`` reads, out of a finished run. It appears whole or not at all.
 
-data/               Parquet files of the text
-with_embeddings/    Parquet files of text and vectors
-image_embeddings/   Unicorn-1.2M: the run's vectors for trainers, hard links where the file system has them
-transfer/           Unicorn-1.2M: the statistics to treat real images with
-figures/, README.md the card
-manifest.json       written last: all records of the run, sha256 of every file, the digest of the contents
+``manifest.json`` is written last: the records of the run, the sha256 of every file, the digest of the contents.
 """
 
 import hashlib
@@ -13,11 +8,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import accumulate, groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +25,13 @@ from .. import __version__
 from ..errors import DatasetError
 from ..files import explained, sha256, write_json
 from ..logs import Progress
-from ..stages import CAPTIONS, Stage
 from ..transfer import Statistics
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
-from .finished import FinishedRun
 from .published import PublishedDataset
 
 Builders = dict[str, UnicornBuilder]  # by config
 Counts = Counter[tuple[str, Any]]  # by column and value
-FILE_BYTES = 200_000_000  # about; a file holds whole shards
+FILE_BYTES, TEXT_BYTES = 200_000_000, 1_000  # about, of a file and of the text of a row; a file holds whole shards
 ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
 TURNS = ["conversations.list.element.from", "conversations.list.element.value"]
 OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more time than all the rest
@@ -52,15 +45,10 @@ WRITERS = 2  # files written at once; more only hold more rows in memory
 
 
 def build(
-    builder_class: type[UnicornBuilder],
-    run_dir: Path,
-    output: Path,
-    version: str = FIRST_VERSION,
-    method: str | None = None,
-    repo_id: str | None = None,
-    previous: PublishedDataset | None = None,
+    builder_class: type[UnicornBuilder], run_dir: Path, output: Path, version: str = FIRST_VERSION,
+    method: str | None = None, repo_id: str | None = None, previous: PublishedDataset | None = None,
     duplicates: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Build a data set from a finished run and return its manifest. The same run gives the same bytes.
 
     An earlier build in ``output`` is replaced. ``method`` is of the transfer (None: the recipe's). The card's snippets
@@ -146,7 +134,12 @@ def _write_all(
         "text": {name: sha for name, sha in run.hashes.items() if name.startswith(("captions/", "instructions/"))},
     }
     manifest["changelog"] = previous.changelog(manifest, output) if previous else [[version, "first version"]]
-    infos = {name: _info(builder, output) for name, builder in builders.items()}
+    infos = {name: builder.info.copy() for name, builder in builders.items()}
+    for name, info in infos.items():
+        info.dataset_size = counts["bytes"][name]
+        info.download_size = sum(path.stat().st_size for path in (output / FOLDERS[name]).iterdir())
+        rows = sum(map(run.rows, run.shards))
+        info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", info.dataset_size, rows)})
     (output / "README.md").write_text(first.card(manifest, infos, output, repo_id), encoding="utf-8")
     manifest["files"] = _files(output, {name: facts["sha256"] for name, facts in files.items()})
     write_json(output / "manifest.json", manifest)
@@ -154,9 +147,9 @@ def _write_all(
 
 
 def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]:
-    """Write the Parquet files of all configs as the Hub's viewer likes them, and return the rows of ``default`` by
-    value, for each column in ``COUNTED``. Chunks of text are found by content, so that a new version uploads little;
-    vectors all move with the mean, and compress by a twelfth only."""
+    """Write the Parquet files of all configs as the Hub's viewer likes them; return the bytes of each config as Arrow,
+    and the rows of ``default`` by value, for each column in ``COUNTED``. Chunks of text are found by content, so that
+    a new version uploads little; vectors all move with the mean, and compress by a twelfth only."""
     run, features, jobs = builders["default"].run, builders["default"].info.features, []
 
     def write(config: str, shards: list[int], path: Path) -> Counts:
@@ -166,37 +159,25 @@ def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]
         with pq.ParquetWriter(path, schema, use_content_defined_chunking=text, **options) as writer:
             for table in map(builders[config].table, shards):
                 writer.write_table(table, ROW_GROUP[config])
-                counts.update(_counts(table) if text else {})
+                counts += Counts({("bytes", config): table.nbytes}) + (_counts(table) if text else Counts())
                 bar.update(len(table))
         return counts
 
     for config, folder in FOLDERS.items():
         (output / folder).mkdir()
-        parts = _parts(run, 2 * run.dimension if config == WITH_EMBEDDINGS else 0)
-        for number, shards in enumerate(parts):
-            jobs.append((config, shards, output / folder / f"train-{number:05d}-of-{len(parts):05d}.parquet"))
+        files, row_bytes = defaultdict[int, list[int]](list), TEXT_BYTES + (config != "default") * 2 * run.dimension
+        for start, shard in zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False):
+            files[start * row_bytes // FILE_BYTES].append(shard)
+        for number, shards in enumerate(files.values()):
+            jobs.append((config, shards, output / folder / f"train-{number:05d}-of-{len(files):05d}.parquet"))
     total = len(FOLDERS) * sum(map(run.rows, run.shards))
     with Progress("build", total) as bar, ThreadPoolExecutor(WRITERS) as pool:
         counts = sum(pool.map(write, *zip(*jobs, strict=True)), Counts())
-    found: dict[str, dict[str, int]] = {name: {} for name in COUNTED}
+    found: dict[str, dict[str, int]] = {name: {} for name in ("bytes", *COUNTED)}
     for name, value in sorted(counts):
         labels = getattr(features.get(name), "names", None)  # of class labels
         found[name][labels[value] if labels else str(value)] = counts[name, value]
     return found
-
-
-def _parts(run: FinishedRun, vector_bytes: int) -> list[list[int]]:
-    """Return the shards of each file of a config, by what rows take in the run's own files."""
-
-    def mean(*stages: Stage) -> float:
-        records = [(f"{shard:05d}.parquet", one) for stage in stages for shard, one in run.records[stage].items()]
-        total: int = sum(one.files[name]["bytes"] for name, one in records)
-        return total / max(1, sum(one.rows for _, one in records))
-
-    row_bytes = mean(CAPTIONS) + mean(*(run.tasks or [CAPTIONS])) + vector_bytes  # caption, conversation, vector
-    pairs = zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False)
-    groups = groupby(pairs, lambda pair: pair[0] * row_bytes // FILE_BYTES)
-    return [[shard for _, shard in group] for _, group in groups]
 
 
 def _counts(table: pa.Table) -> Counts:
@@ -213,18 +194,6 @@ def _counts(table: pa.Table) -> Counts:
         values = pc.value_counts(column.flatten() if pa.types.is_list(column.type) else column)
         found.update({(name, entry["values"]): entry["counts"] for entry in values.to_pylist()})
     return found
-
-
-def _info(builder: UnicornBuilder, output: Path) -> datasets.DatasetInfo:
-    """Return what ``datasets`` says about a config, with its sizes."""
-    paths = list((output / FOLDERS[builder.config.name]).glob("*.parquet"))
-    info, parts = builder.info.copy(), [pq.read_metadata(path) for path in paths]
-    groups = [part.row_group(number) for part in parts for number in range(part.num_row_groups)]
-    info.dataset_size = sum(group.total_byte_size for group in groups)
-    info.download_size = sum(path.stat().st_size for path in paths)
-    split = datasets.SplitInfo("train", info.dataset_size, sum(part.num_rows for part in parts))
-    info.splits = datasets.SplitDict({"train": split})
-    return info
 
 
 def _files(output: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:

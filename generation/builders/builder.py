@@ -29,7 +29,6 @@ class UnicornConfig(datasets.BuilderConfig):  # type: ignore[misc]
     run_dir: str | None = None
     method: str | None = None  # of the transfer, with run_dir; None: the recipe's
     duplicates: bool = False  # with run_dir: search near-duplicates, which takes minutes for a million captions
-    embeddings: str | None = None  # with data_dir: a built Unicorn-1.2M to take the vectors from; None: those stored
 
 
 class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
@@ -56,10 +55,9 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     @cached_property
     def run(self) -> FinishedRun:
         """The run that the rows come from; errors as of ``FinishedRun``."""
-        config = self.config
-        if not config.run_dir:
+        if not self.config.run_dir:
             raise DatasetError(f"{type(self).__name__} needs run_dir=, a finished run, or data_dir=, a built data set")
-        return FinishedRun(Path(config.run_dir), config.method, self.INSTRUCTIONS, config.duplicates)
+        return FinishedRun(Path(self.config.run_dir), self.config.method, self.INSTRUCTIONS, self.config.duplicates)
 
     @cached_property
     def built(self) -> PublishedDataset:
@@ -74,8 +72,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 raise DatasetError(f"{self.config.data_dir} is a built {manifest['name']}, not {self.NAME}")
             self.config.version = datasets.Version(manifest["version"])
             sources, dimension, original = (manifest[name] for name in ("sources", "dimension", "original_id"))
-            joined = PublishedDataset(self.config.embeddings).manifest["digest"] if self.config.embeddings else ""
-            digest = manifest["digest"] + joined
+            digest = manifest["digest"]
         else:
             run = self.run
             sources, dimension, original = run.sources, run.dimension, run.imported
@@ -89,23 +86,17 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return datasets.DatasetInfo(description=type(self).__doc__ or "", features=datasets.Features(features))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        config, parts = self.config, [] if self.config.data_dir else self.run.shards
-        if config.data_dir:
-            folder = FOLDERS["default" if config.embeddings else config.name]
-            parts = [name for name in self.built.manifest["files"] if name.startswith(f"{folder}/")]
+        parts: list[Any] = [] if self.config.data_dir else self.run.shards
+        if self.config.data_dir:
+            files, folder = self.built.manifest["files"], FOLDERS[self.config.name]
+            parts = [name for name in files if name.startswith(f"{folder}/")]
         return [datasets.SplitGenerator(name=datasets.Split.TRAIN, gen_kwargs={"parts": parts})]
 
     def _generate_tables(self, parts: list[Any]) -> Iterator[tuple[str, pa.Table]]:
         """Yield the rows of shards of the run, or of built files, in the builder's schema."""
         for number, part in enumerate(parts):
-            if not self.config.data_dir:
-                tables = iter([self.table(part)])
-            elif self.config.embeddings:
-                tables = self.built.joined_tables(part, PublishedDataset(self.config.embeddings))
-            else:
-                tables = self.built.tables(part)
-            for place, table in enumerate(tables):
-                yield f"{number}-{place}", self._cast(table)
+            tables = self.built.tables(part) if self.config.data_dir else [self.table(part)]
+            yield from ((f"{number}-{place}", self._cast(table)) for place, table in enumerate(tables))
 
     def table(self, shard: int) -> pa.Table:
         """Return the rows of one shard of the run, in the builder's schema."""

@@ -28,15 +28,14 @@ class FinishedRun:
     (None: the recipe's); ``search`` has near-duplicates searched even if the recipe does not drop them.
 
     Raises:
-        DatasetError: it is a built data set, or the model that wrote it has no name.
+        DatasetError: it is a built data set, or has no row, or the model that wrote it has no name.
         RunError: it is not a run directory, or a stage is not complete.
     """
 
     def __init__(self, path: Path, method: str | None, instructions: bool, search: bool = False) -> None:
         if (path / "manifest.json").is_file() and not (path / "run.json").is_file():
             raise DatasetError(
-                f"{path} is a built data set, not a run. Give the run that it was built from; classes read a built "
-                "data set with data_dir="
+                f"{path} is a built data set, not a run: give the run, or data_dir= to read what is built"
             )
         run = self.run = Run(path)
         self.method = method or run.recipe.transfer.method
@@ -70,8 +69,8 @@ class FinishedRun:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The sha256 of all data files that rows and vectors come from, by path in the run."""
-        records = [(stage.name, record) for stage, made in self.records.items() for record in made.values()]
-        files = {f"{stage}/{name}": facts["sha256"] for stage, one in records for name, facts in one.files.items()}
+        named = [(stage.name, record.files) for stage, made in self.records.items() for record in made.values()]
+        files = {f"{stage}/{name}": facts["sha256"] for stage, files in named for name, facts in files.items()}
         return {name: files[name] for name in sorted(files) if not name.endswith(".rejected.parquet")}
 
     @cached_property
@@ -95,13 +94,9 @@ class FinishedRun:
         path = self.run.path / ".duplicates.json"
         captions = {name: digest for name, digest in self.hashes.items() if name.startswith("captions/")}
         known = read_json(path) if path.is_file() else {}
-        if known.get("captions") == captions:
-            return dict(known["groups"])
-        if not self.search:
-            return None
-        groups = duplicate_groups(self.run)
-        write_json(path, {"captions": captions, "groups": groups})
-        return groups
+        if known.get("captions") != captions and self.search:
+            write_json(path, known := {"captions": captions, "groups": duplicate_groups(self.run)})
+        return dict(known["groups"]) if known.get("captions") == captions else None
 
     def vectors(self, shard: int) -> VectorShard:
         """Return a shard of image embeddings."""
@@ -110,19 +105,18 @@ class FinishedRun:
     def captions(self, shard: int) -> pa.Table:
         """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
         table, verdicts = self._named(self.run.table(CAPTIONS, shard)), dict[int, str]()
-        rows = _places(table["id"], pa.array(self.vectors(shard).ids), shard)
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
             found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
             verdicts = dict(zip(*found.to_pydict().values(), strict=True))
-        pairs = zip(table["seed"].to_pylist(), table["caption"].to_pylist(), strict=True)
-        judged = [verdicts.get(text_hash(*pair)) for pair in pairs] if verdicts else [None] * len(table)
-        groups = map((self.duplicates or {}).get, table["id"].to_pylist())
-        return (
-            table.append_column("embedding_shard", pa.array(np.full(len(table), shard, np.int32)))
-            .append_column("embedding_row", rows.cast(pa.int32()))
-            .append_column("duplicate_group", pa.array(groups, pa.string()))
-            .append_column("judge", pc.equal(pa.array(judged, pa.string()), CONFIRMED).cast(pa.float32()))
-        )
+        ids, seeds, captions = (table[name].to_pylist() for name in ("id", "seed", "caption"))
+        hashes = map(text_hash, seeds, captions) if verdicts else ids
+        columns = {
+            "embedding_shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
+            "embedding_row": _places(table["id"], pa.array(self.vectors(shard).ids), shard).cast(pa.int32()),
+            "duplicate_group": pa.array(map((self.duplicates or {}).get, ids), pa.string()),
+            "judge": pc.equal(pa.array(map(verdicts.get, hashes), pa.string()), CONFIRMED).cast(pa.float32()),
+        }
+        return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
 
     def conversations(self, shard: int) -> pa.Table:
         """Return the conversations of a shard, task after task, each with columns of the caption it is about."""
@@ -147,8 +141,7 @@ class FinishedRun:
 
 def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> pa.ChunkedArray:
     """Return where each id stands among ``known``; a DatasetError names one that does not."""
-    found = pc.index_in(ids, value_set=known)
-    if found.null_count:
+    if (found := pc.index_in(ids, value_set=known)).null_count:
         missing = ids.filter(pc.is_null(found))[0]
         raise DatasetError(f"shard {shard}: row {missing} has no caption or no vector of its id; run `verify`")
     return found
