@@ -1,8 +1,7 @@
 """A second model checks what the first wrote; what it does not confirm is dropped, and asked again if need be.
 
-One request asks about one item: all items of a caption share the beginning of their prompt, which servers cache. An
-item is known by its text (``input_hash``), so that dropping others, or asking again, never has one judged twice.
-Verdicts on items that are gone stay in the table.
+One request asks about one item: all of a caption share the beginning of their prompt, which servers cache. An item is
+known by its text (``input_hash``), so that nothing is judged twice; verdicts on items that are gone stay.
 """
 
 import json
@@ -28,7 +27,6 @@ from .tgi.protocol import Answer, Request
 
 CONFIRMED = "confirmed"
 AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again
-_STAGES = {CAPTIONS.name: CAPTION_JUDGEMENTS} | {INSTRUCTIONS[task].name: JUDGEMENTS[task] for task in TASKS}
 _MIN_ATTEMPTS = 4  # three votes, and one answer that cannot be read
 _WAIT_S = 60.0  # for another process that holds a shard
 
@@ -40,21 +38,19 @@ class JudgeTask:
     two votes of three decide: a judge who errs once in twenty times loses one good item in two hundred.
     """
 
-    def __init__(self, run: Run, source: Stage, judge: Judge) -> None:
-        self.source, self.stage = source, _STAGES[source.name]
-        self.prompt = load_prompt(judge.prompt + ("_captions" if source is CAPTIONS else ""))
-        self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
+    def __init__(self, run: Run, stage: Stage, judge: Judge) -> None:
+        assert stage.source is not None
+        self.source, self.stage = stage.source, stage
         self.extra: Mapping[str, str] = {}
+        self.prompt = load_prompt(judge.prompt + ("_captions" if stage is CAPTION_JUDGEMENTS else ""))
+        self.attempts = max(_MIN_ATTEMPTS, run.recipe.attempts)
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return what is to be judged of a shard, and what was dropped from it earlier: those verdicts stay."""
-        found = dict[str, Item]()
-        for row, parts in _judged(run, self.source, shard):
-            for hash, values in parts:
-                id = f"{row['id']}/{hash}"
-                found[id] = Item(id, hash, values | {"shown": []})
-        gone = (Item(row["id"], row["input_hash"], {}) for row in _verdicts(run, self.stage, shard))
-        return [*found.values(), *(item for item in gone if item.id not in found)]
+        parts = (part for _, own in _judged(run, self.source, shard) for part in own)
+        found = {id: Item(id, hash, values | {"shown": []}) for id, hash, values in parts}
+        gone = (Item(id, hash, {}) for id, (hash, _) in _verdicts(run, self.stage, shard).items() if id not in found)
+        return [*found.values(), *gone]
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for one vote on an item, its answers shuffled once more."""
@@ -72,20 +68,16 @@ class JudgeTask:
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the verdict on an item once the votes decide, and the letters named, as the conversation has them."""
         given = item.values["Answer"] if "Options" in item.values else "A"
-        votes: list[list[str] | None] = []
+        votes, verdicts = list[list[str] | None](), list[str]()
         for answer, shown in zip(answers, item.values["shown"][-len(answers) :], strict=True):
-            match read_object(answer.text):
-                case {"Right": list(named)} if shown.keys() >= set(map(str, named)):
-                    votes.append(sorted({shown[letter] for letter in named}))
-                case _:
-                    votes.append(None)
-        verdicts = [
-            CONFIRMED if right == [given]
-            else "unsupported" if not right
-            else "two_right" if given in right
-            else "wrong_letter"
-            for right in votes if right is not None
-        ]  # fmt: skip
+            named = (read_object(answer.text) or {}).get("Right")
+            if not isinstance(named, list) or not shown.keys() >= set(map(str, named)):
+                votes.append(None)
+                continue
+            right = sorted({shown[letter] for letter in named})
+            other = "two_right" if given in right else "wrong_letter" if right else "unsupported"
+            votes.append(right)
+            verdicts.append(CONFIRMED if right == [given] else other)
         against = [verdict for verdict in verdicts if verdict != CONFIRMED]
         if len(against) >= 2:
             decided = Counter(against).most_common(1)[0][0]
@@ -102,12 +94,9 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
     A conversation with too few confirmed items is asked again until the recipe's ``attempts`` are used up. Arguments
     and errors as in ``engine.generate``; also RunError if the conversations are not complete.
     """
-    if (judge := run.recipe.judge) is None:
-        return
-    tasks = [JudgeTask(run, stage, judge) for stage in INSTRUCTIONS.values()]
-    for name in TASKS if world_size == 1 else ():  # other processes may be asking again
+    for name in TASKS if run.recipe.judge and world_size == 1 else ():  # other processes may be asking again
         run.require(INSTRUCTIONS[name], selection_inputs(run, name))
-    while _judge(run, tasks, judge, rank, world_size):
+    while run.recipe.judge and _judge(run, list(JUDGEMENTS.values()), run.recipe.judge, rank, world_size):
         make_instructions(run, rank, world_size)
 
 
@@ -119,7 +108,7 @@ def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
     if (judge := run.recipe.judge) is None:
         raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
     run.require(CAPTIONS)
-    _judge(run, [JudgeTask(run, CAPTIONS, judge)], judge, rank, world_size)
+    _judge(run, [CAPTION_JUDGEMENTS], judge, rank, world_size)
 
 
 def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
@@ -129,7 +118,7 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
     """
     tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in TASKS), CaptionTask(run)]
     if judge := run.recipe.judge:
-        tasks = [JudgeTask(run, stage, judge) for stage in (*INSTRUCTIONS.values(), CAPTIONS)] + tasks
+        tasks = [JudgeTask(run, stage, judge) for stage in (*JUDGEMENTS.values(), CAPTION_JUDGEMENTS)] + tasks
     # The last stage is first: once a shard is reopened, those that were made from it are not looked at.
     found = retry(run, [task for task in tasks if run.directory(task.stage).is_dir()], reasons)
     for stage, rows in found.items():
@@ -146,40 +135,37 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
 
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     """Return the share of confirmed items of each conversation of a shard that was judged."""
-    known = {row["input_hash"]: row["verdict"] == CONFIRMED for row in _verdicts(run, JUDGEMENTS[task], shard)}
-    shares = {}
+    known, shares = _verdicts(run, JUDGEMENTS[task], shard), dict[str, float]()
     for row, parts in _judged(run, INSTRUCTIONS[task], shard) if known else ():
-        if judged := [known[hash] for hash, _ in parts if hash in known]:
+        if judged := [known[id][1] == CONFIRMED for id, *_ in parts if id in known]:
             shares[row["id"]] = sum(judged) / len(judged)
     return shares
 
 
-def _judge(run: Run, tasks: Sequence[JudgeTask], judge: Judge, rank: int, world_size: int) -> bool:
+def _judge(run: Run, stages: Sequence[Stage], judge: Judge, rank: int, world_size: int) -> bool:
     """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
     own = {"endpoints": judge.endpoints, "kind": "auto", "model": None} if judge.endpoints else {}
     server = run.recipe.server.model_copy(update=own | ({"model": judge.model} if judge.model else {}))
-    generate(run, tasks, server, rank, world_size)
-    changed = False
-    for task in tasks if judge.drop else []:
-        for shard in run.shards(task.stage):
-            if shard % world_size == rank and not run.is_due(task.stage, shard):
-                changed |= _drop(run, task, shard)
-    return changed
+    generate(run, [JudgeTask(run, stage, judge) for stage in stages], server, rank, world_size)
+    own_shards = [(stage, shard) for stage in stages for shard in run.shards(stage) if shard % world_size == rank]
+    changed = [judge.drop and not run.is_due(*one) and _drop(run, *one) for one in own_shards]
+    return any(changed)
 
 
-def _drop(run: Run, task: JudgeTask, shard: int) -> bool:
+def _drop(run: Run, stage: Stage, shard: int) -> bool:
     """Rewrite a judged shard without what was not confirmed; return whether it is now another, or due."""
-    source = task.source
+    source = stage.source
+    assert source is not None
     with run.claim(source, shard, _WAIT_S) as mine:
         record, before = run.record(source, shard), run.rejected(source, shard)
         if not mine or record is None:
             raise RunError(f"{run.file(source, shard)} is held by another process; wait for its end")
-        known = {row["input_hash"]: row["verdict"] for row in _verdicts(run, task.stage, shard)}
-        old = list(_judged(run, source, shard))
-        rows = [_left(run, row, [(known.get(hash, CONFIRMED), qa) for hash, qa in parts]) for row, parts in old]
+        known, rows, changed = _verdicts(run, stage, shard), list[Row](), False
+        for row, parts in _judged(run, source, shard):
+            rows.append(_left(run, row, [(known[id][1] if id in known else CONFIRMED, qa) for id, _, qa in parts]))
+            changed |= rows[-1] != row
         kept = [row for row in rows if "reason" not in row]
         rejected = [*(before.to_pylist() if before else ()), *(row for row in rows if "reason" in row)]
-        changed = rows != [row for row, _ in old]
         if changed:
             counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
             counts |= {"dropped": dict(Counter(reason for row in kept for reason in row.get("dropped", ())))}
@@ -209,23 +195,21 @@ def _left(run: Run, row: Row, judged: list[tuple[str, QA]]) -> Row:
     return row | columns | {"conversations": turns, "dropped": [*row["dropped"], *lost]}
 
 
-def _judged(run: Run, source: Stage, shard: int) -> Iterator[tuple[Row, list[tuple[int, QA]]]]:
-    """Yield each row of a shard, and what is judged of it with its hash: a caption's seed, or the row's questions."""
+def _judged(run: Run, source: Stage, shard: int) -> Iterator[tuple[Row, list[tuple[str, int, QA]]]]:
+    """Yield each row of a shard, and what is judged of it (id, hash, values): a caption's seed, or the row's items."""
     captions = dict(zip(*run.table(CAPTIONS, shard, ["id", "caption"]).to_pydict().values(), strict=True))
     for row in run.table(source, shard).to_pylist():
-        caption = captions[row["id"]]
-        if source is CAPTIONS:
-            hashed = [(text_hash(row["seed"], caption), {"Question": "", "Answer": row["seed"]})]
-        else:
-            items = items_of(row["conversations"])
-            hashed = [
-                (text_hash(caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]), qa) for qa in items
-            ]
-        yield row, [(hash, qa | {"caption": caption}) for hash, qa in hashed]
+        caption, parts = captions[row["id"]], list[tuple[str, int, QA]]()
+        of_caption = source is CAPTIONS
+        for qa in [{"Question": "", "Answer": row["seed"]}] if of_caption else items_of(row["conversations"]):
+            texts = (caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"])
+            hash = text_hash(row["seed"], caption) if of_caption else text_hash(*texts)
+            parts.append((f"{row['id']}/{hash}", hash, qa | {"caption": caption}))
+        yield row, parts
 
 
-def _verdicts(run: Run, stage: Stage, shard: int) -> list[Row]:
-    """Return id, hash and verdict of all that was judged, also while more is to be judged."""
+def _verdicts(run: Run, stage: Stage, shard: int) -> dict[str, tuple[int, str]]:
+    """Return hash and verdict of all that was judged, by id, also while more is to be judged."""
     path = run.verified(stage, shard) if run.record(stage, shard) else run.file(stage, shard)
-    rows: list[Row] = read_table(path, ["id", "verdict", "input_hash"]).to_pylist() if path.is_file() else []
-    return rows
+    rows = read_table(path, ["id", "verdict", "input_hash"]).to_pylist() if path.is_file() else []
+    return {row["id"]: (row["input_hash"], row["verdict"]) for row in rows}

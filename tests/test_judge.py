@@ -201,7 +201,7 @@ def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(
     run = make_run(tmp_path / "run", "http://127.0.0.1:1", [1, 4])
     fill(run, TASK, [("A dog.", [chosen(0)])])
     assert run.recipe.judge is not None
-    task, answers, orders = JudgeTask(run, STAGE, run.recipe.judge), list[Answer](), set[Any]()
+    task, answers, orders = JudgeTask(run, JUDGEMENTS[TASK], run.recipe.judge), list[Answer](), set[Any]()
     item = task.items(run, 0)[0]
     for attempt, vote in enumerate(votes, 4):  # as after three attempts of an earlier session
         shown = _CHOSEN.findall(task.request(item, attempt).messages[-1]["content"].split("Question: ")[1])

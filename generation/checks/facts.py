@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from .words import ENGLISH, FUNCTION_WORDS, stem, stems, tokens
+from .words import ENGLISH, FUNCTION_WORDS, UNITS, pattern, stem, stems, tokens
 
 Kinds = Mapping[str, frozenset[str]]  # word -> the values that it may stand for
 
@@ -21,31 +21,10 @@ _PLAIN = {"gray", *ENGLISH["colours"], *ENGLISH["numbers"], *filter(str.isdigit,
 _NOT_COUNTED, _PLURALS = (frozenset(ENGLISH[name].split()) for name in ("not_counted", "plurals"))
 _NEAR = 6  # words between a value and its noun, at most
 
-_UNITS = {name: unit for unit, names in ENGLISH["units"].items() for name in (unit, *names.split())}
-_UNIT, _SPELT = (
-    "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)),
-    "|".join(["one", *ENGLISH["numbers"]]),
-)
-_MEASURE = re.compile(
-    rf"(?:(\d[\d.,/]*)(?:\s*(?:-|–|to)\s*\d[\d.,/]*)?[\s-]*|\b({_SPELT})[\s-]+)({_UNIT})(?!\w)"
-    r"(?![\s-]*(?:angle|turn|view|arc|bend))(?=([^.?!\n]{0,30}))|\b(\d+)\s?['′’]\s?\d+\s?[\"″”]"
-)
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
-_MEASURES_ON = re.compile(
-    r"[\s-]*(?:tall|long|wide|high|deep|thick|away|apart|above|below|across|from|off|of|in (?:height|length))\b"
-)
-
-QUOTED = re.compile(r"[\"“][^\"“”]{2,80}[\"”]|(?<=\s)['‘][A-Z][^'‘’]{1,60}['’](?=[\s.,;])")
-_LETTERING = re.compile(
-    r"\b(?:reads?|reading|labell?ed|spells|spelling|[Tt]he (?:words?|letters|name))\s+([A-Z]{2,}(?:\s[A-Z]{2,})*)\b"
-)
-_PEOPLE = "|".join(ENGLISH["people"].split())
-_NAMED = re.compile(
-    r"\b(?:named|nicknamed)\s+([A-Z][a-z]+)|"
-    rf"\b(?:them|{_PEOPLE}),\s+([A-Z][a-z]+)(?:\s+and\s+([A-Z][a-z]+))?,|"
-    rf"\b(?:his|her|their|[Tt]he)\s+(?:{_PEOPLE})\s+([A-Z][a-z]+)(?:,|\s+(?!and\b)(?=[a-z]))|"
-    r"\b(?:Mr|Mrs|Ms|Dr)\.?\s([A-Z][a-z]+)"
+QUOTED, _LETTERING, _NAMED, _MEASURE, _MEASURES_ON = map(
+    pattern, ("quoted", "lettering", "named", "measure", "measures_on")
 )
 
 
@@ -96,13 +75,13 @@ def _is_plural(word: str) -> bool:
 def measures(text: str) -> set[tuple[str, str]]:
     """Return the measurements in a text, each a number and a unit: ``10-inch`` and ``ten inches`` are the same."""
     found: set[tuple[str, str]] = set()
-    if _UNITS.keys().isdisjoint(tokens(text)) and not re.search("[0-9]", text):  # most texts
+    if UNITS.keys().isdisjoint(tokens(text)) and not re.search("[0-9]", text):  # most texts
         return found
     for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()):
-        unsure = len(unit) == 1 or (_UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
+        unsure = len(unit) == 1 or (UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
         if digits or feet or not unsure:
             number = re.sub(r",(?=\d{3})", "", digits or feet or spelt).rstrip(".,/")
-            found.add((next(iter(NUMBERS.get(number, [number.replace("one", "1")]))), _UNITS.get(unit, "foot")))
+            found.add((next(iter(NUMBERS.get(number, [number.replace("one", "1")]))), UNITS.get(unit, "foot")))
     return found
 
 

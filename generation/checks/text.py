@@ -9,13 +9,6 @@ from .words import ENGLISH, FUNCTION_WORDS, pattern, sentences, tokens
 
 Shingle = tuple[str, ...]  # words in a row
 
-# Control characters, what a decoder could not read, marks that turn or hide the letters next to them, and mojibake:
-# UTF-8 that was read as Windows-1252, é as Ã©, ’ as â€™.
-_BAD_CHARACTERS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ue000-\uf8ff\ufeff"
-    "\ufff0-\uffff]|[ÃÂ][\u00a0-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac"
-    "\u2122]|â€|ï¿½|ðŸ"
-)
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]{2,}")
 _FOREIGN, _IN_NAMES = (frozenset(ENGLISH[name].split()) for name in ("foreign_words", "foreign_in_names"))
 _SENTENCE_MIN, _LIST_MAX = 8, 16  # words; shorter sentences say little about their language, and some are lists
@@ -24,7 +17,7 @@ _ENDED = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<
 _REPEATS = ((6, 3), (12, 2))  # a run of so many words that occurs so often is a loop
 _REPEATED_WORDS = 4  # a sentence of so many words that occurs twice is a loop
 _SHINGLE = 8  # words in a row that two texts do not share by chance
-_MARKUP = pattern("markup")
+_BAD_CHARACTERS, _MARKUP = pattern("bad_characters"), pattern("markup")
 _TRIGGERS = {code: frozenset(words.split()) for code, words in ENGLISH["triggers"].items()}
 _TALK = {code: pattern(code) for code in _TRIGGERS}
 

@@ -9,6 +9,12 @@ from ..recipe import read_yaml
 
 ENGLISH = read_yaml(Path(__file__).with_name("english.yaml"), "word lists")
 FUNCTION_WORDS = frozenset(ENGLISH["function_words"].split())
+UNITS = {name: unit for unit, names in ENGLISH["units"].items() for name in (unit, *names.split())}
+_PARTS = ENGLISH["parts"] | {
+    "UNIT": "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True)),
+    "NUMBER": "|".join(["one", *ENGLISH["numbers"]]),
+    "PERSON": "|".join(ENGLISH["people"].split()),
+}
 _SAME = {variant: head for head, variants in ENGLISH["same"].items() for variant in variants.split()}
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_GAP = re.compile(r"[.!?][\"')\]’”»]*\s+")
@@ -18,7 +24,7 @@ def pattern(name: str) -> re.Pattern[str]:
     """Return one of the ``patterns``, its ``parts`` replaced."""
     joined = "|".join(ENGLISH["patterns"][name])
     for _ in range(2):  # parts hold parts
-        joined = re.sub("|".join(ENGLISH["parts"]), lambda part: f"(?:{ENGLISH['parts'][part[0]]})", joined)
+        joined = re.sub("|".join(_PARTS), lambda part: f"(?:{_PARTS[part[0]]})", joined)
     return re.compile(joined, re.MULTILINE)
 
 

@@ -61,7 +61,6 @@ class Prompt(Section):
 
     @property
     def schema(self) -> dict[str, Any] | None:  # type: ignore[override]  # hides a deprecated method of pydantic
-        """JSON schema of the answer, or None for plain text."""
         return self.json_schema
 
     @property

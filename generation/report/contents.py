@@ -16,11 +16,7 @@ Facts = dict[str, Any]
 
 
 def collect(
-    run: Run,
-    rows: int,
-    images: Path | None = None,
-    pairs: tuple[Path, Path] | None = None,
-    usd_per_million: tuple[float, float] | None = None,
+    run: Run, rows: int, images: Path | None, pairs: tuple[Path, Path] | None, prices: tuple[float, float] | None
 ) -> Facts:
     """Return everything that the page shows; arguments as for ``write_report``."""
     texts, sources, sample = _texts(run, rows), run.facts(SEEDS).get("sources", {}), GapSample.of_run(run)
@@ -33,7 +29,7 @@ def collect(
         "models": [name for name in (model.get("model"), model.get("prompt"), encoder.get("model")) if name],
         "embedded": not run.recipe.server.endpoints,
         "funnel": _funnel(run, sources),
-        "stages": _stages(run, usd_per_million),
+        "stages": _stages(run, prices),
         "sources": [
             {"source": name}
             | {key: sources.get(name, {}).get(key) for key in ("license", "read", "seeds")}
