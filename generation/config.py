@@ -93,9 +93,9 @@ class Seeds(Section):
 
 
 class Server(Section):
-    """The text-generation servers. No endpoint means the embedded model (SmolLM2-135M on the CPU)."""
+    """The text-generation servers."""
 
-    endpoints: tuple[str, ...] = ()  # base URLs
+    endpoints: tuple[str, ...] = ()  # base URLs; none: the embedded model (SmolLM2-135M on the CPU)
     kind: Literal["auto", "tgi", "tgi_generate", "vllm", "sglang", "llama.cpp", "openai"] = "auto"
     model: str | None = None  # which of several served models
     model_name: str | None = None  # for the card, where the server names a path or nothing
@@ -171,27 +171,30 @@ class Embed(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
 
 
-class TextTransfer(Section):
-    """Methods that need only text."""
+class TransferMethod(Section):
+    """What all transfer methods take."""
 
-    method: Literal["none", "mean_shift", "unicorn", "decap"] = "unicorn"
     statistics: str | None = None  # an earlier transfer's .safetensors file: keep its means, so that old rows stay
 
 
-class ImageTransfer(Section):
+class TextTransfer(TransferMethod):
+    """Methods that need only text."""
+
+    method: Literal["none", "mean_shift", "unicorn", "decap"] = "unicorn"
+
+
+class ImageTransfer(TransferMethod):
     """Methods that need unpaired images: a folder of pictures, or their vectors as .safetensors or .npy."""
 
     method: Literal["anchor", "realign"]
-    statistics: str | None = None
     images: str
     strength: Share = 1.0  # anchor: share of the gap that is crossed
 
 
-class NoiseTransfer(Section):
+class NoiseTransfer(TransferMethod):
     """Methods that add noise."""
 
     method: Literal["c3", "capdec", "close", "lafite"]
-    statistics: str | None = None
     noise_ratio: Annotated[float, Field(gt=0)] | None = None  # eta = sigma * sqrt(d); None: as the method's own code
     bake_noise: bool = False  # True: freeze one draw into the vectors; False: the loader draws anew each epoch
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -45,8 +46,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object, as ``object_pairs_hook``; a ValueError says that a key occurs twice (json keeps one)."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice in one object")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key '{key}' occurs twice in one object")
     return found
 
 
@@ -58,15 +59,12 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Read a .txt file (UTF-8) of one entry a line, such as benchmark questions.
-
-    A SeedError says that it cannot be read, is empty, has a blank line, or is not .txt.
-    """
+    """Read a .txt file (UTF-8) of one entry a line, none blank, or refuse it by a SeedError."""
     try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
+        lines = [line.strip() for line in read_text(path).removesuffix("\n").split("\n")]
     except (OSError, ValueError) as error:
         raise SeedError(f"{what} {path} cannot be read: {error}") from error
-    if path.suffix.lower() != ".txt" or not lines:
+    if path.suffix.lower() != ".txt":
         raise SeedError(f"{what} {path} must be a .txt file with one entry a line")
     if not all(lines):
         raise SeedError(f"{what} {path}, line {lines.index('') + 1} is blank; give one entry a line")
@@ -98,10 +96,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Write) -> dict[str, Any]:
-    """Have ``write`` make a file that is there completely or not at all; return its size in bytes and its sha256.
-
-    A RunError says that it cannot be written.
-    """
+    """Have ``write`` make a file that is there completely or not at all; return its size and sha256, or a RunError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with explained(path):

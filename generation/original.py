@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,16 +41,17 @@ Known = dict[str, tuple[int, str, int]]  # by original id: shard, id and text ha
 
 
 class Tally:
-    """How many rows of one kind there are, how many are rejected, and where those with a defect are."""
+    """How many rows of one kind there are, how many are rejected, and how many have which defect, with the first."""
 
     def __init__(self, keep_defects: bool) -> None:
         self.keep_defects, self.rows, self.rejected = keep_defects, 0, 0
-        self.places: defaultdict[str, list[str]] = defaultdict(list)
+        self.defects, self.first = Counter[str](), dict[str, str]()
 
     def rejects(self, place: str, fatal: str | None, defect: str | None) -> str | None:
         """Count a row; return the code for which it is rejected, or None."""
         if found := fatal or defect:
-            self.places[found].append(place)
+            self.defects[found] += 1
+            self.first.setdefault(found, place)
         code = fatal or (None if self.keep_defects else defect)
         self.rows, self.rejected = self.rows + 1, self.rejected + bool(code)
         return code
@@ -58,15 +59,12 @@ class Tally:
     def table(self, kind: str) -> str:
         """Return the counts as Markdown."""
         lines = [f"{kind}: {self.rows:,} rows, {self.rows - self.rejected:,} taken, {self.rejected:,} rejected"]
-        lines += ["", "| defect | rows | first |", "|---|---:|---|"] if self.places else []
-        for code, places in sorted(self.places.items(), key=lambda defect: -len(defect[1])):
-            lines.append(f"| {code} | {len(places):,} | {places[0]} |")
+        lines += ["", "| defect | rows | first |", "|---|---:|---|"] if self.defects else []
+        lines += [f"| {code} | {count:,} | {self.first[code]} |" for code, count in self.defects.most_common()]
         return "\n".join(lines) + "\n"
 
 
-def import_release(
-    paths: Sequence[Path], run_dir: Path, keep_defects: bool = False, license: str | None = None
-) -> str:
+def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False, license: str | None = None) -> str:
     """Make a run of the pre-training file and, if wanted, instruction files; return a table of rows and defects.
 
     Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. ``license`` is that
@@ -124,14 +122,13 @@ def _list_items(file: TextIO) -> Iterator[Any]:
         place = _SEPARATOR.match(text, place).end()  # type: ignore[union-attr]  # it may be empty, and so matches
         if text.startswith("]", place) and not (text[place + 1 :] + file.read()).strip():
             return
+        value, end = None, len(text)
         try:
             value, end = decoder.raw_decode(text, place)
-            complete = end < len(text)  # a number may go on in the next chunk
         except json.JSONDecodeError:
-            complete = False
-            if len(text) - place > _MAX_ROW:
+            if end - place > _MAX_ROW:
                 raise
-        if complete:
+        if end < len(text):  # else a number may go on in the next chunk
             yield value
             place = end
         elif more := file.read(_CHUNK):
@@ -186,9 +183,7 @@ def _caption_defect(row: Row, known: Known) -> str | None:
     return _first(faults)
 
 
-def _commit_captions(
-    run: Run, shard: int, part: list[tuple[str, Any]], known: Known, tally: Tally, license: str
-) -> None:
+def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally: Tally, license: str) -> None:
     """Write a shard of seeds without text, and of captions, which are added to ``known``."""
     ids = [row_id(shard, number) for number in range(len(part))]
     columns = [ids, pa.nulls(len(ids), pa.string()), [SOURCE] * len(ids), [license] * len(ids)]
@@ -205,8 +200,8 @@ def _commit_captions(
         plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
         own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "source": SOURCE, "license": license}
         own |= {"words": len(caption.split()), "input_hash": text_hash(""), "model": MODEL}
-        own |= {"original_id": None if original is None else str(original)}
-        taken.append(own | {"conversations": None if turns == plain else turns})
+        own |= {"conversations": None if turns == plain else turns}
+        taken.append(own | {"original_id": None if original is None else str(original)})
     _commit(run, CAPTIONS, shard, taken, rejected)
 
 

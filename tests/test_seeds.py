@@ -17,7 +17,7 @@ from generation.errors import RecipeError, RunError, SeedError, StageFailed
 from generation.recipe import CONFIGS, load_recipe
 from generation.rows import row_id
 from generation.seeds import make_seeds
-from generation.seeds.domains import read_domain
+from generation.seeds.sources import read_domain
 from generation.stages import SEEDS
 from generation.store import Run
 
@@ -42,7 +42,7 @@ def domain(path: Path, **changes: Any) -> Path:
         "domain": "birds",
         "license": "MIT",
         "source": "made up",
-        "labels": ["osprey", "unicorn finch", "hen", "no"],
+        "labels": ["osprey", "unicorn finch", "hen"],
     }
     data |= {"templates": ["A photo of {a_label}.", "Two {labels} sit.", "One {label} sits."]}
     path.write_text(yaml.safe_dump(data | changes), encoding="utf-8")

@@ -19,8 +19,7 @@ from ..logs import counted, say
 from ..rows import MAX_SHARDS, SEED_SCHEMA, row_id, stable_hash
 from ..stages import SEEDS
 from ..store import Run
-from .domains import read_domains
-from .sources import Sample, read_source, reasons
+from .sources import Sample, read_domains, read_source, reasons
 
 Seed = tuple[Sample, str]
 

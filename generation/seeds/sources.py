@@ -1,14 +1,20 @@
-"""What one source gives: captions of a file or a data set of the Hub, one an image, filtered, drawn up to a limit."""
+"""What one source gives: captions of a file or a data set of the Hub, one an image, filtered, drawn up to a limit; or
+sentences about the labels of fine-grained classes, put into templates of their domain (paper, Unicorn-1.2M-Seed)."""
 
+import glob
 import logging
 import re
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from ..config import CaptionFile, HubCaptions, Recipe
-from ..errors import SeedError
+from pydantic import Field
+
+from ..config import CaptionFile, HubCaptions, Name, Recipe, Section, Text
+from ..errors import RecipeError, SeedError
 from ..files import read_lines
 from ..logs import counted
+from ..recipe import read_yaml, validate
 from ..rows import stable_hash
 from .filters import plain_words, reject
 from .tables import BATCH_ROWS, BadRow, Cells, Rows, arrow_rows, located, read_file
@@ -17,6 +23,8 @@ logger = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of a caption
 _BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+_SLOTS = ("{label}", "{a_label}", "{labels}")
+Label = Annotated[str, Field(pattern=r"\S")]
 _JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
 
 
@@ -68,7 +76,7 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
         files, blocked = [filters.blocked_words], [plain_words(line) for line in lines if not line.startswith("#")]
         if not blocked:
             raise SeedError(f"{recipe.directory / filters.blocked_words} holds no word; leave blocked_words out")
-    columns = [source.column, *([source.group_column] if source.group_column else [])]
+    columns = [source.column, *filter(None, [source.group_column])]
     if isinstance(source, HubCaptions):
         where = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
         rows = located(where, _hub_rows(where, source, columns))
@@ -144,3 +152,56 @@ def _caption(value: Any, column: str) -> str | BadRow:
     if _JSON.fullmatch(text):
         return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
     return text
+
+
+class DomainFile(Section):
+    """Labels of a domain, and templates with ``{label}``, ``{a_label}`` (with article) or ``{labels}`` (plural)."""
+
+    domain: Name
+    license: Text
+    source: str  # where the labels come from
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)] | None = None
+    labels_file: str | None = None  # one label a line; relative to the domain file
+
+
+def read_domain(path: Path) -> DomainFile:
+    """Read and check a domain file; ``labels`` of the result are filled, wherever they were."""
+    what = f"domain file {path}"
+    domain = validate(DomainFile, read_yaml(path, "domain file"), what)
+    for template in domain.templates:
+        if sum(template.count(slot) for slot in _SLOTS) != 1:
+            raise RecipeError(f"{what}: template {template!r} must hold one of {', '.join(_SLOTS)}, once")
+    if (domain.labels is None) == (domain.labels_file is None):
+        raise RecipeError(f"{what}: give either labels or labels_file")
+    labels = domain.labels or tuple(read_lines(path.parent / str(domain.labels_file), f"labels_file of {what}"))
+    return domain.model_copy(update={"labels": labels})
+
+
+def read_domains(recipe: Recipe) -> list[Sample]:
+    """Return what each domain file of a recipe gives: labels x templates, those of each label drawn."""
+    if not (wanted := recipe.seeds.domains):
+        return []
+    import inflect
+
+    english, samples = inflect.engine(), list[Sample]()
+    for pattern in wanted.files:
+        paths = sorted(recipe.path(name) for name in glob.glob(pattern, root_dir=recipe.directory))
+        if not paths:
+            raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
+        for path in paths:
+            domain = read_domain(path)
+            files = [str(path), *([str(path.parent / domain.labels_file)] if domain.labels_file else [])]
+            key = recipe.random_seed, f"domain_{domain.domain}"
+            sample = Sample(key[1], key[0], files, license=domain.license, labels=domain.source)
+            labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
+            for label in labels[: wanted.labels_per_domain]:
+                forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
+                templates = sorted(set(domain.templates), key=lambda template: stable_hash(*key, label, template))
+                for template in templates[: wanted.templates_per_label]:
+                    slot = next(slot for slot in _SLOTS if slot in template)
+                    text = " ".join(template.replace(slot, forms[slot]).split())
+                    sample.rows, sample.read = sample.rows + 1, sample.read + 1
+                    sample.add(text[0].upper() + text[1:])
+            samples.append(sample)
+    return samples

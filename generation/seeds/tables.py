@@ -1,8 +1,7 @@
 """Rows of the files that users bring: .txt (one text a line), .jsonl, .json, .csv, .tsv, .parquet.
 
-A row is read exactly as it is written or reported as a ``BadRow``; nothing is guessed. The readers of pandas and
-``datasets`` merge lines at stray quotes, shift columns at stray commas, turn ids into numbers, and keep the last of
-two equal keys. Text is UTF-8; any other byte becomes a lone surrogate, so that one broken row does not hide the rest.
+A row is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
+columns at stray commas, turn ids into numbers. A byte that is not UTF-8 becomes a lone surrogate of its row.
 """
 
 import csv
@@ -76,10 +75,9 @@ def read_file(path: Path, columns: list[str]) -> Rows:
                 yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
             case ".csv" | ".tsv":
                 yield from _csv(path, columns, lines)
-            case ".jsonl":
-                yield from _objects(path, _json_lines(lines), columns)
             case _:
-                yield from _objects(path, _json(lines.read(), columns), columns)
+                objects = _json_lines(lines) if suffix == ".jsonl" else _json(lines.read(), columns)
+                yield from _objects(path, objects, columns)
 
 
 def _head(path: Path) -> bytes:
