@@ -33,9 +33,7 @@ _SENTENCES = (
     "The upper part of the {w} is bright, while the lower part lies in the shade.",
     "To the right of the {w} a narrow path leads away and is lost among low green plants.",
     "The side of the {w} that is nearest shows worn corners and a few scratches.",
-    "Some distance away, smaller objects are visible only as grey outlines.",
     "A row of flat stones lies at an angle in front of the {w}, half covered with dry leaves.",
-    "The sky above is a flat, even white that grows a little darker towards the top.",
     "On the left a wooden post leans slightly, and its shadow touches the base of the {w}.",
     "There is a shallow puddle beside the {w}, and its water mirrors part of the shape above it.",
     "The colours are mostly brown and green, with one patch of red close to the {w}.",
@@ -112,9 +110,8 @@ class _Instance:
             return self.rng.choice(schema["enum"])
         if schema.get("type") == "array":
             least = schema.get("minItems", 1)
-            return [
-                self.value(schema["items"]) for _ in range(self.rng.randint(least, schema.get("maxItems", least + 1)))
-            ]
+            count = self.rng.randint(least, schema.get("maxItems", least + 1))
+            return [self.value(schema["items"]) for _ in range(count)]
         return {"string": f"The {self.rng.choice(self.words)} is there.", "boolean": True}.get(schema["type"], 3)
 
     def item(self, keys: dict[str, Any]) -> dict[str, Any]:

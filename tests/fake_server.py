@@ -6,7 +6,7 @@
 
 It answers as TGI (chat and /generate), vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or
 SGLang's gateway does (servers.md, tgi-facts.md), and fails in their words. Default answers depend on messages and seed
-only (``fake_answers``). ``GET /fake/counts`` gives its counters. It imports nothing of ``generation``.
+only (``fake_answers``). It imports nothing of ``generation``.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, fields
-from random import Random
 from typing import Any, Self
 
 import orjson
@@ -60,13 +59,6 @@ class Reply:
     action: str = ""  # "hang" never answers, "cut" drops the connection, "half" drops it within the body
 
 
-FAULTS = {  # a 424 takes everything in flight with it
-    "424": Reply(status=424, body={"error": "Request failed during generation: x", "error_type": "generation"}),
-    "500": Reply(status=500, body={"error": "Incomplete generation", "error_type": "incomplete_generation"}),
-    "404": Reply(status=404),
-    "html": Reply(status=502, body=b"<html><h1>502 Bad Gateway</h1></html>"),
-    **{action: Reply(action=action) for action in ("cut", "half", "hang")},
-}
 Script = Callable[[Body, int], str | Reply | None]
 
 
@@ -79,11 +71,8 @@ class FakeServer:
     models: tuple[str, ...] = ()  # if it lists others, or several
     script: Script | None = None  # called with each generation body and its number (from 0); None: the default answer
     latency_s: float = 0.0  # of every answer
-    tokens_per_s: float | None = None  # adds the time to write it
     slots: int | None = None  # requests that run at once; the others queue
     limit: int | None = None  # requests that are taken at once; others are refused in the kind's words
-    faults: dict[str, float] = field(default_factory=dict)  # share of the requests by fault: "full", or one of FAULTS
-    seed: int = 0  # of the faults
     api_key: str | None = None
     max_total_tokens: int = 4096
     thinking: str | None = None  # where it is unless a request switches it off: reasoning, reasoning_content, or think
@@ -100,16 +89,12 @@ class FakeServer:
         self.in_flight = self.peak = 0
         self.loading = self.dead = self.draining = False
         self._busy: set[Any] = set()  # transports with a request
-        self._rng, self._numbers = Random(self.seed), itertools.count()
+        self._numbers = itertools.count()
         self._running: set[asyncio.Future[str]] = set()  # have a slot; set to why the batch failed
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def waiting(self) -> int:
-        return self.in_flight - len(self._running)
 
     async def __aenter__(self) -> Self:
         self._loop, self._tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
@@ -125,21 +110,14 @@ class FakeServer:
         await self._http.shutdown(0.05)
 
     def __enter__(self) -> Self:
-        ready, self._stop = threading.Event(), asyncio.Event()
-
-        async def run() -> None:
-            async with self:
-                ready.set()
-                await self._stop.wait()
-
-        self._thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
-        self._thread.start()
-        assert ready.wait(30)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop).result(30)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
+        asyncio.run_coroutine_threadsafe(self.__aexit__(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def drain(self, away_s: float | None = None) -> None:
         """Close the port, answer what is in flight (each connection ends with it), and listen again later."""
@@ -168,15 +146,12 @@ class FakeServer:
         """Run a coroutine in the server's event loop; for scripts."""
         self._tasks.append(self._loop.create_task(call))
 
-    def _fail_batch(self) -> None:
-        for running in self._running:
-            if not running.done():
-                running.set_result("transport error")
-
     async def _die_of_poison(self) -> None:
         await asyncio.sleep(self.dying_s / 10)
         self.dead = True
-        self._fail_batch()
+        for running in self._running:
+            if not running.done():
+                running.set_result("transport error")
         await asyncio.sleep(self.dying_s)
         await self.die()
 
@@ -206,8 +181,6 @@ class FakeServer:
         path, authorized = request.path, request.headers.get("Authorization") == f"Bearer {self.api_key}"
         if reply := self.side.get(path):
             return await _as_scripted(request, reply)
-        if path == "/fake/counts":
-            return _response(self.counts)
         if self.loading:
             return self._refused(503, "Loading model", "unavailable_error")
         closed = generates or (path.startswith("/v1") and self.kind not in ("tgi", "llama.cpp"))
@@ -219,14 +192,10 @@ class FakeServer:
         if self.dead:
             return self._failed("error trying to connect: Connection refused (os error 111)")
         said = self.script(body, next(self._numbers)) if self.script else None
-        shares = self.faults if said is None else {}
-        fault = self._rng.choices(["", *shares], [1 - sum(shares.values()), *shares.values()])[0]
-        if fault == "full" or (self.limit is not None and self.in_flight > self.limit):
+        reply = Reply(said) if isinstance(said, str) else said
+        if self.limit is not None and self.in_flight > self.limit:
             full = _FULL.get(self.kind, (429, "Model is overloaded", "overloaded"))
             return web.Response(status=408) if self.kind == "gateway" else self._refused(*full)
-        if fault == "424":
-            self._fail_batch()
-        reply = Reply(said) if isinstance(said, str) else said or FAULTS.get(fault)
         if reply and reply.text is None:
             return await _as_scripted(request, reply)
         body = _as_chat(body) if request.path == "/generate" else body
@@ -240,7 +209,6 @@ class FakeServer:
             said = answer(messages, body.get("seed", 0), schema, max_tokens)
             reply = Reply(said, thinking=THOUGHT if thinks else "")
         seconds = self.latency_s + reply.delay_s
-        seconds += len(reply.text or "") / 4 / self.tokens_per_s if self.tokens_per_s else 0
         if self.poison and self.poison in json.dumps(messages):
             self.spawn(self._die_of_poison())
             seconds += 2 * self.dying_s
@@ -294,7 +262,7 @@ class FakeServer:
         tokens, headers = len(text) // 4 + 1 + thought, dict(reply.headers)
         if self.kind == "tgi":
             headers |= {"x-prompt-tokens": str(prompt), "x-generated-tokens": str(tokens)}
-            headers |= {"x-total-time": "100", "x-queue-time": "5" if self.waiting else "0"}
+            headers |= {"x-total-time": "100", "x-queue-time": "5" if self.in_flight > len(self._running) else "0"}
         if native:
             details = {"finish_reason": "eos_token" if reason == "stop" else reason, "generated_tokens": tokens}
             return _response({"generated_text": text, "details": {**details, "seed": 1, "tokens": []}}, 200, headers)
@@ -307,16 +275,16 @@ class FakeServer:
             usage["completion_tokens_details"] = {"reasoning_tokens": thought}
         if self.kind == "llama.cpp" and messages[-1]["role"] == "assistant":
             message["content"] = messages[-1]["content"] + message["content"]
-        head = {"id": "", "object": "chat.completion", "created": 0, "model": body.get("model") or self.model}
+        head = {"id": "", "object": "chat.completion", "model": body.get("model") or self.model, "usage": usage}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return _response({**head, "choices": [choice], "usage": usage}, 200, headers)
+        return _response({**head, "choices": [choice]}, 200, headers)
 
     def _side(self, request: web.BaseRequest, body: Body) -> web.Response:
         path = request.path
         if path == "/health":
             return self._refused(503, "unhealthy", "healthcheck") if self.dead else web.Response(text="OK")
         if path == "/metrics" and (name := _GAUGES.get(self.kind)):
-            return web.Response(text=f"# TYPE {name.split('{')[0]} gauge\n{name} {self.waiting}\n")
+            return web.Response(text=f"# TYPE x gauge\n{name} {self.in_flight - len(self._running)}\n")
         facts = self._tokens(path, body) if request.method == "POST" else self._facts().get(path)
         missing = {"error": {"message": "File Not Found"}} if self.kind == "llama.cpp" else {"detail": "Not Found"}
         return _response(facts or ("" if self.kind == "tgi" else missing), 200 if facts else 404)
@@ -330,22 +298,13 @@ class FakeServer:
         listed = {"/v1/models": {"object": "list", "data": [{"id": name, **entry} for name in names]}}
         most = {"max_concurrent_requests": self.limit or 128, "max_input_tokens": context - 1}
         info = {"model_id": self.model, "model_sha": "0" * 40, "version": "3.3.5", "max_total_tokens": context, **most}
-        state = {
-            "model_path": self.model,
-            "version": "0.5.23",
-            "max_running_requests": self.slots,
-            "api_key": "secret",
-        }
-        props = {
-            "default_generation_settings": {"n_ctx": context},
-            "total_slots": self.slots or 4,
-            "build_info": "b60",
-        }
+        state = {"version": "0.5.23", "max_running_requests": self.slots, "api_key": "secret"}
+        slots = {"default_generation_settings": {"n_ctx": context}, "total_slots": self.slots or 4}
         own: dict[str, Body] = {
             "tgi": {"/info": info},
             "vllm": {"/version": {"version": "0.33.0"}},
-            "sglang": {"/server_info": state},
-            "llama.cpp": {"/props": props},
+            "sglang": {"/server_info": {"model_path": self.model, **state}},
+            "llama.cpp": {"/props": {**slots, "build_info": "b60"}},
         }
         return listed | own.get(self.kind, {})
 
@@ -396,19 +355,12 @@ def _response(value: Any, status: int = 200, headers: dict[str, str] | None = No
 
 async def _main() -> None:
     parser = argparse.ArgumentParser(description="A fake text-generation server; see the module's docstring.")
-    parser.add_argument("--drain-at", type=float, help="seconds after which it drains, once")
     for option in fields(FakeServer):
         if option.name not in ("models", "script", "side"):
-            named = next(kind for kind in (int, float, str) if kind.__name__ in str(option.type))
-            read = json.loads if option.name == "faults" else named
-            parser.add_argument(f"--{option.name.replace('_', '-')}", type=read)
-    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    drain_at = options.pop("drain_at", None)
-    async with FakeServer(**options) as server:
+            read = next(kind for kind in (int, float, str) if kind.__name__ in str(option.type))
+            parser.add_argument(f"--{option.name.replace('_', '-')}", type=read, default=option.default)
+    async with FakeServer(**vars(parser.parse_args())) as server:
         print(server.url, flush=True)
-        if drain_at is not None:
-            await asyncio.sleep(drain_at)
-            await server.drain()
         await asyncio.Event().wait()
 
 
