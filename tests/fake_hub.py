@@ -23,7 +23,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 DATE = "2026-01-01T00:00:00.000Z"
-LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
+LFS_SUFFIXES = (".parquet", ".safetensors")
 TOKENS = {"hf_write": "write", "hf_read": "read"}
 Files = dict[str, bytes]
 Reply = tuple[int, Any, Mapping[str, str]]  # status, bytes or JSON value, headers

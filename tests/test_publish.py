@@ -142,30 +142,35 @@ def test_what_cannot_be_published_is_refused_before_anything_is_built(
 def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
 ) -> None:
-    hub = pushed[0]
-    before = stored(hub, "v1.0.0")
-    repo = hub.repos["user/unicorn-1.2m"]
+    hub, rows = pushed[0], "+3 rows from source alpha; +3 rows from source beta"
+    first, repo = stored(hub, "v1.0.0"), hub.repos["user/unicorn-1.2m"]
     repo.commit({**repo.at("main")[1], "notes.md": b"mine"})
     shutil.copytree(run, tmp_path / "run")
-    make_run(tmp_path / "run", shards=4)
-    status, said = push(hub, tmp_path / "run", "--version", "1.1.0")
-    assert (status, "notes.md" in said) == (0, True), said  # named and kept
-    assert stored(hub, "v1.0.0") == before
-    assert stored(hub, "v1.1.0") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
-    changes = dict(json.loads(stored(hub, "v1.1.0")["manifest.json"])["changelog"])
-    moved = "+3 rows from source alpha; +3 rows from source beta; all vectors moved, smallest cosine 0.9"
-    assert moved in changes["1.1.0"] and changes["1.0.0"] == "first version"
+    shutil.copy(run / "transfer" / "unicorn.safetensors", tmp_path / "means.safetensors")
+    kept = {"transfer": {"method": "unicorn", "statistics": "means.safetensors"}}
+    for version, recipe, change in [("1.1.0", kept, rows), ("1.2.0", None, "all vectors moved, smallest cosine 0.9")]:
+        make_run(tmp_path / "run", shards=4, recipe=recipe)
+        status, said = push(hub, tmp_path / "run", "--version", version)
+        assert (status, "notes.md" in said) == (0, True), said  # named and kept
+        assert stored(hub, f"v{version}") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
+        newest, *others = json.loads(stored(hub, f"v{version}")["manifest.json"])["changelog"]
+        assert newest[0] == version and newest[1].startswith(change) and others[-1] == ["1.0.0", "first version"]
+    shards = {name: data for name, data in first.items() if name.endswith(".safetensors")}
+    assert stored(hub, "v1.0.0") == first and stored(hub, "v1.1.0").items() >= shards.items()  # kept means: kept files
 
 
-def test_an_edited_card_is_refused_until_the_edits_are_discarded(run: Path, push: Push) -> None:
+def test_what_somebody_wrote_on_the_hub_is_refused_until_it_is_to_be_replaced(run: Path, push: Push) -> None:
     with FakeHub() as hub:
-        assert push(hub, run)[0] == 0
-        repo = hub.repos["user/unicorn-1.2m"]
+        table = "data/train-00000-of-00001.parquet"
+        hub.repos["user/unicorn-1.2m"] = repo = Repo("user/unicorn-1.2m", private=False)
+        repo.commit({table: b"theirs"})
+        assert "somebody added data/train-00000-of-00001.parquet" in push(hub, run)[1]
+        assert repo.at("main")[1] == {table: b"theirs"}
+        assert push(hub, run, "--discard-edits")[0] == 0
         edited = repo.at("main")[1]["README.md"] + b"\nMy own words.\n"
         repo.commit({**repo.at("main")[1], "README.md": edited})
         status, said = push(hub, run, "--version", "1.0.1")
-        assert (status, "edited README.md" in said) == (1, True)
-        assert repo.at("main")[1]["README.md"] == edited
+        assert (status, "edited README.md" in said, repo.at("main")[1]["README.md"]) == (1, True, edited)
         assert push(hub, run, "--version", "1.0.1", "--discard-edits")[0] == 0
         assert repo.at("main")[1]["README.md"] != edited
 
@@ -179,7 +184,7 @@ def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(
         hub.fail = lambda route, number: 403 if route == "tag" else None
         arrived, before = len(hub.repos["user/unicorn-1.2m"].objects), hub.seen["lfs_upload"]
         assert push(hub, run)[0] == 1  # everything arrives, but for the tag
-        large = sum(name.endswith((".parquet", ".safetensors", ".png")) for name in built(tmp_path / "unicorn-1.2m"))
+        large = sum(name.endswith((".parquet", ".safetensors")) for name in built(tmp_path / "unicorn-1.2m"))
         assert 0 < arrived < large
         assert hub.seen["lfs_upload"] - before == large - arrived
         hub.fail = lambda route, number: None
