@@ -12,11 +12,12 @@ from .config import Recipe
 from .engine import GenerationTask, Item
 from .engine.journal import UnfinishedShard
 from .errors import RunError
-from .instructions import InstructionTask
+from .instructions import InstructionTask, selection_inputs
+from .judge import JudgeTask, judge_server
 from .logs import counted, say
 from .prompts import Message
 from .seeds import make_seeds
-from .stages import CAPTIONS, SEEDS, TASKS
+from .stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from .store import Run
 from .tgi.connect import connect
 from .tgi.protocol import Answer, Request
@@ -30,7 +31,7 @@ def estimate_run(
     run_dir: Path, recipe: Recipe, probes: int = 8, tokenizer: Path | None = None,
     usd_per_million: tuple[float, float] | None = None, usd_per_hour: float = 0.0,
 ) -> None:  # fmt: skip
-    """Print what captions and instructions of a run, begun or not, would request. Nothing is written in it.
+    """Print what captions, instructions and the judge of a run, begun or not, would request. Nothing is written in it.
 
     As many rows as there are ``probes`` are requested for real, at once, to measure rate and length; their answers are
     dropped. ``tokenizer`` is the directory of a transformers tokenizer that counts prompt tokens (None: the server
@@ -53,6 +54,15 @@ def estimate_run(
                 say(f"instructions/{name}: about {rows:,.0f} rows; their captions are to be made first")
             else:
                 asyncio.run(_estimate(run, InstructionTask(run, name), probes, count, prices))
+        if (judge := recipe.judge) is None:
+            return
+        run.recipe = recipe.model_copy(update={"server": judge_server(recipe.server, judge)})
+        for name, stage in JUDGEMENTS.items():
+            if run.due(CAPTIONS) or run.due(INSTRUCTIONS[name], selection_inputs(run, name)):
+                rows = recipe.task(name).fraction * recipe.task(name).items[1] * seeds
+                say(f"{stage.name}: up to {rows:,.0f} questions; they are to be written first")
+            else:
+                asyncio.run(_estimate(run, JudgeTask(run, stage, judge), probes, count, prices))
 
 
 async def _estimate(

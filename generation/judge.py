@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .captions import CaptionTask, make_captions
 from .checks.items import QA, read_object
-from .config import Judge
+from .config import Judge, Server
 from .engine import GenerationTask, Item, generate, retry
 from .engine.journal import UnfinishedShard
 from .errors import RunError
@@ -133,6 +133,12 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
     return found
 
 
+def judge_server(server: Server, judge: Judge) -> Server:
+    """Return where the judge's requests go: to its own endpoints, or else to those of ``server``."""
+    own = {"endpoints": judge.endpoints, "kind": "auto", "model": None} if judge.endpoints else {}
+    return server.model_copy(update=own | ({"model": judge.model} if judge.model else {}))
+
+
 def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
     """Return the share of confirmed items of each conversation of a shard that was judged."""
     known, shares = _verdicts(run, JUDGEMENTS[task], shard), dict[str, float]()
@@ -144,8 +150,7 @@ def judged_share(run: Run, task: str, shard: int) -> dict[str, float]:
 
 def _judge(run: Run, stages: Sequence[Stage], judge: Judge, rank: int, world_size: int) -> bool:
     """Judge what is due and drop what is not confirmed; return whether a shard was changed."""
-    own = {"endpoints": judge.endpoints, "kind": "auto", "model": None} if judge.endpoints else {}
-    server = run.recipe.server.model_copy(update=own | ({"model": judge.model} if judge.model else {}))
+    server = judge_server(run.recipe.server, judge)
     generate(run, [JudgeTask(run, stage, judge) for stage in stages], server, rank, world_size)
     own_shards = [(stage, shard) for stage in stages for shard in run.shards(stage) if shard % world_size == rank]
     changed = [judge.drop and not run.is_due(*one) and _drop(run, *one) for one in own_shards]

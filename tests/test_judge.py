@@ -12,6 +12,7 @@ import pytest
 
 from generation.__main__ import main
 from generation.errors import RunError
+from generation.estimate import estimate_run
 from generation.files import parquet
 from generation.instructions import InstructionTask, conversation, items_of
 from generation.judge import CONFIRMED, JudgeTask, judge_captions, judged_share, make_judgements, retry_rejected
@@ -116,11 +117,13 @@ def test_a_judge_who_errs_once_in_twenty_times_drops_the_defects_and_keeps_the_g
     assert lost[False] < 0.03 * (len(truth) - len(bad))
 
 
-def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_path: Path) -> None:
+def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_path: Path, capsys: Any) -> None:
     items = [chosen(0), chosen(1, "B"), chosen(2), chosen(3)]
     with Judge(TRUTH | {("What does dog 3 carry?", "a fish")}) as server:
         run = make_run(tmp_path / "run", server.url, [2, 4])
         fill(run, TASK, [("A dog carries a ball.", items)])
+        estimate_run(run.path, run.recipe, probes=0)
+        assert f"judgements/{TASK}: 4 rows to request, prompt judge@" in capsys.readouterr().out
         make_judgements(run)
         row, record = run.table(STAGE, 0).to_pylist()[0], run.record(STAGE, 0)
         questions = [chosen(number)["Question"] for number in range(4)]
