@@ -1,8 +1,7 @@
-"""Ask text-generation servers about every item that has no row: one pool of requests over all due shards of all tasks.
+"""Ask text-generation servers about every item that has no row: one pool of requests over all shards of all tasks.
 
-There is no barrier between shards or tasks. A shard is committed once its last item is finished, in the order of its
-items, so that its bytes do not depend on the order of the answers. Resuming after a kill, asking rejected rows again
-and taking in rows that were added upstream are one loop: ask about what ``UnfinishedShard`` has no row for.
+Resuming after a kill, asking rejected rows again and taking in rows that were added upstream are one loop. A shard is
+committed once its last item is finished, in the order of its items: its bytes do not depend on that of the answers.
 """
 
 import asyncio

@@ -1,13 +1,6 @@
-"""A shard in progress = its finished rows + its journal.
-
-The journal (``00000.jsonl``) is append-only, one JSON object a line:
-
-- ``{"row": {...}, "retries": {...}}``: a finished row, and its requests that were sent again, by cause. A rejected row
-  has a ``reason``;
-- ``{"again": {...}}``: the rejected row of this id is due again, after so many ``attempts`` and tokens.
-
-A line reaches the operating system before the next request is sent, so a killed process loses no answer, and the disk
-at most ``SYNC_S`` later. A torn last line is dropped. Memory holds where the lines are, not what they say.
+"""A shard in progress = its finished rows + its journal (``00000.jsonl``), append-only, one JSON object a line:
+``{"row": {...}, "retries": {...}}`` is a finished row (rejected if it has a ``reason``) and what was sent again, by
+cause; ``{"again": {...}}`` makes the rejected row of this id due again, after so many ``attempts`` and tokens.
 """
 
 import errno
@@ -17,10 +10,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -32,15 +24,13 @@ from ..stages import Stage
 from ..store import Run
 
 logger = logging.getLogger(__name__)
-
 SYNC_S = 1.0
 TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens")
 SUMS = ("attempts", *TOKENS)  # columns that add up when a rejected row is requested again
 Key = tuple[str, int]  # id and input_hash: a row is finished only for the input that it was made from
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """What one row is about: its id, the ``text_hash`` of what it is made from, and what its requests need."""
 
     id: str
@@ -50,11 +40,13 @@ class Item:
     @property
     def key(self) -> Key:
         """What a row of this item must agree with."""
-        return self.id, self.input_hash
+        return self[:2]
 
 
 class Journal:
-    """An append-only JSONL file. Reading it changes nothing; the first ``append`` cuts off a torn last line."""
+    """An append-only JSONL file. A line reaches the operating system before the next request is sent, so a killed
+    process loses no answer, and the disk at most ``SYNC_S`` later. The first ``append`` cuts off a torn last line.
+    Memory holds where the lines are, not what they say."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,9 +54,8 @@ class Journal:
         self.again: dict[Key, Row] = {}  # attempts and tokens so far of each row that is due again
         self.retries = Counter[str]()  # requests that were sent again, by cause
         self.has_accepted = False
-        self._size = 0  # bytes of whole lines
+        self._size, self._synced = 0, 0.0  # bytes of whole lines; time
         self._file: io.FileIO | None = None
-        self._synced = 0.0
         with explained(path), path.open("rb") if path.exists() else io.BytesIO() as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -78,7 +69,7 @@ class Journal:
 
     def _note(self, line: Mapping[str, Any], size: int) -> None:
         row = line["row"] if "row" in line else line["again"]
-        key = _key(row)
+        key = row["id"], row["input_hash"]
         self.finished.pop(key, None)
         self.again.pop(key, None)
         if "row" in line:
@@ -93,19 +84,20 @@ class Journal:
     def append(self, line: Mapping[str, Any]) -> None:
         """Append one line; a RunError says that it cannot be written, and no half line is left behind."""
         data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        with explained(self.path):
+        try:
             if self._file is None:
                 self._file = io.FileIO(self.path, "ab")
                 self._file.truncate(self._size)
-            try:
-                if self._file.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                self._file.truncate(self._size)
-                raise
-            if time.monotonic() - self._synced > SYNC_S:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if (now := time.monotonic()) - self._synced > SYNC_S:
                 os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
+                self._synced = now
+        except OSError:
+            with explained(self.path):
+                if self._file:
+                    self._file.truncate(self._size)
+                raise
         self._note(line, len(data))
 
     def rows(self) -> list[Row]:
@@ -123,16 +115,19 @@ class Journal:
 class UnfinishedShard:
     """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one.
 
-    Files of a shard whose record is gone count if they can be read; files that differ from the record do not.
+    ``items``: everything that must end as a row or a rejected row, in order; ``todo``: those without one. Files of a
+    shard whose record is gone count if they can be read; files that differ from the record do not.
     """
 
     def __init__(self, run: Run, stage: Stage, number: int, items: Sequence[Item] = ()) -> None:
-        self._run, self._stage, self._number = run, stage, number
-        self.items = items  # everything that must end as a row or a rejected row, in order
+        self._run, self._stage, self._number, self.items = run, stage, number, items
         self.journal = Journal(run.file(stage, number, ".jsonl"))
         self._rejected, self._accepted = self._read(".rejected.parquet", REJECTED_SCHEMA), self._read("", stage.schema)
-        kept = {*_keys(self._rejected), *_keys(self._accepted)} - self.journal.again.keys()
-        self.todo = [item for item in items if item.key not in kept and item.key not in self.journal.finished]
+        kept = {
+            *_keys(self._rejected),
+            *_keys(self._accepted),
+        } - self.journal.again.keys() | self.journal.finished.keys()
+        self.todo = [item for item in items if item.key not in kept]
         self.waiting = len(self.todo)  # how many of them still have no row
         self.has_accepted = self.journal.has_accepted or len(self._accepted) > 0
 
@@ -156,20 +151,16 @@ class UnfinishedShard:
         """Write the rows of all items, in order, then the record (``extra``: ``Run.inputs``); drop the journal."""
         self.journal.close()
         found = chain(self._rejected.to_pylist(), self._accepted.to_pylist(), self.journal.rows())
-        by_key = {_key(row): row for row in found}  # the last of each key
+        by_key = {(row["id"], row["input_hash"]): row for row in found}  # the last of each key
         rows = [by_key[item.key] for item in self.items]
         accepted = pa.Table.from_pylist([row for row in rows if "reason" not in row], self._stage.schema)
         rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
         sums = {name: sum(row[name] or 0 for row in rows) for name in SUMS}
         dropped = Counter(chain.from_iterable(row.get("dropped") or () for row in rows))  # items of accepted rows
-        counts = {
-            "accepted": len(accepted),
-            "rejected": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
-            "requests": sums.pop("attempts") + self.journal.retries.total(),
-            "retries": dict(sorted(self.journal.retries.items())),
-            **({"dropped": dict(dropped)} if dropped else {}),
-            **sums,
-        }
+        retries, reasons = self.journal.retries, Counter(rejected["reason"].to_pylist())
+        counts = {"accepted": len(accepted), "rejected": dict(sorted(reasons.items()))}
+        counts |= {"requests": sums.pop("attempts") + retries.total(), "retries": dict(sorted(retries.items()))}
+        counts |= sums | ({"dropped": dict(dropped)} if dropped else {})
         self._run.commit(self._stage, self._number, len(accepted), parquet(accepted), rejected, extra, counts)
         self.journal.path.unlink(missing_ok=True)
 
@@ -178,9 +169,9 @@ class UnfinishedShard:
 
         The journal says so before the record is removed, so a kill in between loses nothing.
         """
-        done = {*self.journal.finished, *_keys(self._accepted)}
-        kept = (row for row in self._rejected.to_pylist() if _key(row) not in done)
-        rows = [row | self.journal.again.get(_key(row), {}) for row in kept] + self.journal.rows()
+        done, again = {*self.journal.finished, *_keys(self._accepted)}, self.journal.again
+        kept = zip(_keys(self._rejected), self._rejected.to_pylist(), strict=True)
+        rows = [row | again.get(key, {}) for key, row in kept if key not in done] + self.journal.rows()
         rows = [row for row in rows if "reason" in row and (reasons is None or row["reason"] in reasons)]
         for row in rows:
             spent = {name: row[name] or 0 for name in SUMS}
@@ -189,10 +180,6 @@ class UnfinishedShard:
         if rows:
             self._run.reopen(self._stage, self._number)
         return len(rows)
-
-
-def _key(row: Row) -> Key:
-    return row["id"], row["input_hash"]
 
 
 def _keys(table: pa.Table) -> Iterable[Key]:

@@ -83,19 +83,15 @@ class Work:
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
-        self.sums["rows"] += 1
-        self.sums["requests"] += stats.requests
-        for name in TOKENS:
-            self.sums[name] += row[name]
-        if stats.retries:
-            self.retries.update(stats.retries)
+        self.sums.update({"rows": 1, "requests": stats.requests, **{name: row[name] for name in TOKENS}})
+        self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
         self.rejected[row["reason"]] += 1
         rows = min(FIRST_ROWS, max(FEW_ROWS, self.waiting // 2))
         if not self.proven and len(self.rejected) == 1 and self.rejected.total() >= rows:
-            raise _failure(self.task.stage, f"the first {rows} rows all failed", self.rejected, row)
+            self._fail(f"the first {rows} rows all failed", self.rejected, row)
 
     def require_accepted(self) -> None:
         """Raise ``StageFailed`` if the stage is complete and has only rejected rows."""
@@ -103,15 +99,13 @@ class Work:
         records = run.records(stage)
         if any(record.rows for record in records.values()) or run.due(stage, self.task.extra):
             return
-        if tables := [table for shard in records if (table := run.rejected(stage, shard)) is not None]:
-            reasons = Counter(reason for table in tables for reason in table["reason"].to_pylist())
-            raise _failure(stage, "no row was accepted", reasons, tables[0].slice(0, 1).to_pylist()[0])
+        if rows := [row for shard in records if (table := run.rejected(stage, shard)) for row in table.to_pylist()]:
+            self._fail("no row was accepted", Counter(row["reason"] for row in rows), rows[0])
 
-
-def _failure(stage: Stage, what: str, reasons: Mapping[str, int], row: Row) -> StageFailed:
-    counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
-    return StageFailed(
-        f"stage '{stage.name}': {what} ({counts}). The answer to row {row['id']} ({row['reason']}) was "
-        f"{(row['raw'] or '')[:500]!r}. {ADVICE.get(row['reason'], OTHER_ADVICE)}; then give the same command again, "
-        "which requests the rejected rows again"
-    )
+    def _fail(self, what: str, reasons: Mapping[str, int], row: Row) -> None:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+        raise StageFailed(
+            f"stage '{self.task.stage.name}': {what} ({counts}). The answer to row {row['id']} ({row['reason']}) was "
+            f"{(row['raw'] or '')[:500]!r}. {ADVICE.get(row['reason'], OTHER_ADVICE)}; then give the same command "
+            "again, which requests the rejected rows again"
+        )

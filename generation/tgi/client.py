@@ -33,6 +33,7 @@ _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
     r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:{.*})? +(\S+)",
     re.MULTILINE,
 )
+Fields = dict[str, Any]
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -53,29 +54,26 @@ class Endpoint:
     ``url`` is the base URL as messages show it, and ``info`` what the server is, once connected."""
 
     def __init__(self, url: str, settings: config.Server, session: aiohttp.ClientSession) -> None:
-        self._settings, self._session = settings, session
-        self._native = settings.kind == "tgi_generate"
-        self._base, self._ask_url = _parse(url)
-        self._ask_url = self._route("/generate") if self._native else self._ask_url
-        self.url = str(self._base.with_query(None)).rstrip("/")
+        self._settings, self._session, self._native = settings, session, settings.kind == "tgi_generate"
+        self._base, chat_url = _parse(url)
+        self._ask_url = self._route("/generate") if self._native else chat_url
+        self.url, host = str(self._base.with_query(None)).rstrip("/"), self._base.host or ""
         self.info: ServerInfo | None = None
         self._headers = {"Content-Type": "application/json"}
         if key := os.environ.get(API_KEY_VARIABLE):
             if not re.fullmatch("[!-~]+", key):
                 raise FatalServerError(f"${API_KEY_VARIABLE} holds a line feed, a blank or a non-ASCII character")
             self._headers["Authorization"] = f"Bearer {key}"
-        host = self._base.host or ""
         local = host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host)
         self._proxy = None if local else getproxies().get(self._base.scheme)  # trust_env would look for every request
         self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
         self._left_out: set[str] = set()  # fields that this server does not take
-        self._answered = False  # a request
-        self._thinks = False  # although thinking is off
+        self._answered = self._thinks = False  # a request; although thinking is off
         self._clocks: set[asyncio.Timeout] = set()  # of requests in flight
 
     async def connect(self) -> ServerInfo:
-        """Return, and keep as ``info``, what the server is, asked over new connections. Where it does not say, or says
-        that it is not healthy, the generation route decides. A ``ServerError`` says that it cannot be reached, is not
+        """Return, and keep as ``info``, what the server is, asked over new connections. Where it does not say, or not
+        that it is healthy, the generation route decides. A ``ServerError`` says that it cannot be reached, is not
         ready, refuses the key, or serves several models."""
         async with open_session() as session:
             found = await asyncio.gather(*(self._side(route, None, session) for route in SIDE_ROUTES))
@@ -90,7 +88,7 @@ class Endpoint:
 
     async def _try_generation(self, model: str | None, session: aiohttp.ClientSession) -> None:
         """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
-        fields: dict[str, Any] = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
+        fields: Fields = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
         if not self._native:
             fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
             fields |= {"model": model} if model else {}
@@ -120,9 +118,9 @@ class Endpoint:
     async def count_tokens(self, request: Request) -> int | None:
         """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
         route = _TOKENIZE.get(self.info.kind) if self.info else None
-        reply = await self._side(route, self._fields(request)) if route else None
-        tokens = (reply or {}).get("tokenize_response")
-        return len(tokens) if isinstance(tokens, list) else count((reply or {}).get("count")) or None
+        reply = (await self._side(route, self._fields(request)) if route else None) or {}
+        tokens = reply.get("tokenize_response")
+        return len(tokens) if isinstance(tokens, list) else count(reply.get("count")) or None
 
     def max_tokens(self, request: Request) -> int:
         """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
@@ -133,7 +131,7 @@ class Endpoint:
         """Return the JSON of a request to the chat route."""
         return orjson.dumps(self._fields(request))
 
-    def _fields(self, request: Request) -> dict[str, Any]:
+    def _fields(self, request: Request) -> Fields:
         model = self.info.served_model if self.info else self._settings.model
         fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
         return {name: fields[name] for name in fields.keys() - self._left_out} if self._left_out else fields
@@ -145,6 +143,10 @@ class Endpoint:
             fields = await self._native_fields(request) if self._native else self._fields(request)
             try:
                 content, headers = await self._send(self._ask_url, fields, timeout_s)
+                reply = _json(content)
+                if isinstance(reply, dict) and reply.get("error") and not {"choices", "generated_text"} & reply.keys():
+                    raise self._failure("POST", self._ask_url, 200, content, headers)  # so proxies send errors
+                answer = read_answer(reply, headers, request.prefix)
             except RequestRejected as error:
                 refused = refused_fields(str(error), fields, self._dialect) if error.status in (400, 422) else set()
                 if not refused:
@@ -153,11 +155,9 @@ class Endpoint:
                     self._left_out.update(new)
                     logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
                 continue
-            try:
-                answer = read_answer(_json(content), headers, request.prefix)
             except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
-                raise TransientError(f"POST {self.url}: unexpected answer {shown}") from None
+                raise TransientError(f"POST {self.url}: unexpected answer {shown}", 200) from None
             self._answered = True
             if answer.thinking_tokens < THINKS_FROM or self._settings.thinking != "off" or self._thinks:
                 return answer
@@ -166,7 +166,7 @@ class Endpoint:
             if answer.finish_reason != "length":
                 return answer
 
-    async def _native_fields(self, request: Request) -> dict[str, Any]:
+    async def _native_fields(self, request: Request) -> Fields:
         rendered = (await self._side("/chat_tokenize", {"messages": request.messages}) or {}).get("templated_text")
         if not isinstance(rendered, str):
             raise TransientError(f"{self.url}/chat_tokenize gives no templated_text")
@@ -176,8 +176,8 @@ class Endpoint:
         return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
 
     async def _side(
-        self, path: str, fields: dict[str, Any] | None = None, session: aiohttp.ClientSession | None = None
-    ) -> dict[str, Any] | None:
+        self, path: str, fields: Fields | None = None, session: aiohttp.ClientSession | None = None
+    ) -> Fields | None:
         """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
         try:
             content, _ = await self._send(self._route(path), fields, session=session)
@@ -189,12 +189,9 @@ class Endpoint:
         return reply if isinstance(reply, dict) else {}
 
     async def _send(
-        self,
-        url: URL,
-        fields: dict[str, Any] | None = None,
-        timeout_s: float = SIDE_S,
+        self, url: URL, fields: Fields | None = None, timeout_s: float = SIDE_S,
         session: aiohttp.ClientSession | None = None,
-    ) -> tuple[bytes, Mapping[str, str]]:
+    ) -> tuple[bytes, Mapping[str, str]]:  # fmt: skip
         """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
         clock = asyncio.timeout(timeout_s)
@@ -215,10 +212,12 @@ class Endpoint:
             raise TransientError(f"{_call(method, url)}: {type(error).__name__}: {error}") from None
         finally:
             self._clocks.discard(clock)
-        if status == 200 and not content.startswith(b'{"error":'):  # proxies send errors so
+        if status == 200:
             return content, response.headers
-        status, keyed = 502 if status == 200 else status, "Authorization" in self._headers
-        raise failure(_call(method, url), status, content, response.headers, keyed, self._answered)
+        raise self._failure(method, url, status, content, response.headers)
+
+    def _failure(self, method: str, url: URL, status: int, content: bytes, headers: Mapping[str, str]) -> ServerError:
+        return failure(_call(method, url), status, content, headers, "Authorization" in self._headers, self._answered)
 
 
 def _call(method: str, url: URL) -> str:

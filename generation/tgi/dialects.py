@@ -86,13 +86,15 @@ def refused_fields(message: str, body: Mapping[str, Any], dialect: Dialect) -> s
 def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> ServerInfo:
     """Return what a server is, by the JSON objects of its side channels (route to object); a ``FatalServerError`` if
     it serves several models and ``server.model`` names none."""
+    if not _text(replies.get("/info", {}).get("model_id")):  # that of another service on the same host
+        replies = {route: reply for route, reply in replies.items() if route != "/info"}
     said = {key: value for route in reversed(SIDE_ROUTES) for key, value in replies.get(route, {}).items()}
     listed = replies.get("/v1/models", {}).get("data")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     models = {entry["id"]: entry for entry in reversed(entries) if _text(entry.get("id"))}
     kind: str = settings.kind
     if kind == "auto":
-        guesses = ["tgi"] if _text(replies.get("/info", {}).get("model_id")) else []
+        guesses = ["tgi"] if "/info" in replies else []
         guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
         guesses += ["llama.cpp"] if "default_generation_settings" in said else []
         guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []

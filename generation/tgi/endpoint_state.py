@@ -83,7 +83,9 @@ class EndpointState:
             if self.running == 1:
                 self.pause(FULL_S * random.uniform(0.5, 1))
             if now - self._refused_at >= BURST_S:
-                logger.info("%s is full: %s; at most %d requests at once", self.endpoint.url, error, self.limit.value)
+                wait_s, most = error.retry_after_s, f"at most {self.limit.value:.0f} requests at once"
+                then = f"waiting {wait_s:,.0f} s, as it asks" if wait_s else most
+                logger.info("%s is full: %s; %s", self.endpoint.url, error, then)
             self._refused_at = now
         else:
             self.failed_in_a_row += 1
@@ -131,7 +133,8 @@ class EndpointState:
             if not self._missed:
                 logger.warning("%s does not answer; waiting for it: %s", url, error)
             pause_s = min(max(PROBE_SHARE * (self._time() - self._left_at), PROBE_S[0]), PROBE_S[1])
-            self._missed, self.check_at = True, self._time() + pause_s * random.uniform(0.75, 1.25)
+            pause_s = max(pause_s * random.uniform(0.75, 1.25), error.retry_after_s or 0)
+            self._missed, self.check_at = True, self._time() + pause_s
 
     async def prove(self, good: Request) -> Answer:
         """Return the answer to a known-good request; if it fails, the endpoint has to prove itself."""

@@ -45,10 +45,11 @@ class Fleet:
             if any(state.reachable for state in self.states):
                 return
             statuses = [state.last_failure.status for state in self.states if state.last_failure]
-            seconds, failures = self.loop.time() - start, failures + (not {*statuses} & {*MAY_PASS})
-            if failures >= FAILURES_IN_A_ROW or seconds >= self.settings.give_up_s:
+            failures += not {*statuses} & {*MAY_PASS}
+            seconds, wait_s = self.loop.time() - start, min(s.check_at for s in self.states) - self.loop.time()
+            if failures >= FAILURES_IN_A_ROW or seconds + wait_s >= self.settings.give_up_s:
                 raise FatalServerError(f"{self.failures()} (tried for {seconds:.0f} s)", statuses[0])
-            await asyncio.sleep(min(state.check_at for state in self.states) - self.loop.time())
+            await asyncio.sleep(wait_s)
 
     def agree(self, url: str, info: ServerInfo) -> None:
         """Note what an endpoint serves; FatalServerError: another model than the others, as far as they say."""

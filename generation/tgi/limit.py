@@ -1,17 +1,13 @@
 """How many requests one endpoint gets at a time: found while the run goes on, not configured.
 
 The limit doubles with every limit's worth of answers until the first sign of congestion (slow start). At each sign it
-falls by a tenth, and then grows along CUBIC's curve (RFC 9438, section 4.2): fast at first, flat near the value that
-was too much, fast again beyond it. The curve counts rounds of answers, not seconds, so that the share of refused
-requests is the same for answers of 0.1 s and of 60 s.
+falls by a tenth; then it grows by one with every limit's worth of answers, or every ``ROUND`` if that is more.
 """
 
 import math
 
 START_LIMIT = 8  # where the server publishes no limit
-DECREASE = 0.9
-GROWTH = 0.05  # C of RFC 9438, in requests / round^3
-ROUND = 32  # answers in a round, or the limit's worth if that is more
+DECREASE, ROUND = 0.9, 32
 QUEUE_SHARE = 0.3  # of an answer's time, or of the requests in flight: more waiting in the server only adds latency
 
 
@@ -24,27 +20,20 @@ class AdaptiveLimit:
 
     def __init__(self, ceiling: int, start: int = START_LIMIT) -> None:
         self.ceiling, self.value = ceiling, float(min(start, ceiling))
-        self._peak = self._rounds = 0.0  # value at the last decrease (0: slow start); rounds since then
         self._decreased_at, self._before, self._refused = -math.inf, 0.0, 0  # last decrease; value before it; refused
 
     def answered(self, sent_at: float, now: float, queue_share: float, saturated: bool) -> None:
         """Count an answer: the limit grows if it was ``saturated``, that is if more requests waited to be sent."""
-        self._rounds += 1 / max(self.value, ROUND)
         if queue_share > QUEUE_SHARE:
             self.congested(sent_at, now, refused=False)
         elif saturated:
-            grown = min(self.value + 1, self.ceiling)
-            if self._peak:
-                k = math.cbrt(self._peak * (1 - DECREASE) / GROWTH)  # rounds until the limit is back at its peak
-                grown = min(grown, GROWTH * (self._rounds - k) ** 3 + self._peak)
-            self.value = max(self.value, grown)
+            self.value = min(self.value + (1 / max(self.value, ROUND) if self._before else 1), self.ceiling)
 
     def congested(self, sent_at: float, now: float, refused: bool = True) -> None:
         """Lower the limit: a request was refused, or waited too long in the server."""
         if sent_at >= self._decreased_at:
-            self._decreased_at, self._before, self._refused, self._rounds = now, self.value, 0, 0.0
+            self._decreased_at, self._before, self._refused = now, self.value, 0
         elif not refused:
             return
         self._refused += 1
         self.value = max(1.0, min(self._before * DECREASE, self._before - self._refused))
-        self._peak = self.value / DECREASE

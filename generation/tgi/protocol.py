@@ -5,9 +5,8 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BatchFailed, FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from ..prompts import Message, Sampling
@@ -27,6 +26,7 @@ _NO_CREDIT = re.compile(  # OpenAI's ordinary rate limit mentions the billing pa
     "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)|budget has been exceeded",
     re.I,
 )
+_RETRY_DELAY = re.compile(rb'"retryDelay": *"([0-9]{1,9}(?:\.[0-9]+)?)s"')  # Google's, in the body
 _FINISHED = {
     **dict.fromkeys(("stop", "eos_token", "stop_sequence", "eos", "end_turn"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "MAX_TOKENS"), "length"),
@@ -36,8 +36,7 @@ _THINKING_BEGINS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|<\|channel\|>analysi
 _THINKING_ENDS = re.compile(r"[<\[](?:/think(?:ing)?>|/THINK\]|\|channel\|>final<\|message\|>)\s*")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One question to a model; a last message of role assistant is the beginning of the answer, to be continued."""
 
     messages: list[Message]
@@ -51,8 +50,7 @@ class Request:
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the model said."""
 
     text: str  # without the given beginning and without thinking; can be stored as UTF-8
@@ -63,8 +61,7 @@ class Answer:
     queue_share: float = 0.0  # of the answer's time that it waited for a slot, 0 .. 1 (TGI only)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(NamedTuple):
     """What an endpoint says of itself."""
 
     kind: str  # a key of dialects.DIALECTS
@@ -132,26 +129,29 @@ def count(value: Any) -> int:
 def failure(
     call: str, status: int, content: bytes, headers: Mapping[str, str], keyed: bool, answered: bool
 ) -> ServerError:
-    """Return the error for a reply to ``call`` (method and URL) that is not 200, by how to react to it.
+    """Return the error for a reply to ``call`` (method and URL) that has another status, or an error in place of an
+    answer, by how to react to it.
 
     ``content`` is JSON of TGI's, OpenAI's, SGLang's or FastAPI's form, text, HTML, or nothing. ``keyed``: an API key
-    was sent. ``answered``: the endpoint answered before, so that a 401 or 403 is about the prompt, not the key.
+    was sent. ``answered``: the endpoint answered before, so that a 403 is about the prompt, not the key.
     """
-    message = content[:2000].decode("utf-8", "replace").strip()[:500] or "an empty body"
-    error_type: str | None = None
+    message, error_type, code = content[:2000].decode("utf-8", "replace").strip()[:500] or "an empty body", None, None
     with suppress(ValueError, AttributeError, RecursionError):  # no JSON object
         said = json.loads(content)
         said = said["error"] if isinstance(said.get("error"), dict) else said
         message = storable(str(next(filter(None, map(said.get, ("message", "error", "detail"))), message)))[:500]
         named = next(filter(None, map(said.get, ("error_type", "type", "code"))), None)
-        error_type = storable(str(named))[:80] if named else None
-    retry_after_s = _retry_after(headers.get("Retry-After", ""))
+        error_type, code = storable(str(named))[:80] if named else None, count(said.get("code"))
+    if status == 200:  # so proxies answer
+        status = code if code and 400 <= code < 600 else 502
+    delay = _RETRY_DELAY.search(content[:2000])
+    retry_after_s = float(delay[1]) if delay else _retry_after(headers.get("Retry-After", ""))
     kind, hint = _STATUS.get(status, RequestRejected if 400 <= status < 500 else TransientError), ""
     if (status == 408 and not content.strip()) or (status >= 500 and _QUEUE_FULL.search(message)):
         kind = RateLimited  # 408 without a word: the queue of SGLang's gateway is full
     elif status in (400, 403, 429) and retry_after_s is None and _NO_CREDIT.search(f"{error_type} {message}"):
         kind = FatalServerError
-    elif status in (401, 403) and not answered:
+    elif status == 401 or (status == 403 and not answered):
         kind, name = FatalServerError, f"${API_KEY_VARIABLE}"
         hint = f"; the server refuses the key in {name}" if keyed else f"; no key was sent: set {name}"
     elif status == 404 and not answered and "model" in message.lower():

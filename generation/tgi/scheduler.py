@@ -1,12 +1,7 @@
 """Spread requests over endpoints, and ask again what failed, without losing or blaming a row for what a server did.
 
-``Scheduler._dispatch`` is the only place that decides what is sent next. Every event (an answer, a failure, a timer, a
-probe) changes the state and requests a dispatch, which runs after the event, never inside it, and arms one timer for
-the next moment at which anything is due. All waiting is on the event loop's clock, so that tests can make it virtual.
-
-A row is at fault only if it fails while a known-good request is answered before, during and after it. Rows that failed
-repeatedly are tested together. If the known-good request fails with them, one of them takes the others with it, and
-the group is halved (Dorfman's group testing) down to single rows, which run with nothing else in flight.
+Every event (an answer, a failure, a timer, a look) requests one dispatch, which runs after the event, never inside it,
+and decides what is sent next. All waiting is on the event loop's clock, so that tests can make it virtual.
 """
 
 import asyncio
@@ -129,29 +124,31 @@ class Scheduler(Fleet):
         if self._end or isinstance(error, FatalServerError):
             raise self.stop(error)
         state.failed(job.sent_at, error)
+        limited, wait_s = isinstance(error, RateLimited), error.retry_after_s or 0
         if isinstance(error, RequestRejected):
-            self._refused_in_a_row += 1
-            self._alive_at = self.loop.time()
-            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                raise self.stop(FatalServerError(f"{error}. The server refused {REFUSED_IN_A_ROW} prompts in a row"))
-            raise error
+            self._refused_in_a_row, self._alive_at = self._refused_in_a_row + 1, self.loop.time()
+            if self._refused_in_a_row < REFUSED_IN_A_ROW:
+                raise error
+            raise self.stop(FatalServerError(f"{error}. The server refused {REFUSED_IN_A_ROW} prompts in a row"))
+        if limited and wait_s > self.settings.give_up_s:
+            raise self.stop(FatalServerError(f"{error}. It asks to wait {wait_s:,.0f} s, longer than give_up_s"))
         reached = not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
         job.turn = self.loop.create_future()
-        job.stats.retries["429" if isinstance(error, RateLimited) else str(error.status or "connection")] += 1
-        if isinstance(error, RateLimited):
+        job.stats.retries["429" if limited else str(error.status or "connection")] += 1
+        if limited:
             for other in self.states:
                 if other.host == state.host:
-                    other.pause(error.retry_after_s or 0)
+                    other.pause(wait_s)
             self._requeue(job)
         elif job in self._held:
             job.error = error if reached else None  # a test decides
         else:
             self._held.add(job)
             job.failures += reached
+            longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
             if job.failures >= SUSPECT_AFTER and self.good:
                 self._suspects.append(job)
             else:
-                longest_s = min(BACKOFF_S[0] * 2**job.failures, BACKOFF_S[1])
                 self.loop.call_later(random.uniform(0, longest_s), self._requeue, job)
 
     def _requeue(self, job: _Job) -> None:
@@ -215,7 +212,11 @@ class Scheduler(Fleet):
         return task
 
     async def _test(self, state: EndpointState) -> None:
-        """Test the suspects on a reserved endpoint."""
+        """Test the suspects on a reserved endpoint (Dorfman's group testing).
+
+        A row is at fault only if it fails while a known-good request is answered before, during and after it. If that
+        fails with a group, one of the group takes the others with it, and it is halved, down to single rows.
+        """
         groups, self._suspects = [self._suspects], []
         good = await self._recovers(state)
         while good and groups:
