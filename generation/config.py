@@ -136,9 +136,8 @@ class Task(Section):
 
 
 class Instructions(Section):
-    """Stage 2: from dense caption to multi-turn conversation."""
+    """Stage 2: from dense caption to conversation. Fractions: the paper's 171K, 199K, 100K of 1,243,195 captions."""
 
-    # the fractions are the paper's 171K, 199K and 100K of 1,243,195 captions
     multiple_choice: Task = Task(prompt="multiple_choice", fraction=0.13755)
     question_answering: Task = Task(prompt="question_answering", fraction=0.16007)
     complex_reasoning: Task = Task(prompt="complex_reasoning", fraction=0.08044, items=(3, 6))
@@ -246,10 +245,10 @@ class Recipe(Section):
         return task
 
     def settings(self, stage: str) -> dict[str, Any]:
-        """Return what decides the rows of a stage, as JSON values: the settings that a stage is begun with.
+        """Return what decides the rows of a stage, as JSON values: the settings that it is begun with.
 
-        Servers, attempts, fractions and cluster resources are left out: they may change while a run goes on. So may
-        the transfer: each of its shards has the statistics file among its inputs.
+        What may change while a run goes on is left out: servers, attempts, fractions, cluster, and the transfer, whose
+        shards have the statistics file among their inputs.
         """
         kind, _, name = stage.partition("/")
         own = {"judgements": "judge", "text_embeddings": "embed"}.get(kind, kind)

@@ -58,14 +58,6 @@ def ngrams(text: str, n: int) -> Hashes:
     return np.unique(grams)
 
 
-def bands(threshold: float) -> int:
-    """Return into how many bands a signature is cut: the fewest that find 0.9 of the pairs at the threshold.
-
-    A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
-    """
-    return next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - threshold ** (_SIGNATURE // b)) ** b >= _RECALL)
-
-
 def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 0) -> dict[int, tuple[int, float]]:
     """Return which texts repeat an earlier one that is kept, by position: the earlier one, and their similarity.
 
@@ -74,7 +66,10 @@ def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 
     """
     from rensa import RMinHash, RMinHashLSH
 
-    index, grams = RMinHashLSH(threshold, _SIGNATURE, bands(threshold)), dict[int, NDArray[np.uint32]]()
+    # A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
+    likely = (1 - (1 - threshold ** (_SIGNATURE // bands)) ** bands >= _RECALL for bands in _BANDS)
+    bands = next((bands for bands, enough in zip(_BANDS, likely, strict=True) if enough), _SIGNATURE)
+    index, grams = RMinHashLSH(threshold, _SIGNATURE, bands), dict[int, NDArray[np.uint32]]()
     found: dict[int, tuple[int, float]] = {}
     for row, text in enumerate(counted(texts, "duplicates", "row")):
         hashes = ngrams(text, n)
@@ -100,15 +95,13 @@ def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 
 def find_contaminated(texts: Iterable[str], benchmark: Path) -> dict[int, str]:
     """Return which texts share 8 words in a row with a question of a benchmark, by position: the question.
 
-    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words. A
-    SeedError says that the file (.txt, one question a line) cannot be read.
+    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words.
     """
     questions = read_lines(benchmark, "benchmark questions")
-    known: dict[int, int] = {}
-    for number, question in enumerate(questions):
-        for gram in ngrams(question, _BENCHMARK_NGRAM).tolist():
-            known.setdefault(gram, number)
-    found = {}
+    grams = [
+        (gram, number) for number, text in enumerate(questions) for gram in ngrams(text, _BENCHMARK_NGRAM).tolist()
+    ]
+    known, found = dict(reversed(grams)), {}  # the first question that holds an n-gram
     for row, text in enumerate(texts):
         if hits := known.keys() & ngrams(text, _BENCHMARK_NGRAM).tolist():
             found[row] = questions[min(known[gram] for gram in hits)]
@@ -125,8 +118,7 @@ def drop_caption_duplicates(run: Run) -> None:
     """Move captions that repeat an earlier one, or hold a benchmark's question, to the rejected rows, if asked for.
 
     Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Called again
-    for the same captions it does nothing. A SeedError says that the questions cannot be read, a RunError that a shard
-    is held by another process, was changed, or cannot be written.
+    for the same captions it does nothing. A RunError says that a shard is held by another process or was changed.
     """
     threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
     if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == _searched(run):
@@ -176,10 +168,7 @@ def duplicate_groups(run: Run) -> dict[str, str]:
 
 
 def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, benchmark: Path | None = None) -> str:
-    """Return a table of the duplicates in ``seeds`` or ``captions``, with examples; nothing is changed.
-
-    A SeedError says that the benchmark's questions cannot be read, a RunError that the stage has no finished shard.
-    """
+    """Return a table of the duplicates in ``seeds`` or ``captions``, with examples; nothing is changed."""
     stage, column = (SEEDS, "seed") if stage_name == "seeds" else (CAPTIONS, "caption")
     if stage_name != stage.name or not run.shards(stage):
         raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")

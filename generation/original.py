@@ -67,9 +67,8 @@ class Tally:
 def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False, license: str | None = None) -> str:
     """Make a run of the pre-training file and, if wanted, instruction files; return a table of rows and defects.
 
-    Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. ``license`` is that
-    of the text, for the card. The same call makes the same run again. A SeedError says that a file is not a released
-    one, a RunError that the run holds something else.
+    Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. A SeedError says
+    that a file is not a released one, a RunError that the run holds something else.
     """
     pretraining, names = {path: _is_pretraining(path) for path in paths}, ", ".join(map(str, paths))
     if not any(pretraining.values()):
@@ -111,10 +110,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _list_items(file: TextIO) -> Iterator[Any]:
-    """Yield the values of one JSON list; a ValueError or RecursionError says what is wrong with it.
-
-    ijson takes memory quadratic in the depth of a hostile file, and "?" for half a character.
-    """
+    """Yield the values of one JSON list (ijson: memory quadratic in the depth of a hostile file)."""
     decoder, text, place = json.JSONDecoder(object_pairs_hook=unique_keys), file.read(_CHUNK).lstrip(), 1
     if not text.startswith("["):
         raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")
@@ -141,8 +137,8 @@ def _list_items(file: TextIO) -> Iterator[Any]:
 def _is_pretraining(path: Path) -> bool:
     """Return whether most of a file's rows are one exchange whose answer is the caption."""
     rows = [row for _, row in islice(read_rows(path), _PEEKED)]
-    single = [row for row in rows if not _fatal_defect(row) and len(row["conversations"]) == 2]
-    return 2 * [row["conversations"][1]["value"] == row["caption"] for row in single].count(True) > len(rows)
+    sound = [(row["caption"], row["conversations"]) for row in rows if not _fatal_defect(row)]
+    return bool(2 * sum(len(turns) == 2 and turns[1]["value"] == caption for caption, turns in sound) > len(rows))
 
 
 def _fatal_defect(row: Any) -> str | None:
@@ -175,14 +171,6 @@ def _turns_faults(turns: list[dict[str, str]]) -> dict[str, bool]:
     }
 
 
-def _caption_defect(row: Row, known: Known) -> str | None:
-    id, turns = row.get("id"), row["conversations"]
-    faults = {"id_missing": id is None, "id_odd": not (isinstance(id, str) and _ID.fullmatch(id))}
-    faults |= {"id_duplicate": str(id) in known, "caption_empty": not row["caption"].strip(), **_turns_faults(turns)}
-    faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != row["caption"]}
-    return _first(faults)
-
-
 def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally: Tally, license: str) -> None:
     """Write a shard of seeds without text, and of captions, which are added to ``known``."""
     ids = [row_id(shard, number) for number in range(len(part))]
@@ -190,11 +178,16 @@ def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally:
     run.commit(SEEDS, shard, len(ids), parquet(pa.table(columns, SEED_SCHEMA)))
     taken, rejected = list[Row](), list[Row]()
     for id, (place, row) in zip(ids, part, strict=True):
-        fatal = _fatal_defect(row)
-        if code := tally.rejects(place, fatal, None if fatal else _caption_defect(row, known)):
+        faults = dict[str, bool]()
+        if not (fatal := _fatal_defect(row)):
+            caption, turns, original = row["caption"], row["conversations"], row.get("id")
+            odd = not isinstance(original, str) or not _ID.fullmatch(original)
+            faults = {"id_missing": original is None, "id_odd": odd, "id_duplicate": str(original) in known}
+            faults |= {"caption_empty": not caption.strip(), **_turns_faults(turns)}
+            faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != caption}
+        if code := tally.rejects(place, fatal, _first(faults)):
             rejected.append({"id": id, "reason": code, "raw": json.dumps(row)})
             continue
-        caption, turns, original = row["caption"], row["conversations"], row.get("id")
         if isinstance(original, str):
             known.setdefault(original, (shard, id, text_hash(caption)))
         plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
@@ -211,20 +204,25 @@ def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known
     taken = defaultdict[tuple[str, int], dict[str, bytes]](dict)
     for place, row in counted(rows, "conversations", "row"):
         fatal = _fatal_defect(row)
-        turns = {} if fatal else _turns_faults(row["conversations"])
-        items = [] if fatal or _first(turns) else _items(row["conversations"])
+        turns = [] if fatal else row["conversations"]
+        faults = _turns_faults(turns) if turns else {}
+        items = []  # options and answer of each exchange; options are two or more lines like "A: ..." or "A) ..."
+        for human, gpt in zip(turns[::2], turns[1::2], strict=True) if not _first(faults) else ():
+            lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n")]
+            letters = tuple(dict.fromkeys(match[1] for line in lines if (match := _OPTION.fullmatch(line))))
+            items.append((letters[1:] and letters, gpt["value"].strip()))
         words = sum(len(answer.split()) for _, answer in items)
         task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(items) > 0 else "question_answering"
         if 2 * sum(bool(letters) for letters, _ in items) > len(items):
             task = "multiple_choice"
         shard, id, hashed = known.get(str(row.get("id")) if isinstance(row, dict) else "", (0, "", 0))
         fatal = fatal or _first({"caption_unknown": not id, "id_duplicate": id in taken[task, shard]})
-        choices, defects = items if task == "multiple_choice" else [], dict[str, bool]()
         if not fatal:
-            defects = {"caption_differs": text_hash(row["caption"]) != hashed, **turns}
-            defects["not_four_options"] = any(letters != LETTERS for letters, _ in choices)
-            defects["answer_not_an_option"] = any(answer not in LETTERS for _, answer in choices)
-        if code := tally.rejects(place, fatal, _first(defects)):
+            choices = items if task == "multiple_choice" else []
+            faults = {"caption_differs": text_hash(row["caption"]) != hashed, **faults}
+            faults["not_four_options"] = any(letters != LETTERS for letters, _ in choices)
+            faults["answer_not_an_option"] = any(answer not in LETTERS for _, answer in choices)
+        if code := tally.rejects(place, fatal, _first(faults)):
             rejected[task, shard].append({"id": id, "reason": code, "raw": json.dumps(row)})
             continue
         own = {"id": id, "task": task, "conversations": row["conversations"], "input_hash": hashed}
@@ -233,16 +231,6 @@ def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known
         for shard in run.shards(CAPTIONS):
             found = taken.get((task, shard), {})
             _commit(run, stage, shard, [json.loads(found[id]) for id in sorted(found)], rejected[task, shard])
-
-
-def _items(turns: list[dict[str, str]]) -> list[tuple[tuple[str, ...], str]]:
-    """Return options and answer of each exchange; two or more lines such as ``A: ...`` or ``A) ...`` are options."""
-    items = []
-    for human, gpt in zip(turns[::2], turns[1::2], strict=True):
-        lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n")]
-        letters = dict.fromkeys(match[1] for line in lines if (match := _OPTION.fullmatch(line)))
-        items.append((tuple(letters) if len(letters) > 1 else (), gpt["value"].strip()))
-    return items
 
 
 def _commit(run: Run, stage: Stage, shard: int, taken: list[Row], rejected: list[Row]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from .config import Recipe, Section
 from .errors import RecipeError
@@ -87,21 +87,20 @@ def validate(kind: type[S], data: dict[str, Any], what: str) -> S:
                 raise ValueError(f"more than {_MAX_CHARACTERS:,} characters, its aliases written out")
         return kind.model_validate_json(text)
     except ValidationError as error:
-        faults = dict.fromkeys(_describe(kind, fault) for fault in error.errors())
+        faults: dict[str, None] = {}
+        for fault in error.errors():
+            where, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(fault["loc"][-1]), _all_keys(kind), n=1, cutoff=0.5)
+                message = f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
+            elif fault["type"] == "missing":
+                message = f"missing key '{where}'"
+            elif where:
+                message = f"{where} = {json.dumps(fault['input'], default=str)[:200]}: {message}"
+            faults[message] = None
         raise RecipeError(f"{what}: {'; '.join(faults)}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"{what} holds what a recipe cannot: {error}; write plain text and numbers") from error
-
-
-def _describe(kind: type[BaseModel], fault: Any) -> str:
-    where = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _all_keys(kind), n=1, cutoff=0.5)
-        return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    if fault["type"] == "missing":
-        return f"missing key '{where}'"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} = {json.dumps(fault['input'], default=str)[:200]}: {message}" if where else message
 
 
 def _all_keys(kind: Any) -> set[str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from generation.config import Filters
 from generation.errors import SeedError
 from generation.recipe import CONFIGS
-from generation.seeds.filters import likeness, plain_words, reject
+from generation.seeds.filters import plain_words, reject
 from tests.test_seeds import lines, make, source
 
 GOOD = "A brown dog sleeps on a striped rug."
@@ -57,7 +57,6 @@ def test_a_list_of_words_that_cannot_be_used_is_named(tmp_path: Path, content: b
 def test_any_text_gets_a_known_reason_or_none(text: str) -> None:
     plain = " ".join(text.split())
     assert (reject(plain, Filters()) or "link").replace("_", "").isalpha()
-    assert 0 <= likeness(plain) <= 1
 
 
 @given(st.sampled_from(BUNDLED), st.sampled_from(["https://a.example", "x@y.example", "<br>", "+1 (212) 555 01 23"]))

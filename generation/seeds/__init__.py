@@ -6,7 +6,6 @@ Every choice is a stable hash of (random seed, source, text), so that another so
 import math
 import os
 from collections import Counter
-from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -28,11 +27,9 @@ def make_seeds(run: Run, extend: bool = False) -> None:
     """Read all sources of the recipe and write them as shards of seeds, in an order drawn at random.
 
     A finished stage is left as it is, an unfinished one is made again; ``extend`` adds the seeds that a finished run
-    does not have yet, as new shards. ``stage.json`` then says of every source how many rows and captions were read,
-    how many became seeds, and how many were dropped, by reason.
-
-    A SeedError says that a source cannot be used, a StageFailed that no caption became a seed, a RunError that the
-    stage was begun with other settings or files and ``extend`` is off, or that another process makes it.
+    does not have yet, as new shards. ``stage.json`` says what each source gave, and what was dropped and why. Errors:
+    SeedError, a source cannot be used; StageFailed, no caption became a seed; RunError, the stage was begun with other
+    settings or files and ``extend`` is off, or another process makes it.
     """
     with run.claim(SEEDS) as held:
         if not held:
@@ -59,7 +56,10 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         facts = run.facts(SEEDS) | {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
         facts["shards"] = kept + math.ceil(len(seeds) / run.recipe.seeds.shard_rows)
         made = Counter(name for name, _ in old) + Counter(sample.name for sample, _ in seeds)
-        facts["sources"] = facts.get("sources", {}) | {sample.name: sample.account(made) for sample in samples}
+        facts["sources"] = facts.get("sources", {})
+        for sample in samples:
+            counts = {"rows": sample.rows, "read": sample.read, "seeds": made[sample.name], "dropped": +sample.dropped}
+            facts["sources"] |= {sample.name: sample.facts | counts}
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         _commit(run, seeds, kept)
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": True})
@@ -85,25 +85,23 @@ def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -
     held, settings = set(old), recipe.seeds
     seeds = [(sample, text) for sample in samples for text in sample.texts() if (sample.name, text) not in held]
     seeds.sort(key=lambda seed: stable_hash(recipe.random_seed, "order", seed[0].name, seed[1]))
+    dropped: dict[int, str] = {}
     if settings.drop_contaminated:
         hits = find_contaminated((text for _, text in seeds), recipe.directory / settings.drop_contaminated)
-        seeds = _without(seeds, "contaminated", hits)
-    if settings.drop_duplicates:
-        texts = [text for _, text in (*old, *seeds)]
+        dropped = dict.fromkeys(hits, "contaminated")
+    if settings.drop_duplicates:  # nothing repeats a seed that is dropped itself
+        texts = [*(text for _, text in old), *("" if row in dropped else seeds[row][1] for row in range(len(seeds)))]
         found = find_duplicates(texts, settings.drop_duplicates, NGRAM[SEEDS.name], kept=len(old))
-        seeds = _without(seeds, "duplicate", {row - len(old) for row in found})
+        dropped |= {row - len(old): "duplicate" for row in found}
+    for row, reason in dropped.items():
+        seeds[row][0].dropped[reason] += 1
+    seeds = [seed for row, seed in enumerate(seeds) if row not in dropped]
     if not seeds and not old:
         why = "; ".join(f"{sample.name}: {reasons(sample.dropped)}" for sample in samples) or "there is no source"
         raise StageFailed(f"no caption became a seed. Dropped: {why}. Change the filters or the sources")
     if len(seeds) > (MAX_SHARDS - 1) * settings.shard_rows - len(old):
         raise SeedError(f"{len(seeds):,} seeds do not fit into {MAX_SHARDS:,} shards; raise seeds.shard_rows")
     return seeds
-
-
-def _without(seeds: list[Seed], reason: str, dropped: Collection[int]) -> list[Seed]:
-    for row in dropped:
-        seeds[row][0].dropped[reason] += 1
-    return [seed for row, seed in enumerate(seeds) if row not in dropped]
 
 
 def _commit(run: Run, seeds: list[Seed], first: int) -> None:

@@ -12,7 +12,7 @@ from ..config import Filters
 from ..recipe import read_yaml
 
 _MIN_LATIN = 0.75  # share of Latin letters among characters that are not white space
-_MIN_LIKENESS = 0.6
+_MIN_SIGNS = 3  # of five
 _PHONE_DIGITS = 9  # a date has eight
 
 _WORDS = read_yaml(Path(__file__).with_name("filters.yaml"), "word lists")
@@ -58,23 +58,17 @@ def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | N
         other = sum(word in _OTHER for word in words) + sum(word in _OTHER_OR_NAME for word in words) // 2
         if other > sum(word in _ENGLISH for word in words):
             return "language"
-    return "unlike_caption" if likeness(text) < _MIN_LIKENESS else None
+    count = max(1, len(words))
+    signs = (  # of a caption
+        0.1 <= sum(word in _ENGLISH for word in words) / count <= 0.75,  # function words
+        len(_LISTING.findall(text)) / count <= 0.25,  # else it is a list
+        sum(word[0].isupper() for word in _WORD.findall(text)[1:]) / max(1, count - 1) <= 0.5,
+        len(set(words)) / count >= 0.7,
+        sum(any(map(str.isdigit, word)) for word in words) / count <= 0.2,
+    )
+    return "unlike_caption" if sum(signs) < _MIN_SIGNS else None
 
 
 def plain_words(text: str) -> str:
     """Return the case-folded words of a text between single blanks, one at each end: whole words are found in it."""
     return f" {' '.join(_WORD.findall(text.casefold()))} "
-
-
-def likeness(text: str) -> float:
-    """Return how much a text looks like a caption, 0 to 1: the share of five signs that it shows."""
-    words = _WORD.findall(text)
-    count, plain = max(1, len(words)), [word.casefold() for word in words]
-    signs = (
-        0.1 <= sum(word in _ENGLISH for word in plain) / count <= 0.75,  # function words
-        len(_LISTING.findall(text)) / count <= 0.25,  # else it is a list
-        sum(word[0].isupper() for word in words[1:]) / max(1, count - 1) <= 0.5,
-        len(set(plain)) / count >= 0.7,
-        sum(any(map(str.isdigit, word)) for word in words) / count <= 0.2,
-    )
-    return float(sum(signs) / len(signs)) if words else 0.0

@@ -60,10 +60,6 @@ class Sample:
         self.dropped += Counter(over_limit=len(self._found) - len(drawn), repeated=len(drawn) - len(found))
         return found
 
-    def account(self, made: Counter[str]) -> dict[str, Any]:
-        """Return what ``stage.json`` says of the source; ``made`` counts seeds by source."""
-        return self.facts | {"rows": self.rows, "read": self.read, "seeds": made[self.name], "dropped": +self.dropped}
-
 
 def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     """Read, filter and draw the captions of one source.
