@@ -39,21 +39,13 @@ class CaptionTask:
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for a caption, of a length and with an opening that are drawn for the seed."""
-        key = (self.seed, item.id, attempt)
-        openings = self.prompt.openings or ("",)
-        values = {
-            "seed": item.values["seed"],
-            "words": str(self._words(stable_hash("words", *key))),
-            "opening": openings[stable_hash("opening", *key) % len(openings)],
-        }
-        seed = stable_hash("caption", *key) % (2**31 - 1) + 1
-        return Request(self.prompt.messages(values), self.prompt.sampling, seed)
-
-    def _words(self, draw: int) -> int:
-        """Return a length in words, in steps of five, for a uniform 63-bit integer."""
-        z = NormalDist().inv_cdf((draw + 1) / (2**63 + 1))
+        key, openings = (self.seed, item.id, attempt), self.prompt.openings or ("",)
+        opening = openings[stable_hash("opening", *key) % len(openings)]
+        z = NormalDist().inv_cdf((stable_hash("words", *key) + 1) / (2**63 + 1))
         low, high = self.settings.min_words * _MARGIN, self.settings.max_words / _MARGIN
-        return round(max(low, min(high, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
+        words = round(max(low, min(high, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
+        messages = self.prompt.messages({"seed": item.values["seed"], "words": str(words), "opening": opening})
+        return Request(messages, self.prompt.sampling, stable_hash("caption", *key) % (2**31 - 1) + 1)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the columns of a caption, or why the last answer is not one."""
@@ -61,15 +53,11 @@ class CaptionTask:
         gap = " " if prefix and not re.match(r"[\s,.;:!?']", text) else ""
         caption = finish(prefix + gap + text, answers[-1].finish_reason)
         bounds = self.settings.min_words, self.settings.max_words
+        asked = _PARAPHRASES[stable_hash("describe", item.id) % len(_PARAPHRASES)]
+        asked = f"<image>\n{asked}" if stable_hash("image first", item.id) % 2 else f"{asked}\n<image>"
         kept = {name: item.values[name] for name in ("seed", "source", "license")}
-        kept |= {"caption": caption, "instruction": instruction(item.id), "words": len(caption.split())}
+        kept |= {"caption": caption, "instruction": asked, "words": len(caption.split())}
         return caption_fault(caption, item.values["seed"], *bounds, self.shown) or kept
-
-
-def instruction(id: str) -> str:
-    """Return a paraphrase of "describe the image" that is drawn for the id, ``<image>`` on a line before or after."""
-    text = _PARAPHRASES[stable_hash("describe", id) % len(_PARAPHRASES)]
-    return f"<image>\n{text}" if stable_hash("image first", id) % 2 else f"{text}\n<image>"
 
 
 def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:

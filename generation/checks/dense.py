@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterator
 from itertools import chain, groupby
 
-from .facts import COLOURS, NUMBERS, QUOTED, changes, lettering, measures, names, subject
+from .facts import COLOURS, NUMBERS, QUOTED, changes, lettering, measures, subject
 from .text import Shingle, form_faults, is_finished, loops, shingles, talk_fault
-from .words import ENGLISH, FUNCTION_WORDS, content, stems, tokens
+from .words import ENGLISH, FUNCTION_WORDS, content, pattern, stems, tokens
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space
 _LOST_SHARE = 1 / 3  # of the seed's content words, or one of them, may be lacking; faithful captions lack fewer
 _FRAMING = frozenset(ENGLISH["framing"].split())
+_NAMED = pattern("named")
 _MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
 
 
@@ -63,4 +64,4 @@ def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Shingle]
     yield "changed_colour", not in_grey and changes(asked, said, COLOURS)
     yield "invented_lettering", any(not quoted <= set(asked) for quoted in lettering(text))
     yield "invented_measurement", not measures(text) <= measures(seed)
-    yield "invented_name", not names(text) <= set(asked)
+    yield "invented_name", any(name.lower() not in {"", *asked} for found in _NAMED.findall(text) for name in found)

@@ -23,9 +23,7 @@ _NEAR = 6  # words between a value and its noun, at most
 
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
-QUOTED, _LETTERING, _NAMED, _MEASURE, _MEASURES_ON = map(
-    pattern, ("quoted", "lettering", "named", "measure", "measures_on")
-)
+QUOTED, _LETTERING, _MEASURE, _MEASURES_ON = map(pattern, ("quoted", "lettering", "measure", "measures_on"))
 
 
 def values(words: Iterable[str], kinds: Kinds) -> frozenset[str]:
@@ -74,10 +72,9 @@ def _is_plural(word: str) -> bool:
 
 def measures(text: str) -> set[tuple[str, str]]:
     """Return the measurements in a text, each a number and a unit: ``10-inch`` and ``ten inches`` are the same."""
-    found: set[tuple[str, str]] = set()
-    if UNITS.keys().isdisjoint(tokens(text)) and not re.search("[0-9]", text):  # most texts
-        return found
-    for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()):
+    found = set[tuple[str, str]]()
+    likely = not UNITS.keys().isdisjoint(tokens(text)) or re.search("[0-9]", text)  # of few texts
+    for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()) if likely else ():
         unsure = len(unit) == 1 or (UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
         if digits or feet or not unsure:
             number = re.sub(r",(?=\d{3})", "", digits or feet or spelt).rstrip(".,/")
@@ -88,8 +85,3 @@ def measures(text: str) -> set[tuple[str, str]]:
 def lettering(text: str) -> list[set[str]]:
     """Return the words of each piece of lettering that a text quotes."""
     return [set(words) for found in QUOTED.findall(text) + _LETTERING.findall(text) if (words := tokens(found))]
-
-
-def names(text: str) -> set[str]:
-    """Return the personal names that a text introduces as such."""
-    return {name.lower() for found in _NAMED.findall(text) for name in found if name}

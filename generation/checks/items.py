@@ -72,7 +72,7 @@ def sound_items(
         return [], ["not_json"]
     if list(answer) != ["QA Pairs"] or not isinstance(answer["QA Pairs"], list):
         return [], ["schema"]
-    scene, dropped = Scene(caption), []
+    scene, dropped = Scene(caption), list[str]()
     asked, new = {_key(item["Question"]) for item in kept}, dict[tuple[str, ...], QA]()
     for item in answer["QA Pairs"]:
         if fault := item_fault(item, task, scene, shown):
@@ -143,11 +143,9 @@ def _choice_faults(options: list[str], right: str) -> Iterator[tuple[str, object
     said = {option: _key(option) for option in options}
     same = len({tuple(map(stem, words)) for words in said.values()}) < len(options)
     # who wears a lilac cardigan also wears a cardigan
-    wider = (words for option, words in said.items() if option != right and words[-1:] == said[right][-1:])
-    names = FUNCTION_WORDS.isdisjoint(said[right])
-    yield "options_not_distinct", same or (names and any(set(words) < set(said[right]) for words in wider))
-    refers = (_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options)
-    yield "refers_to_options", any(refers)
+    wider = any(set(words) < set(said[right]) and words[-1:] == said[right][-1:] for words in said.values())
+    yield "options_not_distinct", same or (wider and FUNCTION_WORDS.isdisjoint(said[right]))
+    yield "refers_to_options", any(_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options)
     yield "no_answer", _NO_ANSWER.search(right.lower())
     yield "loop", any(map(loops, options))
     wrong = max(len(option) for option in options if option != right)

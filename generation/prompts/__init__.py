@@ -61,6 +61,7 @@ class Prompt(Section):
 
     @property
     def schema(self) -> dict[str, Any] | None:  # type: ignore[override]  # hides a deprecated method of pydantic
+        """JSON schema of the answer, or None for plain text."""
         return self.json_schema
 
     @property
@@ -77,10 +78,8 @@ class Prompt(Section):
     def messages(self, values: Mapping[str, str]) -> list[Message]:
         """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``."""
         system = [{"role": "system", "content": render(self.system, values)}] if self.system else []
-        turns = [*system, *self.shots, {"role": "user", "content": render(self.user, values)}]
-        if self.answer_prefix:
-            turns.append({"role": "assistant", "content": self.prefix(values)})
-        return turns
+        begun = [{"role": "assistant", "content": self.prefix(values)}] if self.answer_prefix else []
+        return [*system, *self.shots, {"role": "user", "content": render(self.user, values)}, *begun]
 
     @cached_property
     def shots(self) -> list[Message]:
@@ -97,10 +96,7 @@ class Prompt(Section):
         return render(self.answer_prefix or "", values).strip()
 
     def answer_schema(self, min_items: int, max_items: int) -> dict[str, Any]:
-        """Return the JSON schema of an answer with ``min_items`` to ``max_items`` items.
-
-        A RecipeError says that the prompt has no schema, or no array "QA Pairs" in it.
-        """
+        """Return the JSON schema of an answer with so many items; a RecipeError says that it has no "QA Pairs"."""
         try:
             schema = deepcopy(self.json_schema or {})
             schema["properties"]["QA Pairs"].update(minItems=min_items, maxItems=max_items)

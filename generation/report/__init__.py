@@ -20,22 +20,15 @@ def write_report(
     pairs: tuple[Path, Path] | None = None,
     usd_per_million: tuple[float, float] | None = None,
 ) -> Path:
-    """Write the report of a run, finished or not; the same run gives the same bytes.
+    """Write the report of a run, finished or not, and return its path; the same run gives the same bytes.
 
-    Args:
-        run: the run.
-        output: directory to write to; None: ``report`` in the run.
-        rows: captions that can be browsed in the page, and as many rejected rows.
-        images: vectors of unpaired images (.safetensors, .npy), or a folder of pictures for the run's encoder.
-        pairs: vectors of texts and of their images, row for row.
-        usd_per_million: price of a million prompt and answer tokens.
-
-    Return its path. A RunError says that a file of the run cannot be read; an EmbeddingError, the same of the vectors.
+    ``output`` is the directory to write to (None: ``report`` in the run), ``rows`` the number of captions, and of
+    rejected rows, to browse. ``images`` are vectors of unpaired images (.safetensors, .npy) or a folder of pictures,
+    ``pairs`` vectors of texts and of their images, row for row. A RunError says that a file of the run cannot be read;
+    an EmbeddingError, the same of the vectors.
     """
-    html, path = (
-        page(collect(run, rows, images, pairs, usd_per_million)),
-        (output or run.path / "report") / "report.html",
-    )
+    html = page(collect(run, rows, images, pairs, usd_per_million))
+    path = (output or run.path / "report") / "report.html"
     write_atomically(path, lambda file: file.write_text(html, encoding="utf-8"))
     return path
 

@@ -104,11 +104,9 @@ def _of_pairs(path: Path, text: Tensor, image: Tensor) -> dict[str, list[float]]
         return {"paired cosine": [cosine], "R@1 of an image's text": [found]}
     statistics = Statistics.load(path)
     moved, treated = statistics.move(text.clone()), apply_to_images(image, statistics, image.double().mean(0))
-    return {
-        "paired cosine": [cosine, float(cosine_similarity(moved, treated).mean())],
-        "paired cosine, images not treated": [cosine, float(cosine_similarity(moved, image).mean())],
-        "R@1 of an image's text": [found, recall(moved, treated)],
-    }
+    after, untreated = (float(cosine_similarity(moved, rows).mean()) for rows in (treated, image))
+    figures = {"paired cosine": [cosine, after], "paired cosine, images not treated": [cosine, untreated]}
+    return figures | {"R@1 of an image's text": [found, recall(moved, treated)]}
 
 
 def effective_rank(rows: Tensor) -> float:

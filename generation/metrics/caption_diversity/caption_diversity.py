@@ -12,6 +12,7 @@ import evaluate
 
 SAMPLE = 1000  # captions that are compared with each other, at most: those figures depend on their number
 ORDERS = 4  # BLEU's n-grams
+_TOKEN = re.compile(r"[\w']+")
 QUANTILES = (5, 25, 50, 75, 95)  # percent, of the lengths
 
 _DESCRIPTION = "Lengths, type-token ratio and token entropy of captions, each by itself; distinct-n and self-BLEU."
@@ -40,7 +41,7 @@ Examples:
 def measure(captions: Sequence[str]) -> dict[str, float]:
     """Return the figures of captions each by itself; all zero for no captions."""
     lengths, number = sorted(len(caption.split()) for caption in captions) or [0], max(1, len(captions))
-    counts = [Counter(_tokens(caption)) for caption in captions]
+    counts = [Counter(_TOKEN.findall(caption.lower())) for caption in captions]
     ratio = sum(len(count) / max(1, count.total()) for count in counts)
     entropy = sum(n / count.total() * math.log2(count.total() / n) for count in counts for n in count.values())
     return {
@@ -59,16 +60,12 @@ def compare(captions: Sequence[str], sample: int = SAMPLE, seed: int = 0) -> dic
     if sample < 1:
         raise ValueError(f"sample must be at least 1, but is {sample}")
     drawn = captions if len(captions) <= sample else random.Random(seed).sample(list(captions), sample)
-    texts = [_tokens(caption) for caption in drawn]
+    texts = [_TOKEN.findall(caption.lower()) for caption in drawn]
     figures: dict[str, float] = {"sampled": len(texts)}
     for n in (1, 2, 3):
         counts = sum((_ngrams(tokens, n) for tokens in texts), Counter[tuple[str, ...]]())
         figures[f"distinct_{n}"] = len(counts) / max(1, counts.total())
     return figures | {"self_bleu": _self_bleu(texts)}
-
-
-def _tokens(caption: str) -> list[str]:
-    return re.findall(r"[\w']+", caption.lower())
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -78,19 +75,17 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
     """Return the mean BLEU of each text against all others; 0 if there is no other.
 
-    An n-gram's largest count in the others is the largest of all, or the second largest if the text itself has that:
-    two numbers an n-gram stand for all pairs. If no n-gram of one order is shared, 0.1 counts as shared (smoothing 1
-    of Chen and Cherry 2014, as in Texygen); if not even a word is shared, BLEU is 0.
+    An n-gram's largest count in the others is the largest of all, or the second largest if the text has that itself.
+    If no n-gram of an order is shared, 0.1 counts as shared (as in Texygen); if not even a word is, BLEU is 0.
     """
     if len(texts) < 2:
         return 0.0
     logs = [0.0] * len(texts)
     for n in range(1, ORDERS + 1):
         grams = [_ngrams(tokens, n) for tokens in texts]
-        largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts
+        largest: dict[tuple[str, ...], list[int]] = {}  # the two largest counts
         for gram, count in chain.from_iterable(counts.items() for counts in grams):
-            first, second = largest.get(gram, (0, 0))
-            largest[gram] = (max(first, count), max(second, min(first, count)))
+            largest[gram] = sorted([*largest.get(gram, (0, 0)), count], reverse=True)[:2]
         for place, counts in enumerate(grams):
             shared = sum(min(count, largest[gram][count == largest[gram][0]]) for gram, count in counts.items())
             share = (shared or 0.1) / max(1, counts.total())

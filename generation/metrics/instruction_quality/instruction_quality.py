@@ -1,5 +1,6 @@
 """Whether a set of questions and answers leans: what no single item shows, because each may be sound."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from typing import Any
 
 import datasets
 import evaluate
-import torch
 
 LETTERS = "ABCD"
 _OPTION = re.compile(r"^([A-D]): (.*)$", re.MULTILINE)
@@ -18,7 +18,7 @@ _LEAK = re.compile(
 )
 
 _DESCRIPTION = "Letter balance, leaks, types of questions and groundedness of instruction data."
-_CITATION = "Unicorn: Text-Only Data Synthesis for Vision Language Model Training, arXiv 2503.22655, section 3.2."
+_CITATION = "Unicorn, arXiv 2503.22655, section 3.2."
 _KWARGS = """
 Args (lists with one value a question):
     question: the human turn; options are lines of its own that begin with A: to D:.
@@ -57,8 +57,8 @@ def measure(
             longest += (len(options[said]) == max(lengths)) / lengths.count(max(lengths))
     items, choices = len(question), letters.total()
     square = sum((letters[name] - choices / 4) ** 2 for name in LETTERS) / (choices / 4) if choices else 0.0
-    # The chance of a chi-square at least as large: the regularised upper incomplete gamma function.
-    p = float(torch.special.gammaincc(torch.tensor(1.5).double(), torch.tensor(square / 2).double()))
+    # The chance of a chi-square at least as large, of 3 degrees of freedom (Abramowitz and Stegun, 26.4.4).
+    p = math.erfc(math.sqrt(square / 2)) + math.sqrt(2 * square / math.pi) * math.exp(-square / 2)
     leaks = sum(bool(_LEAK.search(f"{asked}\n{said}")) for asked, said in zip(question, answer, strict=True))
     return {
         "items": items,
