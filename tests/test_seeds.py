@@ -38,12 +38,7 @@ def numbered(path: Path, noun: str, count: int) -> Path:
 
 
 def domain(path: Path, **changes: Any) -> Path:
-    data = {
-        "domain": "birds",
-        "license": "MIT",
-        "source": "made up",
-        "labels": ["osprey", "unicorn finch", "hen"],
-    }
+    data = {"domain": "birds", "license": "MIT", "source": "made up", "labels": ["osprey", "unicorn finch", "hen"]}
     data |= {"templates": ["A photo of {a_label}.", "Two {labels} sit.", "One {label} sits."]}
     path.write_text(yaml.safe_dump(data | changes), encoding="utf-8")
     return path
