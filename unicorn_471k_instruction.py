@@ -16,9 +16,8 @@ import pyarrow as pa
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
-from generation.builders.builder import UnicornBuilder
+from generation.builders.builder import FinishedRun, UnicornBuilder
 from generation.builders.command import main
-from generation.builders.finished import FinishedRun
 from generation.rows import stable_hash
 from generation.stages import TASKS
 

@@ -30,7 +30,7 @@ import torch
 from safetensors.numpy import load_file
 
 from generation.builders.build import build
-from generation.builders.finished import FinishedRun
+from generation.builders.builder import FinishedRun
 from generation.files import parquet
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe

@@ -4,7 +4,6 @@ All text of a run is data: seeds, answers and names of models show as text, what
 """
 
 import json
-import math
 import re
 import textwrap
 from collections import Counter
@@ -46,8 +45,7 @@ def render_card(
     loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     options: Any = {"autoescape": lambda name: name.endswith(".svg"), "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=loader, undefined=strict, **options)
-    environment.filters |= {"text": plain, "quote": _quote, "n": "{:,}".format, "json": _json, "link": _link}
-    environment.filters |= {"mean": _mean, "wrap": _wrap}
+    environment.filters |= FILTERS
     try:
         facts = _facts(manifest, infos, directory, repo_id)
         files = [environment.get_template(name) for name in (template, "_header.yaml", "_record.svg")]
@@ -67,30 +65,21 @@ def plain(value: object) -> str:
     return _MARKUP.sub(r"\\\1", re.sub(r"^(\d+)([.)])|^([-+=])", r"\1\\\2\3", line))
 
 
-def _wrap(text: str, length: int) -> list[str]:
-    """Return the lines of the beginning of a text, of at most ``length`` characters, in the figure."""
-    return textwrap.wrap(textwrap.shorten(text, length, placeholder=" ..."), 68)
-
-
-def _quote(text: str) -> str:
-    """Return a block quote that shows a text as it is, with its line breaks."""
-    return "\n".join(f"> {plain(line)}  " for line in text.splitlines() if line.strip())
-
-
 def _link(model: str) -> str:
     """Return a link to a model of the Hub, or its name if it is not on the Hub."""
     known = re.fullmatch(r"[\w.-]+/[\w.-]+", model)
     return f"[{plain(model)}](https://huggingface.co/{model})" if known else plain(model)
 
 
-def _json(value: object) -> str:
-    """Return JSON for a fenced block, which it cannot end."""
-    return json.dumps(value, indent=1, ensure_ascii=False).replace("```", "`\u200b``")
-
-
-def _mean(counts: Mapping[str, int]) -> float:
-    """Return the mean of numbers that are the keys of their counts; 0 for none."""
-    return sum(float(value) * count for value, count in counts.items()) / max(1, sum(counts.values()))
+FILTERS: dict[str, Any] = {
+    "n": "{:,}".format,
+    "text": plain,
+    "link": _link,
+    "quote": lambda text: "\n".join(f"> {plain(line)}  " for line in text.splitlines() if line.strip()),
+    "json": lambda value: json.dumps(value, indent=1, ensure_ascii=False).replace("```", "`\u200b``"),  # in a fence
+    "mean": lambda counts: sum(float(value) * count for value, count in counts.items()) / sum(counts.values()),
+    "wrap": lambda text, length: textwrap.wrap(textwrap.shorten(text, length, placeholder=" ..."), 68),
+}
 
 
 def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str | None) -> dict[str, Any]:
@@ -103,20 +92,21 @@ def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str
     for source, license in manifest["sources"].items():
         if rows := counts["source"].get(source):
             licenses.setdefault(license, {})[source] = rows
+    texts = [re.findall(r"[\w']+", row["caption"].lower()) for row in candidates]
     known = {license.lower() for license in licenses} & _HUB_LICENSES
     for words, count in counts["words"].items():
         bins[int(words) // WORD_BIN * WORD_BIN] += count
     rows = infos["default"].splits["train"].num_examples
     return {
-        **{"manifest": manifest, "counts": counts, "infos": infos, "tasks": TASKS, "repo_id": repo_id, "rows": rows},
-        "folders": FOLDERS,
+        **{"manifest": manifest, "counts": counts, "infos": infos, "repo_id": repo_id, "rows": rows},
+        **{"card": manifest["recipe"]["card"], "tasks": TASKS, "folders": FOLDERS},
         "size": next(size for size, power in _SIZES.items() if rows < 10**power),
         "hub_license": next(iter(known), None) if len(licenses) == 1 else None,
         "load": repo_id or name,
         "revision": f"v{manifest['version']}" if repo_id else None,
         "sister": f"{repo_id.split('/')[0]}/{SISTERS[name]}" if repo_id else SISTERS[name],
         "examples": _examples(candidates),
-        "diversity": _diversity([row["caption"] for row in candidates]),
+        "type_token_ratio": fmean(len(set(words)) / len(words) for words in texts),
         "models": list(counts["model"]),
         "embedded": any(EMBEDDED_MODEL in model.lower() for model in counts["model"]),
         "licenses": licenses,  # rows by source, by licence
@@ -126,7 +116,6 @@ def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str
         "dropped": sum((stage["dropped"] for stage in funnel.values()), Counter[str]()),
         "prompts": _prompts([stages[stage].get("identity", {}) for stage in funnel]),
         "words": {f"{low} to {low + WORD_BIN - 1}": count for low, count in bins.items()},
-        "card": manifest["recipe"]["card"],
     }
 
 
@@ -143,31 +132,21 @@ def _first_rows(directory: Path, info: DatasetInfo) -> list[dict[str, Any]]:
 def _examples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one of the rows of each task, or of captions: of middling length, not refused by the judge."""
     chosen = []
-    for task in sorted({str(row.get("task")) for row in rows}):
-        own = [row for row in rows if str(row.get("task")) == task]
-        own = sorted(
-            [row for row in own if row["judge"] in (None, 1.0)] or own, key=lambda row: len(str(row["conversations"]))
-        )
-        chosen.append(own[len(own) // 2])
+    for task in (*TASKS, None):
+        own = [row for row in rows if row.get("task") == task]
+        sound = [row for row in own if row["judge"] in (None, 1.0)] or own
+        ordered = sorted(sound, key=lambda row: len(str(row["conversations"])))
+        chosen += ordered[len(ordered) // 2 :][:1]
     return chosen
-
-
-def _diversity(captions: list[str]) -> dict[str, float]:
-    """Return means over captions, as the metric ``caption_diversity`` defines them; importing that takes seconds."""
-    counts = [Counter(re.findall(r"[\w']+", caption.lower())) for caption in captions]
-    ratios = [len(one) / one.total() for one in counts]
-    bits = [math.log2(total := one.total()) - sum(n * math.log2(n) for n in one.values()) / total for one in counts]
-    return {"captions": len(captions), "type_token_ratio": fmean(ratios), "entropy_bits": fmean(bits)}
 
 
 def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
     """Return rows, rejected rows and dropped questions by reason, and tokens of a stage."""
-    counts = [shard["counts"] for shard in stage["shards"].values()]
-    rejected, dropped = [
-        sum((Counter(one.get(key) or {}) for one in counts), Counter[str]()) for key in ("rejected", "dropped")
-    ]
-    tokens = sum(one.get("completion_tokens") or 0 for one in counts)
-    rows = sum(shard["rows"] for shard in stage["shards"].values())
+    counts = [shard["counts"] | {"rows": shard["rows"]} for shard in stage["shards"].values()]
+    rejected, dropped = (
+        sum((Counter(one.get(key)) for one in counts), Counter[str]()) for key in ("rejected", "dropped")
+    )
+    rows, tokens = (sum(one.get(key) or 0 for one in counts) for key in ("rows", "completion_tokens"))
     return {"rows": rows, "rejected": rejected.most_common(), "dropped": dropped, "tokens": tokens}
 
 

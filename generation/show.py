@@ -28,9 +28,8 @@ def show_record(run: Run, id: str | None = None) -> str:
         raise RunError(f"{run.path} has no record {id!r}; an id is ten digits, such as 0000000003")
     shown = [f"record {id}"]
     for label, text in parts:
-        for number, line in enumerate(text.splitlines() or [""]):
-            head = f"  {'' if number else label:<32}"
-            shown.append(textwrap.fill(line, 116, initial_indent=head, subsequent_indent=" " * 34) if line else head)
+        lines = [line for paragraph in text.splitlines() or [""] for line in textwrap.wrap(paragraph, 82) or [""]]
+        shown += [f"  {'' if number else label:<32}{line}" for number, line in enumerate(lines)]
     return "\n".join(shown)
 
 

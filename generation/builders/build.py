@@ -25,7 +25,6 @@ from .. import __version__
 from ..errors import DatasetError
 from ..files import explained, sha256, write_json
 from ..logs import Progress
-from ..transfer import Statistics
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
 from .published import PublishedDataset
 
@@ -54,10 +53,7 @@ def build(
     An earlier build in ``output`` is replaced. ``method`` is of the transfer (None: the recipe's). The card's snippets
     load ``repo_id`` (``USER/NAME``; None: the directory's name), and its changelog carries on that of ``previous``
     (None: the build in ``output``). ``duplicates`` has near-duplicates searched even if the recipe does not drop them.
-
-    Raises:
-        DatasetError: as of ``FinishedRun``, or ``output`` holds something else than an earlier build.
-        RunError: the run is not finished, or a file cannot be read or written.
+    Errors as of ``FinishedRun``; also DatasetError if ``output`` holds something else, RunError for a file system's.
     """
     _check_output(output, run_dir)
     new, old = output.with_name(f".{output.name}.new"), output.with_name(f".{output.name}.old")
@@ -113,17 +109,12 @@ def _write_all(
             shutil.copyfile(path, target)
     files = _files(output, run.hashes)
     manifest: dict[str, Any] = {
+        **run.facts,
         "name": first.NAME,
         "version": version,
         "digest": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         "code": __version__,
         "created": run.run.created,
-        "method": run.method,
-        "transfer": Statistics.load(run.statistics).facts,
-        "dimension": run.dimension,
-        "sources": run.sources,
-        "original_id": run.imported,
-        "duplicates": None if run.duplicates is None else len(run.duplicates),  # captions with a near-duplicate
         "counts": counts,
         "recipe": run.run.recipe.model_dump(mode="json", exclude=PRIVATE),
         "stages": {
@@ -165,7 +156,10 @@ def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]
 
     for config, folder in FOLDERS.items():
         (output / folder).mkdir()
-        files, row_bytes = defaultdict[int, list[int]](list), TEXT_BYTES + (config != "default") * 2 * run.dimension
+        files, row_bytes = (
+            defaultdict[int, list[int]](list),
+            TEXT_BYTES + (config != "default") * 2 * run.facts["dimension"],
+        )
         for start, shard in zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False):
             files[start * row_bytes // FILE_BYTES].append(shard)
         for number, shards in enumerate(files.values()):

@@ -14,6 +14,7 @@ from ..cli import run_command
 from ..logs import say
 from .build import build
 from .builder import FIRST_VERSION, UnicornBuilder
+from .published import Publication
 
 Option = typer.Option
 RunDir = Annotated[Path, Option(help="A finished run.")]
@@ -24,9 +25,8 @@ Duplicates = Annotated[bool, Option("--duplicates", help="Search near-duplicate 
 Push = Annotated[str | None, Option(metavar="USER/NAME", help="Upload and tag it v<version>; needs $HF_TOKEN.")]
 Private = Annotated[bool, Option("--private", help="Make the repository private if it is new.")]
 Discard = Annotated[bool, Option("--discard-edits", help="Replace files that somebody changed on the Hub.")]
-Fill = Annotated[
-    Literal["default", "with_embeddings"] | None, Option(help="Make load_dataset(NAME) work from any directory.")
-]
+Config = Literal["default", "with_embeddings"]
+Fill = Annotated[Config | None, Option(help="Make load_dataset(NAME) work from any directory.")]
 
 
 def main(builder_class: type[UnicornBuilder]) -> int:
@@ -40,33 +40,25 @@ def main(builder_class: type[UnicornBuilder]) -> int:
         duplicates: Duplicates = False, push_to_hub: Push = None, private: Private = False,
         discard_edits: Discard = False, fill_cache: Fill = None,
     ) -> None:  # fmt: skip
-        target = None
         if not re.fullmatch(r"\d+\.\d+\.\d+", version):
             raise typer.BadParameter(f"{version!r} is not a semantic version such as 1.0.0")
-        if push_to_hub:
-            from .publish import Publication
-
-            target = Publication(push_to_hub, version, private, discard_edits)  # refuses before anything is built
+        # It refuses before anything is built.
+        target = Publication(push_to_hub, version, private, discard_edits) if push_to_hub else None
         previous = target.previous if target else None
         manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous, duplicates)
         say(f"{output}: {builder_class.NAME} {version}, built from {run_dir}")
         if fill_cache:
-            _fill_cache(builder_class, output, fill_cache)
+            # The directory is part of the class's configs: an option would become part of their names in the cache.
+            configs = [replace(known, data_dir=str(output.resolve())) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
+            attributes = {"BUILDER_CONFIGS": configs, "__module__": builder_class.__module__}  # as datasets needs it
+            cached = type("Cached", (builder_class,), attributes)
+            builder = cached(config_name=fill_cache, dataset_name=builder_class.NAME)
+            datasets.disable_progress_bars()  # they know no total and are not JSON
+            builder.download_and_prepare()
+            Path(builder.cache_dir).touch()  # datasets takes the newest of several builds; this one may be older
             say(f'load_dataset("{builder_class.NAME}", "{fill_cache}") now works from any directory')
         if target:
             target.upload(output, manifest)
             say(f'Published. Load it with load_dataset("{push_to_hub}", revision="v{version}")')
 
     return run_command(app, sys.argv[1:], f"{name} {shlex.join(sys.argv[1:])}")
-
-
-def _fill_cache(builder_class: type[UnicornBuilder], output: Path, config: str) -> None:
-    """Prepare a config in the cache of ``datasets`` under the data set's bare name. The directory is part of the
-    class's configs here: given as an option, it would become part of their names in the cache."""
-    configs = [replace(known, data_dir=str(output.resolve())) for known in builder_class.BUILDER_CONFIGS]  # type: ignore[call-arg]
-    # datasets replaces ``Path`` in the module of a builder: that must be the script.
-    attributes = {"__module__": builder_class.__module__, "BUILDER_CONFIGS": configs}
-    builder = type("Cached", (builder_class,), attributes)(config_name=config, dataset_name=builder_class.NAME)
-    datasets.disable_progress_bars()  # they know no total and are not JSON
-    builder.download_and_prepare()
-    Path(builder.cache_dir).touch()  # datasets takes the newest of several builds, and this may have been there

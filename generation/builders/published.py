@@ -1,27 +1,35 @@
-"""A built data set as its manifest describes it: a local directory, or ``hf://datasets/USER/NAME@REVISION``.
-
-A file that is read whole is compared with the sha256 in the manifest, so that a changed file, or vectors of another
-revision, are refused by name.
+"""A built data set as its manifest describes it, a local directory or ``hf://datasets/USER/NAME@REVISION``, and how it
+is published: one commit, then a tag that is never moved. A changed file is refused by name. On the Hub only files of
+the last manifest are replaced: what somebody added is kept, and what somebody edited is refused.
 """
 
+import logging
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from httpx2 import HTTPError  # what huggingface_hub raises
+from huggingface_hub import HfApi, RepoFile, get_token, hf_hub_download
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import DatasetError
-from ..files import read_json
+from ..files import read_json, sha256
+from ..rows import text_hash
 from ..store import damage
 from ..vectors import VectorShard
-from .finished import vector_column
 
+logger = logging.getLogger(__name__)
 BATCH_ROWS = 8_000  # of a Parquet file at a time
 COMPARED_SHARDS = 4  # of vectors, evenly spread; those of the Hub must be downloaded
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)")
@@ -45,14 +53,9 @@ class PublishedDataset:
         return found
 
     def file(self, name: str, verify: bool = True) -> Path:
-        """Return a local path of a file; one of the Hub is downloaded into the cache of ``huggingface_hub``.
-
-        Raises:
-            DatasetError: it is missing, cannot be downloaded, or its bytes are not those of the manifest.
-        """
+        """Return a local path of a file; one of the Hub is downloaded into the cache of ``huggingface_hub``. A
+        DatasetError says that it is missing, cannot be downloaded, or has other bytes than the manifest says."""
         if self._hub:
-            from huggingface_hub import hf_hub_download
-
             revision = self._hub["revision"].replace("%2F", "/")
             try:
                 path = Path(hf_hub_download(self._hub["repo"], name, repo_type="dataset", revision=revision))
@@ -67,8 +70,6 @@ class PublishedDataset:
 
     def tables(self, name: str) -> Iterator[pa.Table]:
         """Yield the rows of a Parquet file, a few thousand at a time; a file of the Hub is read by ranges."""
-        import fsspec
-
         opened = fsspec.open(f"{self.url}/{name}", "rb").open() if self._hub else self.file(name).open("rb")
         # pre_buffer would read in threads of Arrow, one of which may abort an early exit (apache/arrow#45214)
         with opened, pq.ParquetFile(opened, pre_buffer=False) as file:
@@ -123,11 +124,103 @@ class PublishedDataset:
                 yield f"{said}, smallest cosine {min(cosines)}" if cosines else said
 
 
+def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
+    """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row``; rows in
+    order are a view of the mapped file. A DatasetError names a row whose vector is missing or of another text."""
+    rows, total, ids, hashes = table["embedding_row"].to_numpy(), len(shard), shard.ids, shard.input_hashes
+    for row, id, caption in zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
+        if row >= total or ids[row] != id or hashes[row] != text_hash(caption):
+            raise DatasetError(f"{shard.path}, row {row}: not the vector of row {id}; take both from one build")
+    vectors, first = shard.vectors.numpy(), int(rows[0]) if len(rows) else 0
+    straight = np.array_equal(rows, np.arange(first, first + len(rows)))
+    chosen = vectors[first : first + len(rows)] if straight else vectors[rows]  # [n, d]
+    return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1), pa.float16()), shard.dimension)
+
+
 def _smallest_cosine(old: VectorShard, new: VectorShard) -> float:
     """Return the smallest cosine between the old and the new vector of a row; 1 if no row is in both."""
-    places = {id: row for row, id in enumerate(old.ids)}
-    rows = [row for row, id in enumerate(new.ids) if id in places]
-    if not rows or old.dimension != new.dimension:
+    _, before, after = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
+    if not len(before) or old.dimension != new.dimension:
         return 1.0
-    before = old.vectors[[places[new.ids[row]] for row in rows]].float()  # [n, d]
-    return float(torch.nn.functional.cosine_similarity(before, new.vectors[rows].float(), dim=1).min())
+    pair = old.vectors[before].float(), new.vectors[after].float()  # [n, d]
+    return float(torch.nn.functional.cosine_similarity(*pair, dim=1).min())
+
+
+class Publication:
+    """A repository ``USER/NAME`` of the Hub in which a version is to be published, checked before anything is built;
+    ``previous`` is what it holds now, or None. The token is ``$HF_TOKEN``, or that of ``hf auth login``. A
+    DatasetError says that the name, the token, the tag, the visibility or an edited file is in the way."""
+
+    def __init__(self, repo_id: str, version: str, private: bool, discard_edits: bool) -> None:
+        if not re.fullmatch(r"\w[\w.-]*/(?!.*(--|\.\.))\w[\w.-]{0,94}(?<![.-])", repo_id, re.ASCII):
+            raise DatasetError(f"--push-to-hub {repo_id}: give USER/NAME, of letters, digits, '-', '_' and '.'")
+        if not get_token():
+            raise DatasetError("--push-to-hub needs a token of the Hub that may write: set $HF_TOKEN to it")
+        self.repo_id, self._private, self._tag, self._discard = repo_id, private, f"v{version}", discard_edits
+        self._place: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset"}
+        self._hub, self._head, self._files = HfApi(), None, dict[str, RepoFile]()
+        self.previous: PublishedDataset | None = None
+        with self._explained("cannot be read"):
+            who = self._hub.whoami()
+            role = who.get("auth", {}).get("accessToken", {}).get("role")  # a fine-grained token has another
+            names = [who["name"], *(group["name"] for group in who.get("orgs", []))]
+            if role == "read" or (role == "write" and repo_id.split("/")[0] not in names):
+                may = "only read" if role == "read" else f"write for {', '.join(names)} only"
+                raise DatasetError(f"--push-to-hub {repo_id}: the token may {may}; set $HF_TOKEN to another")
+            if not self._hub.repo_exists(**self._place):
+                return
+            info, refs = self._hub.dataset_info(repo_id), self._hub.list_repo_refs(**self._place)
+            tree = self._hub.list_repo_tree(recursive=True, revision=info.sha, **self._place)
+            self._files, self._head = {item.path: item for item in tree if isinstance(item, RepoFile)}, info.sha
+        if private and not info.private:
+            raise DatasetError(f"--private: {repo_id} exists and is public; change that in its settings on the Hub")
+        if self._tag in [ref.name for ref in refs.tags]:
+            raise DatasetError(f"{repo_id} already has a tag {self._tag}, and tags are never moved: raise --version")
+        known, edited = dict[str, Any](), self._files.keys() & {"README.md"}  # written on the Hub
+        if "manifest.json" in self._files:
+            edited.clear()
+            self.previous = PublishedDataset(f"hf://datasets/{repo_id}@{info.sha}")
+            known = self.previous.manifest["files"]
+            for name, file in ((name, self._files[name]) for name in self._files.keys() & known):
+                found = file.lfs.sha256 if file.lfs else sha256(self.previous.file(name, verify=False))
+                edited |= {name} if found != known[name]["sha256"] else set()
+        self._refuse(edited, "edited")
+        if foreign := sorted(self._files.keys() - known - {"manifest.json", ".gitattributes", "README.md"}):
+            logger.warning("%s: kept files that no build wrote: %s", repo_id, ", ".join(foreign))
+
+    def _refuse(self, names: Collection[str], what: str) -> None:
+        if names and not self._discard:
+            raise DatasetError(
+                f"{self.repo_id}: somebody {what} {', '.join(sorted(names))} on the Hub. Move what is to stay into "
+                "the recipe's section 'card' or the template, then give --discard-edits"
+            )
+
+    def upload(self, directory: Path, manifest: dict[str, Any]) -> None:
+        """Upload a built directory and tag it. Interrupted, the same call goes on: what arrived is not sent again. A
+        DatasetError says that the version was published with other contents, that a file of somebody else would be
+        replaced, or what the Hub refuses."""
+        old = self.previous.manifest if self.previous else {"version": None, "files": {}}
+        if old["version"] == manifest["version"] and old["digest"] != manifest["digest"]:
+            raise DatasetError(f"{self.repo_id} holds version {old['version']} with other contents; raise --version")
+        self._refuse((self._files.keys() & manifest["files"]) - old["files"].keys(), "added")
+        gone = sorted((old["files"].keys() & self._files.keys()) - manifest["files"].keys())
+        logger.info("%s: uploading %d files", self.repo_id, len(manifest["files"]))
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        with self._explained("was not published; nothing is tagged, and the same command goes on where it stopped"):
+            self._hub.create_repo(private=self._private or None, exist_ok=True, **self._place)
+            change: Any = {"commit_message": f"Version {manifest['version']}", "delete_patterns": gone or None}
+            change |= {"folder_path": directory, "parent_commit": self._head}
+            commit = self._hub.upload_folder(**change, **self._place)
+            self._hub.create_tag(tag=self._tag, revision=commit.oid, **self._place)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn errors of the Hub in the block into a ``DatasetError``."""
+        try:
+            yield
+        except (HTTPError, RuntimeError, OSError, ValueError) as error:  # RuntimeError: a file that did not arrive
+            cause = error.__cause__ or error
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            remedy = ". Check $HF_TOKEN" if status in (401, 403) else ""
+            raise DatasetError(f"{self.repo_id} {what}. {self._hub.endpoint}: {cause}{remedy}") from error
