@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -11,11 +10,10 @@ from generation.config import Filters
 from generation.errors import SeedError
 from generation.recipe import CONFIGS
 from generation.seeds.filters import plain_words, reject
-from tests.test_seeds import lines, make, source
+from tests.test_seeds import CASES, lines, make, source
 
 GOOD = "A brown dog sleeps on a striped rug."
 SEED_DATA = CONFIGS.parent / "seed_data"
-CASES = yaml.safe_load(Path(__file__).with_name("seed_cases.yaml").read_text(encoding="utf-8"))["filters"]
 BUNDLED = [line.strip() for name in ("captions", "captions_more") for line in (SEED_DATA / f"{name}.txt").open()]
 
 
@@ -23,9 +21,9 @@ def test_no_bundled_caption_is_dropped() -> None:
     assert {caption: reject(caption, Filters()) for caption in BUNDLED if reject(caption, Filters())} == {}
 
 
-@pytest.mark.parametrize("reason", CASES)
+@pytest.mark.parametrize("reason", CASES["filters"])
 def test_a_caption_is_dropped_for_one_reason(reason: str) -> None:
-    texts = CASES[reason] + [" ".join(["a dog and"] * 21)] * (reason == "too_long")
+    texts = CASES["filters"][reason] + [" ".join(["a dog and"] * 21)] * (reason == "too_long")
     assert {text: reject(text, Filters()) or "none" for text in texts} == dict.fromkeys(texts, reason)
 
 

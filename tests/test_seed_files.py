@@ -12,14 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generation.errors import RecipeError, RunError, SeedError, UnicornError
 from generation.files import parquet, write_atomically
 from generation.seeds.tables import BadRow, located, read_file
-from tests.test_seeds import account, lines, make, source, texts
+from tests.test_seeds import CASES, account, lines, make, source, texts
 
 SIX = [
     *("A brown dog sleeps on a striped rug.", "A grey cat looks out of the window."),
@@ -119,7 +118,7 @@ def test_byte_order_marks_and_all_line_ends_are_read(tmp_path: Path, suffix: str
 
 IDS = [1, "1x", 1.5, 2**60, "", None]
 OBJECTS = [{"text": text, "id": id} for text, id in zip(SIX, IDS, strict=True)]
-FILES = {
+FILES: dict[str, bytes | str] = {
     "list.json": json.dumps(OBJECTS),
     "columns.json": json.dumps({"id": IDS, "text": SIX}),
     "pandas.json": json.dumps({"text": dict(enumerate(SIX)), "id": {5 - row: row for row in range(6)}}),
@@ -206,7 +205,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
 
 
 REFUSED: list[tuple[str, bytes | str | None, str]] = [
-    *map(tuple, yaml.safe_load(Path(__file__).with_name("seed_cases.yaml").read_text(encoding="utf-8"))["refused"]),
+    *map(tuple, CASES["refused"]),
     ("none.txt", None, "does not exist"),
     ("a.csv.gz", gzip.compress(b"text\nx\n"), "must end with one of"),
     ("a.json", "[" * 100_000 + "]" * 100_000, "cannot be read: maximum recursion depth"),
@@ -255,9 +254,7 @@ def test_directories_pipes_and_columns_of_groups_are_checked(tmp_path: Path) -> 
         assert "has no column 'image'; its columns: text" in message
 
 
-def test_one_bad_row_of_many_is_dropped_with_its_reason_where_a_filter_is_set(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_bad_row_of_many_is_dropped_with_its_reason_where_a_filter_is_set(tmp_path: Path, caplog: Any) -> None:
     good = [json.dumps({"text": text}) for text in SIX]
     bad = ["{", '{"text": "A", "text": "B"}', '{"alt": "A"}', '{"text": 7}', '{"text": null}']
     path = put(tmp_path / "a.jsonl", "\n".join([*good, *bad]).encode() + b'\n{"text": "caf\xe9"}\n')

@@ -22,6 +22,7 @@ from generation.stages import SEEDS
 from generation.store import Run
 
 SEED_DATA = CONFIGS.parent / "seed_data"
+CASES = yaml.safe_load(Path(__file__).with_name("seed_cases.yaml").read_text(encoding="utf-8"))
 
 
 def source(path: Path | str, name: str = "own", **options: Any) -> dict[str, Any]:
@@ -77,9 +78,7 @@ def account(run: Run, name: str = "own") -> dict[str, Any]:
     return found
 
 
-def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(tmp_path: Path, capsys: Any) -> None:
     own = [source(numbered(tmp_path / "own.txt", "dog", 10))]
     run = make(tmp_path, own, shard_rows=4)
     assert [record.rows for record in run.records(SEEDS).values()] == [4, 4, 2]
@@ -161,20 +160,7 @@ def test_labels_get_their_articles_and_plurals_and_patterns_match_in_any_directo
         make(folder / "c", domains={"files": ["../b*.yaml", "../birds.yaml"]})
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"templates": ["A bird."]}, "template 'A bird.' must hold one of {label}, {a_label}, {labels}, once"),
-        ({"templates": ["{label} and {labels}"]}, "once"),
-        ({"templates": []}, "at least 1 item"),
-        ({"labels": []}, "at least 1 item"),
-        ({"labels": [True]}, "labels.0 = true"),
-        ({"labels_file": "labels.txt"}, "either labels or labels_file"),
-        ({"labels": None, "labels_file": "none.txt"}, "none.txt cannot be read"),
-        ({"lables": ["hen"]}, "unknown key 'lables'; did you mean 'labels'?"),
-        ({"domain": "Big birds"}, "Big birds"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "words"), CASES["domains"])
 def test_a_domain_file_that_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     path = domain(tmp_path / "birds.yaml", **changes)
     with pytest.raises((RecipeError, SeedError)) as caught:
