@@ -9,8 +9,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .builders.published import PublishedDataset
 from .errors import DatasetError
@@ -21,13 +19,8 @@ from .stages import TASKS
 
 FORMATS = ("llava", "messages", "webdataset")
 TAR_ROWS = 10_000  # 60 MB at d = 1280
-BATCH_ROWS = 8_000  # of a Parquet file
 _ROLES = {"human": "user", "gpt": "assistant"}
 _IMAGE = re.compile(r"\n?(<image>)\n?")
-_CONTENT = pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))
-_TURN = pa.struct({"role": pa.string(), "content": _CONTENT})
-_PLACE = {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
-_MESSAGES = pa.schema({"id": pa.string(), "messages": pa.list_(_TURN)} | _PLACE)
 
 
 def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str | Path | None = None) -> int:
@@ -44,15 +37,16 @@ def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str
         raise DatasetError(f"{output} exists; remove it, or choose another --output")
     if embeddings and form != "webdataset":
         raise DatasetError(f"format {form} holds no vectors; remove --embeddings {embeddings}")
-    if form == "messages" and output.suffix not in (".jsonl", ".parquet"):
-        raise DatasetError(f"--output {output}: format messages needs a name that ends in .jsonl or .parquet")
+    if form == "messages" and output.suffix != ".jsonl":
+        raise DatasetError(f"--output {output}: format messages needs a name that ends in .jsonl")
     vectors = PublishedDataset(str(embeddings)) if embeddings else None
     with Progress(f"export {form}", None) as bar:
         rows = _rows(PublishedDataset(str(dataset)), form, vectors, bar)
         if form == "webdataset":
             _write_tars(rows, output)
         else:
-            write_atomically(output, partial(_write_file, rows, output.suffix if form == "messages" else form))
+            parts = (b"[\n", b",\n", b"\n]\n") if form == "llava" else (b"", b"\n", b"\n")
+            write_atomically(output, partial(_write_json, rows, *parts))
         return bar.done
 
 
@@ -75,7 +69,8 @@ def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None, 
             elif form == "messages":
                 turns = ((_ROLES[turn["from"]], message_content(turn["value"])) for turn in row["conversations"])
                 messages = [{"role": role, "content": content} for role, content in turns]
-                yield {"id": row["id"], "messages": messages} | {name: row[name] for name in _PLACE}
+                place = {name: row[name] for name in ("embedding_shard", "embedding_row")}
+                yield {"id": row["id"], "messages": messages, **place}
             else:
                 task = {"task": TASKS[row["task"]]} if "task" in row else {}
                 key = "-".join([row["id"], *task.values()])
@@ -89,18 +84,10 @@ def message_content(value: str) -> list[dict[str, str]]:
     return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _write_file(rows: Iterator[Row], kind: str, path: Path) -> None:
-    """Write ``.parquet``, ``.jsonl`` or a JSON list (``llava``)."""
-    if kind == ".parquet":
-        with pq.ParquetWriter(path, _MESSAGES, compression="zstd") as writer:
-            while part := list(islice(rows, BATCH_ROWS)):
-                writer.write_table(pa.Table.from_pylist(part, _MESSAGES))
-        return
-    start, between, end = (b"", b"\n", b"\n") if kind == ".jsonl" else (b"[\n", b",\n", b"\n]\n")
+def _write_json(rows: Iterator[Row], start: bytes, between: bytes, end: bytes, path: Path) -> None:
     with path.open("wb") as file:
-        file.write(start)
         for number, row in enumerate(rows):
-            file.write((between if number else b"") + orjson.dumps(row))
+            file.write((between if number else start) + orjson.dumps(row))
         file.write(end)
 
 

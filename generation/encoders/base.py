@@ -20,7 +20,6 @@ Tokens = npt.NDArray[np.int32]  # ids of one text, [tokens]
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 32_768}  # padded tokens in a batch; halved as often as the memory needs
 BATCH_IMAGES = 32
-TOKENISE_TEXTS = 1024  # at a time: ids as Python integers take nine times the memory
 
 
 class Encoder(ABC):
@@ -69,8 +68,8 @@ class Encoder(ABC):
         truncation (which does not count): closing special tokens stay."""
         mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         closing, rows, truncated = mask[::-1].index(0), list[Tokens](), 0
-        for first in range(0, len(texts), TOKENISE_TEXTS):
-            for ids in self._tokenizer(list(texts[first : first + TOKENISE_TEXTS]), verbose=False)["input_ids"]:
+        for first in range(0, len(texts), 1024):  # ids as Python integers take nine times the memory
+            for ids in self._tokenizer(list(texts[first : first + 1024]), verbose=False)["input_ids"]:
                 if len(ids) > self.max_tokens:
                     ids = ids[: self.max_tokens - closing] + ids[len(ids) - closing :]
                     truncated += 1

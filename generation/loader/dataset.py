@@ -25,10 +25,8 @@ from ..transfer import Statistics, fit, image_mean, parse_transfer
 from ..vectors import VectorShard
 
 CHUNK_ROWS = 4_096  # rows that are decoded or moved at a time
-SCHEMA = pa.schema(
-    {"id": pa.int64(), "caption": pa.large_string(), "conversations": pa.large_string()}
-    | {"embedding_shard": pa.int32(), "embedding_row": pa.int32()}
-)
+_TEXTS = {"id": pa.int64(), "caption": pa.large_string(), "conversations": pa.large_string()}
+SCHEMA = pa.schema(_TEXTS | {"embedding_shard": pa.int32(), "embedding_row": pa.int32()})
 
 Batch = dict[str, Any]  # "id", "caption", "conversations": lists; "embeds": tensor [B, d]
 
@@ -37,9 +35,9 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     """Unicorn-1.2M or Unicorn-471K-Instruction with its vectors, as a map-style data set.
 
     A row is ``id``, ``caption``, ``conversations`` (list of ``{"from": "human" or "gpt", "value": ...}``, ``<image>``
-    once) and ``embeds`` [d], float16 as stored, or float32 if vectors are moved or noise is added. Vectors of a method
-    with noise that is not baked in get it here, drawn anew each epoch by (seed, epoch, id). ``dimension`` is d;
-    ``statistics``, for ``apply_to_images``, are those of the transfer that the loaded vectors have.
+    once) and ``embeds`` [d], float16 as stored, or float32 if vectors are moved or noise is added: noise that is not
+    baked in is drawn here, anew each epoch, by (seed, epoch, id). ``dimension`` is d; ``statistics``, for
+    ``apply_to_images``, are those of the transfer that the loaded vectors have.
 
     Args:
         directory: a built data set.
@@ -49,9 +47,8 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         seed: of the noise.
         cache: directory for decoded texts; None: ``$XDG_CACHE_HOME/unicorn-data``.
 
-    Raises:
-        DatasetError: this is not a built data set, or vectors and rows do not belong together.
-        EmbeddingError: a shard or the images cannot be used, or baked noise prevents another transfer.
+    A DatasetError says that this is no built data set, or that vectors and rows do not belong together; an
+    EmbeddingError, that a shard or the images cannot be used, or that baked noise prevents another transfer.
     """
 
     def __init__(
@@ -159,14 +156,6 @@ def _opened(directory: str | Path) -> PublishedDataset:
     return PublishedDataset(str(path))
 
 
-def _sized(built: PublishedDataset, name: str) -> Path:
-    """Return the path of a file of the right size; `python -m generation verify` compares the bytes."""
-    path, known = built.file(name, verify=False), built.manifest["files"][name]["bytes"]
-    if (found := path.stat().st_size) != known:
-        raise DatasetError(f"{path} has {found} bytes, and the manifest {known}; download or build it again")
-    return path
-
-
 def _vector_files(rows: PublishedDataset, source: PublishedDataset) -> dict[int, Path]:
     """Return the shards of vectors by number: the ones that the rows were built with."""
     wanted, files = rows.manifest["vectors"], source.manifest["files"]
@@ -175,12 +164,13 @@ def _vector_files(rows: PublishedDataset, source: PublishedDataset) -> dict[int,
     for name, known in wanted.items():
         if (found := files.get(name, {}).get("sha256")) != known:
             raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")
-    return {int(Path(name).stem): _sized(source, name) for name in wanted}
+    return {int(Path(name).stem): source.file(name, verify=False) for name in wanted}
 
 
 def _decoded(built: PublishedDataset, cache: str | Path | None) -> Path:
     """Return the Arrow file of a data set's rows, of ``SCHEMA``; one process makes it, others wait."""
-    paths = [_sized(built, name) for name in sorted(built.manifest["files"]) if name.startswith("data/")]
+    names = sorted(name for name in built.manifest["files"] if name.startswith("data/"))
+    paths = [built.file(name, verify=False) for name in names]
     state = [built.manifest["digest"], [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
     home = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unicorn-data")
     target = home / f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.arrow"

@@ -26,6 +26,8 @@ UNSURE_MEAN = 0.02  # warn of a larger standard error of the image mean: a twent
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_ROWS = 1024  # at a time
 
+Rows = Iterable[torch.Tensor]
+Mean = tuple[torch.Tensor, int] | None  # float64 [d], and of how many rows
 Encode = Callable[[list[Path]], torch.Tensor]  # pictures -> float32 [n, d]
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,7 @@ def parse_transfer(transfer: str | Mapping[str, Any]) -> config.Transfer:
 
 
 def fit(
-    section: config.Transfer,
-    mean_text: torch.Tensor,
-    rows: int,
-    texts: Iterable[torch.Tensor] = (),
-    images: tuple[torch.Tensor, int] | None = None,
-    seed: int = 0,
+    section: config.Transfer, mean_text: torch.Tensor, rows: int, texts: Rows = (), images: Mean = None, seed: int = 0
 ) -> Statistics:
     """Fit a method to ``rows`` text embeddings of mean ``mean_text``, float64 [d].
 

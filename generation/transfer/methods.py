@@ -56,10 +56,8 @@ METHODS = {
 class Statistics:
     """A fitted method: all that is needed to treat further texts, and real images, alike.
 
-    ``tensors`` (float64) are what the operations name, and always ``mean_text`` [d]; ``facts`` are ``method``,
-    ``text_ops``, ``image_ops``, ``rows``, ``images`` and ``noise`` (or None), and in a run ``settings``, ``encoder``
-    and ``inputs``.
-    """
+    ``tensors`` (float64) are what the operations name, and ``mean_text`` [d]; ``facts`` are ``method``, ``text_ops``,
+    ``image_ops``, ``rows``, ``images`` and ``noise`` (or None), and in a run ``settings``, ``encoder``, ``inputs``."""
 
     tensors: dict[str, torch.Tensor]
     facts: dict[str, Any]
@@ -82,11 +80,9 @@ class Statistics:
         save_file(self.tensors, path, {"unicorn": json.dumps(self.facts, sort_keys=True)})
 
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
-        """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
-
-        With ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number); baked
-        noise has a seed of its own. An EmbeddingError names a row that equals the mean.
-        """
+        """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten. With
+        ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number); baked noise
+        has a seed of its own. An EmbeddingError names a row that equals the mean."""
         noise, drawn = self.facts["noise"], None
         if noise and numbers:
             drawn = normal_rows(numbers, noise["seed"] if noise["baked"] else seed, rows.shape[1])
@@ -125,9 +121,9 @@ def apply_to_images(
     """Treat real image embeddings [n, d], of any norm, so that a model trained on the synthetic ones can take them.
 
     Methods fitted on text only need ``image_mean`` [d], the mean of unit embeddings of images like those that the
-    model will see, as the function of that name computes it (Unicorn, section 3.3). ``transfer`` names the method by
-    which vectors were moved when they were loaded, if it is not that of ``statistics``. The result is float32, by the
-    papers' rules of norm 1 except for ``mean_shift`` and ``unicorn``. What does not fit raises EmbeddingError.
+    model will see (Unicorn, section 3.3). ``transfer`` names the method by which vectors were moved when they were
+    loaded, if it is not that of ``statistics``. The result is float32, of norm 1 except for ``mean_shift`` and
+    ``unicorn``, as in the papers. What does not fit raises EmbeddingError.
     """
     tensors, method = statistics.tensors, transfer or statistics.facts["method"]
     dimension = len(tensors["mean_text"])
