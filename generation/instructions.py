@@ -39,11 +39,9 @@ class InstructionTask:
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for a conversation, of question types that are drawn for the caption."""
-        key = (self.seed, self.name, item.id, attempt)
-        low, high = self.settings.items
-        types = self.prompt.draw_types(high, *key)
-        values = {"caption": item.values["caption"], "types": types, "min_items": str(low), "max_items": str(high)}
-        messages = self.prompt.messages(values)
+        key, (low, high) = (self.seed, self.name, item.id, attempt), self.settings.items
+        values = {"caption": item.values["caption"], "min_items": str(low), "max_items": str(high)}
+        messages = self.prompt.messages(values | {"types": self.prompt.draw_types(high, *key)})
         return Request(messages, self.prompt.sampling, stable_hash("instruction", *key) % (2**31 - 1) + 1, self.schema)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
@@ -56,8 +54,7 @@ class InstructionTask:
         if len(kept) < low:
             return Counter(faults).most_common(1)[0][0] if faults else "too_few_items"
         order = sorted(range(min(high, len(kept))), key=lambda place: stable_hash("turn", self.name, item.id, place))
-        shuffled = [shuffle_options(kept[place], self.name, item.id, place) for place in order]
-        scene = Scene(caption)
+        shuffled, scene = [shuffle_options(kept[place], self.name, item.id, place) for place in order], Scene(caption)
         return {
             "task": self.name,
             "conversations": conversation(shuffled, self.name, item.id),
@@ -68,10 +65,7 @@ class InstructionTask:
 
 
 def selection_inputs(run: Run, name: str) -> dict[str, str]:
-    """Return what the selection of a task depends on, as ``extra`` inputs of its shards (``Run.inputs``).
-
-    These are its fraction and, without overlap, those of earlier tasks.
-    """
+    """Return what a task's selection depends on (``Run.inputs``): its fraction, and without overlap earlier tasks'."""
     earlier = () if run.recipe.instructions.overlap else TASKS[: TASKS.index(name)]
     return {task: str(run.recipe.task(task).fraction) for task in (*earlier, name)}
 
@@ -94,9 +88,8 @@ def conversation(items: list[QA], *key: object) -> Turns:
     for qa in items:
         lines = [qa["Question"], *(f"{letter}: {option}" for letter, option in qa.get("Options", {}).items())]
         turns += [{"from": "human", "value": "\n".join(lines)}, {"from": "gpt", "value": qa["Answer"]}]
-    text = turns[0]["value"]
-    turns[0]["value"] = f"<image>\n{text}" if stable_hash("image first", *key) % 2 else f"{text}\n<image>"
-    return turns
+    first, text = stable_hash("image first", *key) % 2, turns[0]["value"]
+    return [{"from": "human", "value": f"<image>\n{text}" if first else f"{text}\n<image>"}, *turns[1:]]
 
 
 def items_of(turns: Turns) -> list[QA]:

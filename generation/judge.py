@@ -56,8 +56,7 @@ class JudgeTask:
         """Return the request for one vote on an item, its answers shuffled once more."""
         options = item.values.get("Options") or {"A": item.values["Answer"]}
         order = sorted(options, key=lambda letter: stable_hash("judge", item.input_hash, attempt, letter))
-        shown = dict(zip(options, order, strict=True))
-        item.values["shown"].append(shown)
+        item.values["shown"].append(shown := dict(zip(options, order, strict=True)))
         answers = "\n".join(f"{new}: {options[old]}" for new, old in shown.items())
         values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
         schema = json.loads(json.dumps(self.prompt.schema))
@@ -121,10 +120,8 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
         tasks = [JudgeTask(run, stage, judge) for stage in (*JUDGEMENTS.values(), CAPTION_JUDGEMENTS)] + tasks
     # The last stage is first: once a shard is reopened, those that were made from it are not looked at.
     found = retry(run, [task for task in tasks if run.directory(task.stage).is_dir()], reasons)
-    for stage, rows in found.items():
-        say(f"{stage}: {rows} rejected rows are asked again")
-    if not found:
-        say("No rejected row" + (f" has the reason {' or '.join(reasons)}" if reasons else "s"))
+    none = "No rejected row" + (f" has the reason {' or '.join(reasons)}" if reasons else "s")
+    say("\n".join(f"{stage}: {rows} rejected rows are asked again" for stage, rows in found.items()) or none)
     make_captions(run)
     if run.directory(CAPTION_JUDGEMENTS).is_dir():
         judge_captions(run)
@@ -172,8 +169,11 @@ def _drop(run: Run, stage: Stage, shard: int) -> bool:
         kept = [row for row in rows if "reason" not in row]
         rejected = [*(before.to_pylist() if before else ()), *(row for row in rows if "reason" in row)]
         if changed:
-            counts = {"accepted": len(kept), "rejected": dict(Counter(row["reason"] for row in rejected))}
-            counts |= {"dropped": dict(Counter(reason for row in kept for reason in row.get("dropped", ())))}
+            lost, dropped = (
+                (row["reason"] for row in rejected),
+                (code for row in kept for code in row.get("dropped", ())),
+            )
+            counts = {"accepted": len(kept), "rejected": dict(Counter(lost)), "dropped": dict(Counter(dropped))}
             own = run.inputs(source, shard) or {}
             extra = {key: value for key, value in record.inputs.items() if key not in own}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
@@ -205,10 +205,9 @@ def _judged(run: Run, source: Stage, shard: int) -> Iterator[tuple[Row, list[tup
     captions = dict(zip(*run.table(CAPTIONS, shard, ["id", "caption"]).to_pydict().values(), strict=True))
     for row in run.table(source, shard).to_pylist():
         caption, parts = captions[row["id"]], list[tuple[str, int, QA]]()
-        of_caption = source is CAPTIONS
-        for qa in [{"Question": "", "Answer": row["seed"]}] if of_caption else items_of(row["conversations"]):
+        for qa in [{"Question": "", "Answer": row["seed"]}] if "seed" in row else items_of(row["conversations"]):
             texts = (caption, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"])
-            hash = text_hash(row["seed"], caption) if of_caption else text_hash(*texts)
+            hash = text_hash(*((row["seed"], caption) if "seed" in row else texts))
             parts.append((f"{row['id']}/{hash}", hash, qa | {"caption": caption}))
         yield row, parts
 

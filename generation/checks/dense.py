@@ -19,10 +19,10 @@ _MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
 def finish(text: str, finish_reason: str) -> str:
     """Return ``text`` without outer spaces; if it was cut for length, up to its last finished sentence."""
     text = text.strip()
-    if finish_reason != "length":
-        return text
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return next((text[:end] for end in reversed(ends) if is_finished(text[:end])), "")
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)] if finish_reason == "length" else []
+    return next(
+        (text[:end] for end in ends[::-1] if is_finished(text[:end])), "" if finish_reason == "length" else text
+    )
 
 
 def caption_fault(
@@ -30,8 +30,7 @@ def caption_fault(
 ) -> str | None:
     """Return the reason code for which ``text`` is not a dense caption of ``seed``, or None.
 
-    Words are counted between spaces; the bounds are those of the paper's captions (appendix D). ``shown`` are the
-    ``shingles`` of the prompt.
+    The bounds, in words between spaces, are the paper's (appendix D). ``shown`` are the ``shingles`` of the prompt.
     """
     return next((code for code, found in _faults(text, seed, min_words, max_words, shown) if found), None)
 

@@ -10,9 +10,8 @@ Kinds = Mapping[str, frozenset[str]]  # word -> the values that it may stand for
 
 
 def _kinds(name: str) -> Kinds:
-    lines = {value: {value, *str(words).split()} for value, words in ENGLISH[name].items()}
-    words = frozenset().union(*lines.values())
-    return {word: frozenset(value for value, named in lines.items() if word in named) for word in words}
+    pairs = [(word, value) for value, words in ENGLISH[name].items() for word in (value, *str(words).split())]
+    return {word: frozenset(value for other, value in pairs if other == word) for word, _ in pairs}
 
 
 COLOURS, NUMBERS = _kinds("colours"), _kinds("numbers")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from ..files import unique_keys
@@ -22,12 +23,11 @@ _MIN_REASONING = 10  # words of a reasoned answer
 _LENGTH_RATIO, _LONGER_BY = 1.8, 12  # a right option so much longer than all others, in characters, gives itself away
 _COPIED_WORDS = 5  # a sentence of so many words is not hit upon by chance
 
-_LEAK, _WRITTEN, _WRITTEN_TOO = map(pattern, ("leak", "written", "written_too"))
+_LEAK, _WRITTEN, _WRITTEN_TOO, _NO_ANSWER, _FIRST_PERSON, _REFERS, _BY_LETTER = map(
+    pattern, ("leak", "written", "written_too", "no_answer", "first_person", "refers_to_options", "by_letter")
+)
 _WRITING = stems(ENGLISH["writing"].split())
-_REFERS, _BY_LETTER = pattern("refers_to_options"), re.compile(r"^\(?[A-D][.):]\s|\b[A-D],? (?:and|or|&) [A-D]\b")
-_NO_ANSWER, _FIRST_PERSON = pattern("no_answer"), pattern("first_person")
-_QUOTE = re.compile(r"[\"“].*?[\"”]")
-_SCRAPS = re.compile(r"[{}\[\]]")  # small models write JSON's brackets into texts
+_QUOTE, _SCRAPS = re.compile(r"[\"“].*?[\"”]"), re.compile(r"[{}\[\]]")  # scraps of JSON in a text
 _WH_WORDS, _SAYS_NOTHING, _DANGLING = (frozenset(ENGLISH[name].split()) for name in ("wh", "says_nothing", "dangling"))
 _TYPES = {name: re.compile(found) for name, found in (ENGLISH["question_types"] | {"other": ""}).items()}
 QUESTION_TYPES = tuple(_TYPES)
@@ -64,7 +64,7 @@ def sound_items(
 ) -> tuple[list[QA], list[str]]:
     """Return the sound items of an answer ``text`` about a caption, and the reason codes of the others.
 
-    ``kept`` are items of earlier answers about the same caption, whose questions may not be asked again.
+    The questions of ``kept``, items of earlier answers about the same caption, may not be asked again.
     """
     if finish_reason == "length":
         return [], ["cut_off"]
@@ -89,13 +89,10 @@ def sound_items(
 def read_object(text: str) -> dict[str, Any] | None:
     """Return the one JSON object in a text, or None; prose or a Markdown fence around it is skipped."""
     start, end = text.find("{"), text.rfind("}") + 1
-    if not 0 <= start < end or len(text) > _MAX_CHARACTERS or text.lstrip().startswith("["):
-        return None
-    try:
-        found: dict[str, Any] = json.loads(text[start:end], object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError):
-        return None
-    return found
+    with suppress(ValueError, RecursionError):
+        if 0 <= start < end and len(text) <= _MAX_CHARACTERS and not text.lstrip().startswith("["):
+            return dict(json.loads(text[start:end], object_pairs_hook=unique_keys))
+    return None
 
 
 def item_fault(item: Any, task: str, scene: Scene, shown: Shown = _NOTHING) -> str | None:

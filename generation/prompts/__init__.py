@@ -1,7 +1,6 @@
 """Prompts as versioned data: one YAML file each, in this folder, with the keys of ``Prompt``.
 
-A template names its fields as ``{field}``. Values are inserted once and are never read as templates, so braces or
-instructions inside them change nothing.
+A template names its fields as ``{field}``. Values are inserted once and are never read as templates.
 """
 
 import hashlib
@@ -76,7 +75,7 @@ class Prompt(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def messages(self, values: Mapping[str, str]) -> list[Message]:
-        """Return the conversation to send; it ends with an assistant turn if the prompt has an ``answer_prefix``."""
+        """Return the conversation to send; its end is the beginning of the answer, if the prompt gives one."""
         system = [{"role": "system", "content": render(self.system, values)}] if self.system else []
         begun = [{"role": "assistant", "content": self.prefix(values)}] if self.answer_prefix else []
         return [*system, *self.shots, {"role": "user", "content": render(self.user, values)}, *begun]

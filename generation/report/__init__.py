@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..files import write_atomically
+from ..prompts import render
 from ..store import Run
 from .contents import collect
 
@@ -39,14 +40,7 @@ def page(facts: dict[str, object]) -> str:
     They are embedded as JSON without ``<``, and shown as text only. A content security policy lets no script run but
     the page's own, whose hash it names.
     """
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    html, style, script = ((_HERE / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Unicorn run</title>'
-        f'<style>{style}</style></head><body><script type="application/json" id="facts">{data}</script>'
-        f"<script>{script}</script></body></html>\n"
-    )
+    return render(html, {"digest": digest, "style": style, "script": script, "data": data}) + "\n"

@@ -36,13 +36,7 @@ def collect(
             | {key: counts[name] for key, counts in by_source.items()}
             for name in dict.fromkeys([*sources, *sorted(by_source["captions"])])
         ],
-        "verdicts": {
-            stage.name: Counter(
-                v for shard in run.shards(stage) for v in run.table(stage, shard)["verdict"].to_pylist()
-            )
-            for stage in STAGES
-            if stage.command == "judge"
-        },
+        "verdicts": {stage.name: _verdicts(run, stage) for stage in STAGES if stage.command == "judge"},
         "rejected": _rejected(run, rows),
         "gap": measure_gap(run, sample, images, pairs),
         "cloud": cloud(sample, {row["id"]: number for number, row in enumerate(texts["rows"])}),
@@ -55,6 +49,10 @@ def _counts(run: Run, stage: Stage, name: str) -> dict[str, int]:
     """Return one kind of counts of a stage, summed over its records, the most frequent first."""
     counts = sum((Counter(record.counts.get(name)) for record in run.records(stage).values()), Counter[str]())
     return dict(counts.most_common())
+
+
+def _verdicts(run: Run, stage: Stage) -> dict[str, int]:
+    return Counter(one for shard in run.shards(stage) for one in run.table(stage, shard)["verdict"].to_pylist())
 
 
 def _stages(run: Run, prices: tuple[float, float] | None) -> list[Facts]:

@@ -132,7 +132,7 @@ def recall(text: Tensor, image: Tensor) -> float:
 def cloud(sample: GapSample, browsable: dict[str, int]) -> list[dict[str, Any]]:
     """Return points of the vectors (transferred, if they are) in the plane of their two main directions.
 
-    Each has ``x`` and ``y`` in 0..1, ``id``, ``source``, and ``row``, its place among the ``browsable`` rows or None.
+    ``x`` and ``y`` are in 0..1; ``row`` is the place among the ``browsable`` rows, or None.
     """
     rows = sample.text if sample.moved is None else sample.moved
     if len(rows) < 3:

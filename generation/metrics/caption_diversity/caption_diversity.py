@@ -93,9 +93,8 @@ def _self_bleu(texts: Sequence[Sequence[str]]) -> float:
     lengths, score = Counter(map(len, texts)), 0.0
     for length, log in ((len(tokens), log) for tokens, log in zip(texts, logs, strict=True) if tokens):
         # Brevity penalty: against the other text of the nearest length, of two the shorter.
-        others = (other for other, count in lengths.items() if other != length or count > 1)
-        nearest = min(others, key=lambda other: (abs(other - length), other))
-        score += min(1.0, math.exp(1 - nearest / length)) * math.exp(log)
+        others = [(abs(other - length), other) for other, count in lengths.items() if other != length or count > 1]
+        score += min(1.0, math.exp(1 - min(others)[1] / length)) * math.exp(log)
     return score / len(texts)
 
 
