@@ -134,6 +134,8 @@ FILES: dict[str, bytes | str] = {
 @pytest.mark.parametrize("name", FILES)
 def test_files_as_other_programs_write_them(tmp_path: Path, name: str) -> None:
     assert seeds(put(tmp_path / name, FILES[name]), group_column="id") == sorted(SIX)
+    if name == "pandas.json":
+        assert read(tmp_path / name, "text", "id") == [[text, 5 - row] for row, text in enumerate(SIX)]
 
 
 def test_odd_names_and_values_are_read_as_they_are(tmp_path: Path) -> None:
@@ -145,6 +147,7 @@ def test_odd_names_and_values_are_read_as_they_are(tmp_path: Path) -> None:
     assert len(read(lines(tmp_path / "a.jsonl", *map(json.dumps, rows)))) == 3
     long = put(tmp_path / "b.csv", f"text,image\nA dog.,{'x' * 10**6}\n")
     assert read(long) == [["A dog."]]
+    assert read(put(tmp_path / "c.csv", "text\nA dog.\n\nA cat.\n")) == [["A dog."], ["A cat."]]
 
 
 text_strategy = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\t\0"), min_size=1)

@@ -123,6 +123,7 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
     reader = csv.reader(lines, strict=True, **options)
     header = next(filter(None, reader))
     _require(path, header, columns)
+    positions = [header.index(column) for column in columns]
     while True:
         first, cells, fault = reader.line_num + 1, list[str](), ""
         try:
@@ -137,13 +138,12 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
             extra = "".join(f", such as {cell!r}" for cell in cells[len(header) :][:1])
             fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}; put fields with commas into "
             fault += "quotes, remove stray separators"
-        elif [cell.strip("\ufeff") for cell in cells] == header:
+        elif cells and cells[1:] == header[1:] and cells[0].removeprefix("\ufeff") == header[0]:
             fault = "is the header again, as in joined files; remove it"
         elif quoted := next(filter(odd.fullmatch, cells), None):
             fault = f"holds {quoted[:80]!r}; {remedy}"
         if fault or cells:
-            row = dict(zip(header, cells, strict=False))
-            yield first, BadRow("malformed", fault) if fault else [row[column] for column in columns]
+            yield first, BadRow("malformed", fault) if fault else [cells[position] for position in positions]
 
 
 def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
