@@ -38,8 +38,10 @@ FUNCTIONS = {  # module and function of each command: f(run, rank, world_size); 
     "embed": ("embed", "make_text_embeddings"),
     "transfer": ("transfer.stage", "make_image_embeddings"),
 }
-RunDir = Annotated[Path, typer.Option("--run-dir", help="Directory of the run; made if it does not exist.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+RunDir = Annotated[
+    Path, typer.Option("--run-dir", help="Directory of the run; made if it does not exist.", file_okay=False)
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", file_okay=False)]
 Config = Annotated[
     Path | None, typer.Option("--config", help="Recipe (YAML). Needed once: the run remembers it.", dir_okay=False)
 ]
@@ -51,7 +53,7 @@ Endpoint = Annotated[
 Kind = Annotated[
     str | None, typer.Option("--kind", help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")
 ]
-Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray (needs datatrove).")]
+Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: all.")]
 Rank = Annotated[int, typer.Option(min=0, hidden=True)]

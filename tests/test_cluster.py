@@ -1,7 +1,5 @@
-"""Stages in many tasks: Slurm's jobs as they are submitted, and what an executor cannot use."""
+"""Stages in many tasks: as processes, Slurm's jobs as they are submitted and run, Ray, and what is refused."""
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,89 +16,81 @@ SBATCH = {"partition": "gpu", "time": "12:00:00", "qos": "long", "constraint": "
 STAGES = ("captions", "instructions", "judge", "embed", "transfer")
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """All jobs of ``run`` in eight tasks, four at a time."""
-    folder = tmp_path_factory.mktemp("chain")
+def test_each_slurm_job_waits_for_the_one_before_and_asks_for_what_the_recipe_says(tmp_path: Path) -> None:
     cluster = {"cpus": 2, "gpus": 1, "environment": "module load cuda", "sbatch": SBATCH}
-    recipe = write_recipe(folder, cluster=cluster)
-    place = ("--config", recipe, "--run-dir", folder / "run", "--endpoint", "http://127.0.0.1:1")
-    path = install(folder / "slurm")
+    place = ("--config", write_recipe(tmp_path, cluster=cluster), "--run-dir", tmp_path / "run")
+    path = install(tmp_path / "slurm")
     done = generation("run", *place, "--executor", "slurm", "--tasks", 8, "--workers", 4, PATH=path)
     assert done.returncode == 0, done.stderr
-    text = json.dumps(submitted(folder / "slurm")).replace(str(folder / "run"), "RUN")
-    return [job for job in json.loads(text) if job["arguments"]]  # the others merge datatrove's statistics
-
-
-def test_each_job_waits_for_the_one_before(chain: list[dict[str, Any]]) -> None:
+    chain: list[dict[str, Any]] = submitted(tmp_path / "slurm")
     names = [job["options"]["job-name"].removeprefix("unicorn-") for job in chain]
     assert names == ["seeds-finish", *(f"{stage}-{part}" for stage in STAGES for part in ("work", "finish"))]
     assert chain[0]["job"] == FIRST_JOB and "dependency" not in chain[0]["options"]
     for before, job in zip(chain, chain[1:], strict=False):
         assert job["options"]["dependency"] == f"afterok:{before['job']}"
+    options, lines = chain[1]["options"], chain[1]["script"].splitlines()
+    wanted = {**SBATCH, "cpus-per-task": "2", "gpus": "1", "array": "0-7%4", "kill-on-invalid-dep": "yes"}
+    assert wanted.items() <= options.items()
+    assert lines[-3:-1] == ["module load cuda", f"cd {ROOT}"]
+    command = f"srun --cpus-per-task=2 {sys.executable} -m generation captions --run-dir {tmp_path / 'run'}"
+    assert lines[-1] == f"{command} --rank $SLURM_ARRAY_TASK_ID --world-size 8"
+    assert chain[2]["options"]["array"] == "0-0%4" and "--rank" not in chain[2]["script"]
 
 
-def test_a_script_holds_what_the_recipe_asks_for(chain: list[dict[str, Any]]) -> None:
-    job = next(job for job in chain if job["options"]["job-name"] == "unicorn-captions-work")
-    asked = {name: job["options"][name] for name in ("partition", "time", "qos", "constraint", "cpus-per-task")}
-    assert asked == {**SBATCH, "cpus-per-task": "2"}
-    assert job["options"]["array"] == "0-7%4" and job["options"]["kill-on-invalid-dep"] == "yes"
-    lines = job["script"].splitlines()
-    setup = next(line for line in lines if line.startswith("module load cuda"))
-    assert f"export PATH={Path(sys.executable).parent}:$PATH" in setup and f"PYTHONPATH={ROOT}" in setup
-
-
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("executor", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
 def test_tasks_make_what_one_process_makes(executor: str, tmp_path: Path) -> None:
+    path = install(tmp_path / "fake slurm")
     with FakeServer("vllm", api_key="sesame") as server:
         place = ("--config", write_recipe(tmp_path), "--endpoint", server.url, "--run-dir")
-        for run in ("one", "many"):
+        many = ("captions", *place, tmp_path / "a run", "--executor", executor, "--tasks", 2)
+        for run in ("one", "a run"):
             assert generation("seeds", *place[:2], "--run-dir", tmp_path / run).returncode == 0
-        many = ("captions", *place, tmp_path / "many", "--executor", executor, "--tasks", 2)
-        refused = generation(*many, TGI_API_KEY="wrong")
-        assert refused.returncode == 1 and "2 of 2 tasks failed. task 0: error: " in refused.stderr
-        done = generation(*many, TGI_API_KEY="sesame")
+        refused = generation(*many, TGI_API_KEY="wrong", PATH=path, FAKE_SLURM_RUN="1")
+        if executor != "slurm":
+            assert refused.returncode == 1 and "2 of 2 tasks failed. task 0: error: " in refused.stderr
+        done = generation(*many, TGI_API_KEY="sesame", PATH=path, FAKE_SLURM_RUN="1")
         assert done.returncode == 0, done.stderr
         assert generation("captions", *place, tmp_path / "one", TGI_API_KEY="sesame").returncode == 0
-    tables = [Run(tmp_path / run).table(CAPTIONS, shard) for shard in range(3) for run in ("one", "many")]
+    tables = [Run(tmp_path / run).table(CAPTIONS, shard) for shard in range(3) for run in ("one", "a run")]
     assert all(one.equals(many) for one, many in zip(tables[::2], tables[1::2], strict=True))
-    written = b"".join(path.read_bytes() for path in (tmp_path / "many").rglob("*") if path.is_file())
+    failed = [job["failed"] for job in submitted(tmp_path / "fake slurm")]
+    assert failed == ([True, True, False, False] if executor == "slurm" else [])
+    written = b"".join(path.read_bytes() for path in (tmp_path / "a run").rglob("*") if path.is_file())
     assert b"sesame" not in written and b"wrong" not in written
 
 
-@pytest.mark.parametrize(
-    ("cluster", "run", "message"),
-    [
-        ({}, "run", r"cluster.sbatch.partition is missing"),
-        ({"sbatch": {"partition": "cpu"}}, "a run", "need a path without spaces"),
-        ({"gpu": 8}, "run", "unknown key 'cluster.gpu'; did you mean 'gpus'"),
-    ],
-)
-def test_what_slurm_cannot_use_is_refused_before(cluster: Any, run: str, message: str, tmp_path: Path) -> None:
-    path = install(tmp_path / "slurm")
-    place = ("--config", write_recipe(tmp_path, cluster=cluster), "--run-dir", tmp_path / run)
-    refused = generation("seeds", *place, "--executor", "slurm", "--tasks", 2, PATH=path)
-    assert refused.returncode == 1 and message in refused.stderr
-    assert not submitted(tmp_path / "slurm")
-
-
-def test_machines_without_slurm_and_refusals_of_sbatch_are_named(tmp_path: Path) -> None:
-    place = ("--config", write_recipe(tmp_path, cluster={"sbatch": {"partition": "x"}}), "--run-dir", tmp_path / "run")
-    missing = generation("seeds", *place, "--executor", "slurm", "--tasks", 2, PATH="/nonexistent")
-    assert missing.returncode == 1 and "sbatch not found" in missing.stderr
-    path = install(tmp_path / "slurm")
-    (tmp_path / "slurm" / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 3\n")
-    refused = generation("seeds", *place, "--executor", "slurm", "--tasks", 2, PATH=f"{path}:{os.environ['PATH']}")
-    assert refused.returncode == 1 and "ended with 3" in refused.stderr and "Traceback" not in refused.stderr
+@pytest.mark.parametrize("executor", [None, "local"])
+def test_seeds_are_added_with_or_without_an_executor(executor: str | None, tmp_path: Path) -> None:
+    options = ("--executor", executor) if executor else ()
+    place = ("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", *options)
+    assert generation(*place).returncode == 0
+    with (tmp_path / "seeds.txt").open("a") as file:
+        file.write("A green lamp in a shop.\n")
+    assert "--extend" in generation(*place).stderr
+    assert generation(*place, "--extend").returncode == 0
+    assert sum(record.rows for record in Run(tmp_path / "run").records(CAPTIONS.source).values()) == 19  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "sbatch", "message"),
     [
-        (["--tasks", 2], "--tasks 2 needs --executor"),
-        (["--executor", "pbs"], "--executor pbs does not exist; there are: local, slurm, ray"),
+        (["--tasks", 2], None, "--tasks 2 needs --executor"),
+        (["--executor", "pbs"], None, "--executor pbs does not exist; there are: local, slurm, ray"),
+        (["--executor", "slurm"], None, "sbatch not found"),
+        (
+            ["--executor", "slurm"],
+            "echo 'invalid partition' >&2\nexit 3",
+            "ended with 3: invalid partition. Jobs before",
+        ),
     ],
 )
-def test_wrong_options_are_named(options: list[object], message: str, tmp_path: Path) -> None:
-    refused = generation("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", *options)
-    assert refused.returncode == 1 and message in refused.stderr
+def test_what_cannot_be_submitted_is_named(
+    options: list[object], sbatch: str | None, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    if sbatch:
+        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{sbatch}\n")
+        (tmp_path / "bin" / "sbatch").chmod(0o755)
+    place = ("--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+    refused = generation("seeds", *place, *options, PATH=str(tmp_path / "bin"))
+    assert refused.returncode == 1 and message in refused.stderr and "Traceback" not in refused.stderr
