@@ -67,8 +67,7 @@ def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 
     from rensa import RMinHash, RMinHashLSH
 
     # A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
-    likely = (1 - (1 - threshold ** (_SIGNATURE // bands)) ** bands >= _RECALL for bands in _BANDS)
-    bands = next((bands for bands, enough in zip(_BANDS, likely, strict=True) if enough), _SIGNATURE)
+    bands = next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - threshold ** (_SIGNATURE // b)) ** b >= _RECALL)
     index, grams = RMinHashLSH(threshold, _SIGNATURE, bands), dict[int, NDArray[np.uint32]]()
     found: dict[int, tuple[int, float]] = {}
     for row, text in enumerate(counted(texts, "duplicates", "row")):
