@@ -13,14 +13,7 @@ from generation.checks.items import LETTERS, QUESTION_TYPES
 from generation.engine import Item
 from generation.errors import RunError
 from generation.files import parquet
-from generation.instructions import (
-    InstructionTask,
-    conversation,
-    items_of,
-    make_instructions,
-    selection_inputs,
-    shuffle_options,
-)
+from generation.instructions import InstructionTask, conversation, items_of, make_instructions, shuffle_options
 from generation.recipe import parse_recipe
 from generation.rows import CAPTION_SCHEMA, SEED_SCHEMA, row_id
 from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS
@@ -95,7 +88,7 @@ def test_a_higher_fraction_only_adds_and_without_overlap_each_caption_serves_one
             assert before <= found[TASKS[0]]
             before = found[TASKS[0]]
         own = fractions if not overlap else {TASKS[2]: 0.2}
-        assert selection_inputs(run, TASKS[2]) == {name: str(fraction) for name, fraction in own.items()}
+        assert InstructionTask(run, TASKS[2]).extra == {name: str(fraction) for name, fraction in own.items()}
 
 
 def test_sound_items_are_kept_from_answer_to_answer(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from generation.estimate import estimate_run
 from generation.files import parquet
 from generation.instructions import InstructionTask, conversation, items_of
 from generation.judge import CONFIRMED, JudgeTask, judge_captions, judged_share, make_judgements, retry_rejected
-from generation.recipe import parse_recipe
 from generation.rows import CAPTION_SCHEMA, INSTRUCTION_SCHEMA, SEED_SCHEMA, Row, row_id, stable_hash, text_hash
 from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from generation.store import Run
 from generation.tgi.protocol import Answer
 from generation.verify import verify_path
 from tests.fake_server import FakeServer
+from tests.test_instructions import make_run as make_any_run
 from tests.test_text_cases import DEFECTS, GOOD, answered
 
 TASK = "multiple_choice"
@@ -53,8 +53,7 @@ class Judge(FakeServer):
 
 def make_run(path: Path, url: str, items: list[int], **judge: Any) -> Run:
     tasks = {task: {"prompt": task, "fraction": 1.0, "items": items} for task in TASKS}
-    data = {"name": "t", "directory": "/", "seeds": {"captions": []}, "instructions": tasks, "judge": judge}
-    return Run(path, parse_recipe(data | {"server": {"endpoints": [url]}}, "test"), create=True)
+    return make_any_run(path, instructions=tasks, judge=judge, server={"endpoints": [url]})
 
 
 def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> None:
@@ -70,9 +69,8 @@ def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> N
         columns |= {"id": seed["id"], "task": task, "conversations": turns, "input_hash": text_hash(text)}
         conversations.append(columns | made)
     run.commit(SEEDS, 0, len(rows), parquet(pa.Table.from_pylist(seeds, SEED_SCHEMA)))
-    run.commit(
-        CAPTIONS, 0, len(rows), parquet(pa.Table.from_pylist(captions, CAPTION_SCHEMA)), counts={"rejected": {}}
-    )
+    texts = parquet(pa.Table.from_pylist(captions, CAPTION_SCHEMA))
+    run.commit(CAPTIONS, 0, len(rows), texts, counts={"rejected": {}})
     for name in TASKS:
         table = pa.Table.from_pylist(conversations if name == task else [], INSTRUCTION_SCHEMA)
         extra = InstructionTask(run, name).extra

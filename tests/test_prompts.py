@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from generation.errors import RecipeError
-from generation.prompts import PROMPTS, Prompt, load_prompt, render
+from generation.prompts import PROMPTS, Prompt, load_prompt
 
 BUNDLED = {path.stem: load_prompt(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))}
 WITH_ITEMS = [name for name, prompt in BUNDLED.items() if "QA Pairs" in str(prompt.schema)]
@@ -79,11 +77,6 @@ def test_a_faulty_file_is_refused_with_the_key(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         load(MINIMAL | change)
-
-
-@given(st.dictionaries(st.sampled_from(["a", "b"]), st.text(), min_size=2))
-def test_values_are_inserted_once_and_never_read_as_templates(values: dict[str, str]) -> None:
-    assert render("<{a}|{b}>", values) == f"<{values['a']}|{values['b']}>"
 
 
 def test_the_hash_moves_with_everything_that_can_change_the_output(load: Callable[..., Prompt]) -> None:

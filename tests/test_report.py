@@ -89,10 +89,8 @@ def test_the_gap_is_measured_with_images_and_pairs_of_ones_own(run: Run, tmp_pat
     text = shard.vectors.float()
     image = normalize(text + 2 * normalize(randn(1, text.shape[1]), dim=1) + 0.1 * randn(text.shape), dim=1)
     paths = vectors_file(tmp_path / "t.safetensors", text), vectors_file(tmp_path / "i.safetensors", image)
-    rows = {
-        row["figure"]: row
-        for row in facts_of(write_report(run, tmp_path, images=paths[1], pairs=paths))["gap"]["rows"]
-    }
+    gap = facts_of(write_report(run, tmp_path, images=paths[1], pairs=paths))["gap"]
+    rows = {row["figure"]: row for row in gap["rows"]}
     cosine = rows["paired cosine"]
     assert cosine["before"] == pytest.approx(float((text * image).sum(1).mean()), abs=1e-3)
     assert cosine["after"] > cosine["before"] and rows["paired cosine, images not treated"]["after"] < cosine["after"]

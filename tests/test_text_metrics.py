@@ -98,10 +98,7 @@ def test_p_is_that_of_the_printed_tables(critical: float, p: float) -> None:
 
 
 def test_leaks_are_counted_and_impossible_values_are_refused_with_their_row() -> None:
-    asked, said = (
-        ["What is it?", "What does the passage say?", "What is printed?"],
-        ["A dog.", "Yes.", "Not mentioned."],
-    )
+    asked, said = ["What is it?", "What does the passage say?", "Is it red?"], ["A dog.", "Yes.", "Not mentioned."]
     made = instruction_quality.measure(asked, said, ["object"] * 3, [0.2, 0.4, 1.0])
     assert made["leak_rate"] == pytest.approx(2 / 3)
     assert made["grounded_p05"] == 0.2
