@@ -1,5 +1,6 @@
 """The command line: one function a command. Heavy libraries are imported inside the command that needs them."""
 
+import inspect
 import shlex
 import sys
 from importlib import import_module
@@ -53,6 +54,7 @@ Endpoint = Annotated[
 Kind = Annotated[
     str | None, typer.Option("--kind", help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")
 ]
+Captions = Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")]
 Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: all.")]
@@ -90,94 +92,51 @@ def open_run(run_dir: Path) -> "Run":
     return Run(run_dir)
 
 
-def _generate(
-    command: str, run_dir: Path, config: Path | None, endpoint: list[str] | None = None, kind: str | None = None,
-    extend: bool = False, executor: str | None = None, tasks: int = 1, workers: int | None = None, rank: int = 0,
-    world_size: int = 1,
-) -> None:  # fmt: skip
-    """Run one stage, or with ``run`` all of them, in this process or on a cluster."""
-    if tasks > 1 and not executor:
-        raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
-    if rank >= world_size:
-        raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
-    from .store import Run
+def _add_stage(name: str, help: str, *without: str) -> None:
+    """Add the command of a stage, or with ``run`` of all, without the options that it has no use for."""
 
-    recipe, creates = read_recipe(run_dir, config, endpoint, kind), command in ("run", "seeds")
-    run = Run(run_dir, recipe, create=creates, extend=extend)
-    if executor:
-        from .cluster import COMMANDS, launch
-
-        launch(executor, run, COMMANDS if command == "run" else (command,), tasks, workers or tasks, extend)
-    else:
-        module, function = FUNCTIONS[command]
-        make = getattr(import_module(f".{module}", __package__), function)
-        make(run, extend) if creates else make(run, rank, world_size)
-
-
-@app.command()
-def run(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, extend: Extend = False,
-    dry_run: DryRun = False, probes: Probes = 8, tokenizer: Tokenizer = None, usd_per_million: Prices = None,
-    usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
-) -> None:  # fmt: skip
-    """All stages, one after the other."""
-    if dry_run:
-        from .estimate import estimate_run
-
+    def command(
+        run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, extend: Extend = False,
+        captions: Captions = False, dry_run: DryRun = False, probes: Probes = 8, tokenizer: Tokenizer = None,
+        usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1,
+        workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+    ) -> None:  # fmt: skip
         recipe = read_recipe(run_dir, config, endpoint, kind)
-        return estimate_run(run_dir, recipe, probes, tokenizer, usd_per_million, usd_per_hour)
-    _generate("run", run_dir, config, endpoint, kind, extend, executor, tasks, workers)
+        if dry_run:
+            from .estimate import estimate_run
+
+            return estimate_run(run_dir, recipe, probes, tokenizer, usd_per_million, usd_per_hour)
+        if tasks > 1 and not executor:
+            raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
+        if rank >= world_size:
+            raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
+        from .store import Run
+
+        run, full_name = Run(run_dir, recipe, name in ("run", "seeds"), extend), name + " --captions" * captions
+        if executor:
+            from .cluster import COMMANDS, launch
+
+            launch(executor, run, COMMANDS if name == "run" else (full_name,), tasks, workers or tasks, extend)
+        else:
+            module, function = FUNCTIONS[full_name]
+            make = getattr(import_module(f".{module}", __package__), function)
+            make(run, extend) if name in ("run", "seeds") else make(run, rank, world_size)
+
+    signature = inspect.signature(command)
+    kept = [option for option in signature.parameters.values() if option.name not in without]
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    app.command(name, help=help)(command)
 
 
-@app.command()
-def seeds(
-    run_dir: RunDir, config: Config = None, extend: Extend = False, executor: Executor = None, tasks: Tasks = 1,
-    workers: Workers = None,
-) -> None:  # fmt: skip
-    """Stage 0: read the sources into shards of seeds."""
-    _generate("seeds", run_dir, config, extend=extend, executor=executor, tasks=tasks, workers=workers)
-
-
-def _add_stage(name: str, help: str) -> None:
-    """Add the command of a stage that asks a server."""
-
-    @app.command(name, help=help)
-    def command(
-        run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None,
-        executor: Executor = None, tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0,
-        world_size: WorldSize = 1,
-    ) -> None:  # fmt: skip
-        _generate(name, run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
-
-
-_add_stage("captions", "Stage 1: expand every seed into a dense caption.")
-_add_stage("instructions", "Stage 2: write conversations about the captions.")
-
-
-@app.command()
-def judge(
-    run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, executor: Executor = None,
-    tasks: Tasks = 1, workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
-    captions: Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")] = False,
-) -> None:  # fmt: skip
-    """Have a second model check every question against its caption (the recipe's `judge` section)."""
-    command = "judge --captions" if captions else "judge"
-    _generate(command, run_dir, config, endpoint, kind, False, executor, tasks, workers, rank, world_size)
-
-
-def _add_vector_stage(name: str, help: str) -> None:
-    """Add the command of a stage that needs no server."""
-
-    @app.command(name, help=help)
-    def command(
-        run_dir: RunDir, config: Config = None, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
-        rank: Rank = 0, world_size: WorldSize = 1,
-    ) -> None:  # fmt: skip
-        _generate(name, run_dir, config, None, None, False, executor, tasks, workers, rank, world_size)
-
-
-_add_vector_stage("embed", "Stage 3a: encode the captions.")
-_add_vector_stage("transfer", "Stage 3b: move the text embeddings across the modality gap.")
+_DRY, _RANK = ("dry_run", "probes", "tokenizer", "usd_per_million", "usd_per_hour"), ("rank", "world_size")
+_SERVER, _NO = ("endpoint", "kind"), ("extend", "captions")
+_add_stage("run", "All stages, one after the other.", "captions", *_RANK)
+_add_stage("seeds", "Stage 0: read the sources into shards of seeds.", "captions", *_SERVER, *_DRY, *_RANK)
+_add_stage("captions", "Stage 1: expand every seed into a dense caption.", *_NO, *_DRY)
+_add_stage("instructions", "Stage 2: write conversations about the captions.", *_NO, *_DRY)
+_add_stage("judge", "Have a second model check every question against its caption (section `judge`).", "extend", *_DRY)
+_add_stage("embed", "Stage 3a: encode the captions.", *_NO, *_SERVER, *_DRY)
+_add_stage("transfer", "Stage 3b: move the text embeddings across the modality gap.", *_NO, *_SERVER, *_DRY)
 
 
 @app.command()
