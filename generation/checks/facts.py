@@ -14,7 +14,7 @@ def _kinds(name: str) -> Kinds:
     return {word: frozenset(value for other, value in pairs if other == word) for word, _ in pairs}
 
 
-COLOURS, NUMBERS = _kinds("colours"), _kinds("numbers")
+COLOURS, NUMBERS, _IMPLIED = map(_kinds, ("colours", "numbers", "implied"))
 # A seed's "a couple" and "gold" may become other words; these may not.
 _PLAIN = {"gray", *ENGLISH["colours"], *ENGLISH["numbers"], *filter(str.isdigit, NUMBERS)}
 _NOT_COUNTED, _PLURALS = (frozenset(ENGLISH[name].split()) for name in ("not_counted", "plurals"))
@@ -38,7 +38,7 @@ def changes(seed: Sequence[str], said: Sequence[str], kinds: Kinds) -> bool:
         if kinds is NUMBERS and not _NOT_COUNTED.isdisjoint([*seed[max(0, place - 1) : place], *after]):
             continue
         value = kinds.get(word, frozenset())
-        missing = not value & values(said, kinds)
+        missing = not value & (values(said, kinds) | values(said, _IMPLIED))
         counts = word in _PLAIN and (kinds is COLOURS or any(map(_is_plural, after[:3])))
         if counts and value and (missing or disagrees(value, stems(after), said, kinds)):
             return True

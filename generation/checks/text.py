@@ -11,7 +11,7 @@ Shingle = tuple[str, ...]  # words in a row
 
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]{2,}")
 _FOREIGN, _IN_NAMES = (frozenset(ENGLISH[name].split()) for name in ("foreign_words", "foreign_in_names"))
-_SENTENCE_MIN, _LIST_MAX = 8, 16  # words; shorter sentences say little about their language, and some are lists
+_SENTENCE_MIN, _LIST_MAX = 8, 30  # words; shorter sentences say little about their language, and some are lists
 _SHARE = 0.12  # of a sentence's words: fewer function words, or more words of other languages, are not English
 _ENDED = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<!\be\.g)[.!?][\"')\]’”»]*$")
 _REPEATS = ((6, 3), (12, 2))  # a run of so many words that occurs so often is a loop
