@@ -14,7 +14,7 @@ from generation.encoders import load_encoder
 from generation.loader import apply_to_images, image_mean
 from generation.transfer import Statistics
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(name="python -m examples.describe_image", add_completion=False, rich_markup_mode=None)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from generation.loader import Collate, UnicornDataset
 
 IMAGE, IGNORED, MAX_LENGTH = -200, -100, 2048  # LLaVA's ids of image tokens and unlearned labels; the paper's limit
 PROJECTOR_RATE, FULL_RATE, LORA_RATE = 5e-4, 1e-5, 2e-4  # learning rates: the paper's two, and LLaVA's for LoRA
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(name="python -m examples.train_vlm", add_completion=False, rich_markup_mode=None)
 
 
 class Projector(nn.Module):

@@ -1,7 +1,6 @@
 """The embed stage on a tiny CLIP: what is due is made, once, and a kill costs one shard."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -40,9 +39,9 @@ def run(tmp_path: Path, clip: Path) -> Run:
     return make_run(tmp_path / "run", clip)
 
 
-def make_run(path: Path, encoder: Path | str, **section: Any) -> Run:
+def make_run(path: Path, encoder: Path | str) -> Run:
     """Make a run with captions in four shards."""
-    recipe = {"name": "test", "directory": str(path.parent), "embed": {"encoder": str(encoder), **section}}
+    recipe = {"name": "test", "directory": str(path.parent), "embed": {"encoder": str(encoder)}}
     run = Run(path, parse_recipe(recipe, "test"), create=True)
     for shard in range(SHARDS):
         run.commit(SEEDS, shard, ROWS, parquet(pa.table({"id": [row_id(shard, row) for row in range(ROWS)]})))
@@ -57,8 +56,7 @@ def write_captions(run: Run, shard: int, texts: dict[int, str]) -> None:
 
 def content(run: Run) -> dict[str, bytes]:
     """Return the vectors and records of a run."""
-    files = sorted(run.directory(TEXT_EMBEDDINGS).glob("0*"))
-    return {file.name: file.read_bytes() for file in files if file.suffix in (".json", ".safetensors")}
+    return {file.name: file.read_bytes() for file in run.directory(TEXT_EMBEDDINGS).glob("0????.[js]*")}
 
 
 def vectors(run: Run, shard: int) -> VectorShard:
@@ -180,34 +178,13 @@ def test_tasks_and_processes_side_by_side_make_the_bytes_of_one(
     assert "embed uses 1 of 4 GPUs; give --executor local --tasks 4" in caplog.text
 
 
-def test_ctrl_c_keeps_what_is_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(base.BATCH_TOKENS, "cpu", 1)
-    real, batches = base.Encoder._unit_rows, list[int]()
-
-    def interrupted(encoder: Any, rows: Any) -> torch.Tensor:
-        batches.append(len(rows))
-        if len(batches) == 15:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(encoder, rows)
-
-    monkeypatch.setattr(base.Encoder, "_unit_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_text_embeddings(run)
-    assert len(batches) == 15 and run.shards(TEXT_EMBEDDINGS) == [0]
-    assert not list(run.path.glob("**/*.tmp"))
-    make_text_embeddings(run)
-    assert run.require(TEXT_EMBEDDINGS)
-
-
-def test_the_embedded_encoder_has_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = make_run(tmp_path / "run", "embedded")
-    make_text_embeddings(run)
-    assert vectors(run, 3).vectors.shape == (ROWS, 384)
-    assert "all-MiniLM-L6-v2 embeds text only" in caplog.text
-    assert "longer than" not in caplog.text
-
-
-def test_what_cannot_be_embedded_is_an_error_and_leaves_nothing(run: Run, clip: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_embedded_is_an_error_and_leaves_nothing(
+    run: Run, clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = make_run(tmp_path / "own", "embedded")
+    make_text_embeddings(own)
+    assert vectors(own, 3).vectors.shape == (ROWS, 384)
+    assert "all-MiniLM-L6-v2 embeds text only" in caplog.text and "longer than" not in caplog.text
     empty = Run(tmp_path / "empty", run.recipe, create=True)
     with pytest.raises(RunError, match="no captions yet. Run `python -m generation captions --run-dir .*empty`"):
         make_text_embeddings(empty)

@@ -34,40 +34,21 @@ SHARD = "image_embeddings/unicorn/{:05d}.safetensors"
 SHAPE = st.tuples(st.integers(1, 7), st.integers(1, 4))  # batch size, ranks
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run and both data sets of it."""
+    folder = tmp_path_factory.mktemp("built")
+    run = make_run(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return make_run(tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture(scope="module")
-def built(run: Run) -> Path:
-    build(Unicorn12M, run.path, run.path.parent / BIG)
-    build(Unicorn471KInstruction, run.path, run.path.parent / SMALL)
-    return run.path.parent
-
-
-@pytest.fixture
-def copies(built: Path, tmp_path: Path) -> Path:
-    """Both data sets, to be damaged."""
-    for name in (BIG, SMALL):
-        shutil.copytree(built / name, tmp_path / name)
-    return tmp_path
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name, builder in ((BIG, Unicorn12M), (SMALL, Unicorn471KInstruction)):
+            build(builder, run.path, folder / name)
+        yield folder
 
 
 @pytest.fixture(scope="module")
 def big(built: Path) -> UnicornDataset:
     return UnicornDataset(built / BIG)
-
-
-def batches(stream: Any, workers: int = 0, **options: Any) -> list[list[str]]:
-    return [batch["id"] for batch in DataLoader(stream, batch_size=None, num_workers=workers, **options)]
 
 
 # Rows
@@ -121,6 +102,9 @@ def test_a_position_leaves_exactly_what_was_not_taken(
 
 
 def test_any_number_of_workers_gives_the_same_batches_and_resumes_at_any_step(big: UnicornDataset) -> None:
+    def batches(stream: Any, workers: int = 0, **options: Any) -> list[list[str]]:
+        return [batch["id"] for batch in DataLoader(stream, batch_size=None, num_workers=workers, **options)]
+
     big.set_epoch(4)
     whole = batches(UnicornStream(big, 4))
     for workers, context in ((2, None), (1, "spawn")):
@@ -164,24 +148,22 @@ def test_collate_gives_what_tokenize_makes_and_a_vector_each(big: UnicornDataset
 # Transfer at load time, and noise
 
 
-def transferred(run: Run, folder: Path, **section: Any) -> UnicornDataset:
+def transferred(built: Path, folder: Path, **section: Any) -> UnicornDataset:
     """Build the run again with another transfer, made directly."""
-    shutil.copytree(run.path, folder / "run")
+    run = Run(Path(shutil.copytree(built / "run", folder / "run")))
     recipe = run.recipe.model_dump(mode="json") | {"transfer": section}
-    make_image_embeddings(Run(folder / "run", parse_recipe(recipe, "test")))
+    make_image_embeddings(Run(run.path, parse_recipe(recipe, "test")))
     build(Unicorn12M, folder / "run", folder / "built", method=section["method"])
     return UnicornDataset(folder / "built")
 
 
 @pytest.mark.parametrize("method", ["none", "mean_shift", "anchor", "realign", "capdec", "decap"])
-def test_another_transfer_at_load_time_is_the_one_made_directly(
-    method: str, run: Run, built: Path, tmp_path: Path
-) -> None:
+def test_another_transfer_at_load_time_is_the_one_made_directly(method: str, built: Path, tmp_path: Path) -> None:
     rows, path = torch.randn(200, 16, generator=torch.Generator().manual_seed(3)) - 0.2, str(tmp_path / "images.npy")
     np.save(path, rows.numpy())
     extra: dict[str, Any] = {"noise_ratio": 0.5} if method == "capdec" else {}
     given_images = {"images": path} if method in ("anchor", "realign") else {}
-    direct = transferred(run, tmp_path, method=method, **extra, **given_images)
+    direct = transferred(built, tmp_path, method=method, **extra, **given_images)
     moved = UnicornDataset(built / SMALL, built / BIG, transfer={"method": method} | extra, **given_images)
     wanted = {row["id"]: row["embeds"].float() for row in map(direct.__getitem__, range(18))}
     batch = moved.__getitems__(range(27))
@@ -195,15 +177,15 @@ def test_another_transfer_at_load_time_is_the_one_made_directly(
         assert float(torch.cosine_similarity(back, stored, dim=1).min()) >= 0.9999
 
 
-def test_vectors_with_baked_noise_are_not_moved(run: Run, tmp_path: Path) -> None:
-    direct = transferred(run, tmp_path, method="close", bake_noise=True)
+def test_vectors_with_baked_noise_are_not_moved(built: Path, tmp_path: Path) -> None:
+    direct = transferred(built, tmp_path, method="close", bake_noise=True)
     assert direct[3]["embeds"].dtype == torch.float16
     with pytest.raises(EmbeddingError, match="close: noise is baked into these vectors"):
         UnicornDataset(direct._rows.url, transfer="unicorn")
 
 
-def test_noise_is_drawn_anew_each_epoch_by_seed_and_id(run: Run, tmp_path: Path) -> None:
-    noisy, seen = transferred(run, tmp_path, method="c3", noise_ratio=0.4), set()
+def test_noise_is_drawn_anew_each_epoch_by_seed_and_id(built: Path, tmp_path: Path) -> None:
+    noisy, seen = transferred(built, tmp_path, method="c3", noise_ratio=0.4), set()
     for epoch in (0, 1):
         noisy.set_epoch(epoch)
         rows = noisy.__getitems__([9, 2])
@@ -238,7 +220,7 @@ def _replace(folder: Path, number: int, ids: list[str]) -> None:
 
 
 def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
+    os.truncate(path, path.stat().st_size - 5)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -250,33 +232,26 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "00001.safetensors: sha256 .* the rows were built with 0000",
     ),
     "no vectors": (lambda f: _manifest(f / BIG, lambda m: m.update(files={})), "holds no vectors .* give embeddings="),
-    "no directory": (
-        lambda f: shutil.rmtree(f / SMALL),
-        r'must be downloaded first: huggingface_hub\.snapshot_download\("',
-    ),
+    "no directory": (lambda f: shutil.rmtree(f / SMALL), r'downloaded first: huggingface_hub\.snapshot_download\("'),
+    "a run": (lambda f: (f / SMALL / "run.json").touch(), "is a run; build a data set from it"),
     "Parquet": (lambda f: _cut(next((f / SMALL / "data").glob("*"))), "cannot read the rows of .*train-00000-"),
     "statistics": (lambda f: shutil.rmtree(f / BIG / "transfer"), "has no transfer/unicorn.safetensors"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_vectors_that_do_not_belong_to_the_rows_are_refused_by_name(case: str, copies: Path) -> None:
-    UnicornDataset(copies / SMALL, copies / BIG)
+def test_vectors_that_do_not_belong_to_the_rows_are_refused_by_name(case: str, built: Path, tmp_path: Path) -> None:
+    for name in (BIG, SMALL):
+        shutil.copytree(built / name, tmp_path / name)
+    UnicornDataset(tmp_path / SMALL, tmp_path / BIG)
     damage, message = REFUSED[case]
-    damage(copies)
+    damage(tmp_path)
     with pytest.raises(UnicornError, match=message):
-        UnicornDataset(copies / SMALL, copies / BIG)
+        UnicornDataset(tmp_path / SMALL, tmp_path / BIG)
 
 
-def test_a_run_and_a_name_of_the_hub_are_named_for_what_they_are(run: Run) -> None:
-    with pytest.raises(UnicornError, match="is a run; build a data set from it"):
-        UnicornDataset(run.path)
-    with pytest.raises(UnicornError, match=r'snapshot_download\("USER/unicorn-1.2m", repo_type="dataset"'):
-        UnicornDataset("USER/unicorn-1.2m")
-
-
-def test_texts_are_decoded_once_and_a_damaged_cache_is_named(copies: Path, tmp_path: Path) -> None:
-    folder = copies / BIG
+def test_texts_are_decoded_once_and_a_damaged_cache_is_named(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built / BIG, tmp_path / BIG))
     UnicornDataset(folder, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.arrow")
     made = file.stat().st_mtime_ns
