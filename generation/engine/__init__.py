@@ -161,15 +161,11 @@ class _Session:
 
     def _show(self, bar: Progress, done: int, seconds: float) -> None:
         sums = sum((work.sums for work in self.works), Counter[str]())
-        bar.update(
-            done + sums["rows"] - bar.done,
-            tokens_per_s=round(sums["completion_tokens"] / max(seconds, 1e-3), 1),
-            requests=sums["requests"],
-            running=self.scheduler.running,
-            waiting=self.scheduler.waiting,
-            rejected=sum(work.rejected.total() for work in self.works),
-            retried=sum(work.retries.total() for work in self.works),
-        )
+        rate = round(sums["completion_tokens"] / max(seconds, 1e-3), 1)
+        traffic = {"running": self.scheduler.running, "waiting": self.scheduler.waiting}
+        failed = {name: sum(getattr(work, name).total() for work in self.works) for name in ("rejected", "retries")}
+        facts = {"tokens_per_s": rate, "requests": sums["requests"], **traffic, **failed}
+        bar.update(done + sums["rows"] - bar.done, **facts)
 
     def _todo(self) -> Iterator[tuple[Work, UnfinishedShard, Item]]:
         """Yield the items of all shards that have no row; a shard is claimed and read when it is reached."""

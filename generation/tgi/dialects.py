@@ -15,6 +15,7 @@ from .protocol import Request, ServerInfo, count
 THINKING_TOKENS = {"off": 0, "low": 1024, "on": 4096}  # added to max_tokens where the model may think
 SIDE_ROUTES = ("/info", "/version", "/v1/models", "/props", "/server_info", "/get_server_info", "/health")
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # owned_by in /v1/models
+_VERSIONS = (("version", "build_info"), ("docker_label", "sha"))  # TGI 3.3.6 and 3.3.7 name one version
 _REFUSAL = re.compile(
     "unknown|unexpected|unrecogni[sz]ed|unsupported|extra|forbidden|additional|invalid|must be|"
     "not (be )?(supported|support|permitted|allowed|accepted)",
@@ -35,9 +36,7 @@ _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _TGI = Dialect(tgi=True)
 _VLLM = Dialect(_NEUTRAL, {"add_generation_prompt": False, "continue_final_message": True})
 DIALECTS = {
-    "tgi": _TGI,
-    "tgi_generate": _TGI,  # POST /generate; by server.kind only
-    "vllm": _VLLM,
+    **{"tgi": _TGI, "tgi_generate": _TGI, "vllm": _VLLM},  # tgi_generate: POST /generate; by server.kind only
     "sglang": Dialect(_NEUTRAL, {"continue_final_message": True}),
     "llama.cpp": Dialect({"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}),  # continues by itself
     "openai": _VLLM,  # what such a server does not know, it names, and it is left out
@@ -92,13 +91,11 @@ def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> S
     listed = replies.get("/v1/models", {}).get("data")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     models = {entry["id"]: entry for entry in reversed(entries) if _text(entry.get("id"))}
-    kind: str = settings.kind
-    if kind == "auto":
-        guesses = ["tgi"] if "/info" in replies else []
-        guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
-        guesses += ["llama.cpp"] if "default_generation_settings" in said else []
-        guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []
-        kind = [*guesses, "openai"][0]
+    guesses = ["tgi"] if "/info" in replies else []
+    guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
+    guesses += ["llama.cpp"] if "default_generation_settings" in said else []
+    guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []
+    kind = settings.kind if settings.kind != "auto" else [*guesses, "openai"][0]
     served = settings.model or next(reversed(models), None)
     if len(models) > 1 and not settings.model and not DIALECTS[kind].tgi:
         names = ", ".join(sorted(models)[:20])
@@ -107,8 +104,7 @@ def describe(url: str, replies: Mapping[str, Any], settings: config.Server) -> S
     said |= models.get(served or "", {}) | ({"n_ctx": slot.get("n_ctx")} if isinstance(slot, dict) else {})
     contexts = map(said.get, ("max_total_tokens", "max_model_len", "context_length", "n_ctx"))
     at_once = map(said.get, ("max_concurrent_requests", "total_slots", "max_running_requests"))
-    version = _text(said.get("version")) or _text(said.get("build_info"))
-    image = _text(said.get("docker_label")) or _text(said.get("sha"))  # TGI 3.3.6 and 3.3.7 name one version
+    version, image = (_text(said.get(one)) or _text(said.get(other)) for one, other in _VERSIONS)
     return ServerInfo(
         kind=kind,
         model_id=settings.model_name or (kind[:3] == "tgi" and _text(said.get("model_id"))) or served or "unknown",

@@ -6,6 +6,7 @@ The child holds the read end of a pipe and ends itself when its parent closes th
 
 import importlib.util
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -66,19 +67,15 @@ def embedded_server() -> Iterator[str]:
     assert child.stdout is not None and child.stderr is not None
     lines: deque[str] = deque(maxlen=5)
     reader = threading.Thread(target=lines.extend, args=(child.stderr,), daemon=True)
-    timer = threading.Timer(START_S, child.kill)
     reader.start()
-    timer.start()
     try:
-        url = child.stdout.readline().strip()
-        timer.cancel()
-        if not url:
-            child.wait()
+        if not select.select([child.stdout], [], [], START_S)[0]:
+            child.kill()
+        if not (url := child.stdout.readline().strip()):
             reader.join(5)
-            raise FatalServerError(f"the embedded server ended with {child.returncode}: {''.join(lines).strip()}")
+            raise FatalServerError(f"the embedded server ended with {child.wait()}: {''.join(lines).strip()}")
         yield url
     finally:
-        timer.cancel()
         child.kill()
         child.wait()
 

@@ -81,20 +81,16 @@ class EndpointState:
             self.last_failure = error
             self.limit.congested(sent_at, now)
             if self.running == 1:
-                self.pause(FULL_S * random.uniform(0.5, 1))
+                self.full_until = max(self.full_until, now + FULL_S * random.uniform(0.5, 1))
             if now - self._refused_at >= BURST_S:
                 wait_s, most = error.retry_after_s, f"at most {self.limit.value:.0f} requests at once"
-                then = f"waiting {wait_s:,.0f} s, as it asks" if wait_s else most
-                logger.info("%s is full: %s; %s", self.endpoint.url, error, then)
+                wait = f"waiting {wait_s:,.0f} s, as it asks" if wait_s else most
+                logger.info("%s is full: %s; %s", self.endpoint.url, error, wait)
             self._refused_at = now
         else:
             self.failed_in_a_row += 1
             if self.failed_in_a_row >= FAILURES_IN_A_ROW:
                 self.leave(error, unproven=True)
-
-    def pause(self, seconds: float) -> None:
-        """Send nothing for ``seconds``."""
-        self.full_until = max(self.full_until, self._time() + seconds)
 
     def leave(self, error: ServerError, unproven: bool = False) -> None:
         """Send nothing until a look, the first of which is due now, and with ``unproven`` a request, succeeds."""

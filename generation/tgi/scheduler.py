@@ -7,7 +7,7 @@ and decides what is sent next. All waiting is on the event loop's clock, so that
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from .protocol import Answer, Request
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
 TEST_SHARE, TEST_AFTER_S = 8, 60.0  # a test begins when 1 in 8 calls is suspected, or one for so long
+POLL_S = 0.1  # between looks of a test
 FAILS_ALONE = 4  # failures alone of a row at fault; one after which the server answers at once counts double
 REFUSED_IN_A_ROW = 50  # prompts refused and none answered: the fault is not theirs
 ALONE = " (failed alone each time, between answers to another request)"
@@ -66,7 +67,6 @@ class Scheduler(Fleet):
         self._tasks: set[asyncio.Task[None]] = set()  # checks and tests
         self._timer = self.loop.call_later(0, self._changed)
         self._requested = False  # a dispatch is on its way
-        self._dispatched = asyncio.Event()  # set for a moment by each dispatch
 
     @property
     def capacity(self) -> int:
@@ -138,7 +138,7 @@ class Scheduler(Fleet):
         if limited:
             for other in self.states:
                 if other.host == state.host:
-                    other.pause(wait_s)
+                    other.full_until = max(other.full_until, self.loop.time() + wait_s)
             self._requeue(job)
         elif job in self._held:
             job.error = error if reached else None  # a test decides
@@ -165,8 +165,6 @@ class Scheduler(Fleet):
     def _dispatch(self) -> None:
         """Decide what happens next: which requests are sent, what is probed or tested, whether the run is over."""
         self._requested = False
-        self._dispatched.set()
-        self._dispatched.clear()
         if self._end or not self._jobs:
             return
         now, give_up_s = self.loop.time() + TICK_S, self.settings.give_up_s
@@ -228,7 +226,8 @@ class Scheduler(Fleet):
                 steady = not alone
                 while steady and state.running:
                     steady = await self._is_good(state)
-                await self._until(lambda: not state.running)
+                while state.running:
+                    await asyncio.sleep(POLL_S)
                 failed, alone = [job for job in group if job in self._held], alone or steady
                 at_once = steady or not failed or await self._is_good(state)
                 good = at_once or await self._recovers(state)
@@ -243,13 +242,11 @@ class Scheduler(Fleet):
 
     async def _recovers(self, state: EndpointState) -> bool:
         """Return whether the known-good request is answered once the endpoint is up and nothing else in flight."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.timeout_s):
-                while True:
-                    self._changed()
-                    await self._until(lambda: not state.running and state.is_up())
-                    if await self._is_good(state):
-                        return True
+        end_at = self.loop.time() + self.settings.timeout_s
+        while self.loop.time() < end_at:
+            if state.is_up() and not state.running and await self._is_good(state):
+                return True
+            await asyncio.sleep(POLL_S)
         return False
 
     async def _is_good(self, state: EndpointState) -> bool:
@@ -259,10 +256,6 @@ class Scheduler(Fleet):
                 self._alive_at = self.loop.time()
                 return True
         return False
-
-    async def _until(self, is_true: Callable[[], bool]) -> None:
-        while not is_true():  # asked after every dispatch
-            await self._dispatched.wait()
 
     def stop(self, error: UnicornError, abandon: bool = True) -> UnicornError:
         """End every call of ``ask`` with an error, and return it; without ``abandon``, those in flight may finish."""
