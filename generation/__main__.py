@@ -101,15 +101,15 @@ def _add_stage(name: str, help: str, *without: str) -> None:
         usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1,
         workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
     ) -> None:  # fmt: skip
+        if tasks > 1 and not executor:
+            raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
+        if rank >= world_size:
+            raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
         recipe = read_recipe(run_dir, config, endpoint, kind)
         if dry_run:
             from .estimate import estimate_run
 
             return estimate_run(run_dir, recipe, probes, tokenizer, usd_per_million, usd_per_hour)
-        if tasks > 1 and not executor:
-            raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
-        if rank >= world_size:
-            raise ClusterError(f"--rank {rank} must be below --world-size {world_size}")
         from .store import Run
 
         run, full_name = Run(run_dir, recipe, name in ("run", "seeds"), extend), name + " --captions" * captions

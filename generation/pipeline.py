@@ -1,11 +1,8 @@
 """The pipeline from top to bottom: the paper's figure (arXiv 2503.22655) as one function.
 
-    sources ──> seeds ──> captions ──> instructions/<task> ──> judgements/<task>
-                             │
-                             └──> text_embeddings ──> image_embeddings/<method>
-
-Each stage reads the shards of the one before it and writes shards of its own into the run directory (``store.py``). It
-makes only what is due, so the same call resumes after a kill, takes in new seeds, and does nothing on a finished run.
+sources ──> seeds ──> captions ──> instructions/<task> ──> judgements/<task>
+                         │
+                         └──> text_embeddings ──> image_embeddings/<method>
 """
 
 from .logs import say
@@ -13,15 +10,8 @@ from .store import Run
 
 
 def run_pipeline(run: Run, extend: bool = False) -> None:
-    """Make every stage of a run.
-
-    Args:
-        run: the run directory with its recipe.
-        extend: add the seeds that the run does not have yet.
-
-    Raises:
-        UnicornError: a stage cannot be made. What is made stays, and the same call goes on from there.
-    """
+    """Make what is due of every stage, from the shards of the one before it; ``extend`` adds the seeds that the run does
+    not have. A UnicornError says that a stage cannot be made; the same call then goes on from there."""
     from .captions import make_captions
     from .embed import make_text_embeddings
     from .instructions import make_instructions

@@ -16,9 +16,7 @@ Row = dict[str, Any]
 MAX_SHARD_ROWS = 100_000
 MAX_SHARDS = 100_000
 
-SEED_SCHEMA = pa.schema(
-    [("id", pa.string()), ("seed", pa.string()), ("source", pa.string()), ("license", pa.string())]
-)
+SEED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "seed", "source", "license")])
 
 # How a generated row was made: the same columns in captions, instructions, judgements and rejected rows.
 _PROVENANCE: list[tuple[str, pa.DataType]] = [
@@ -38,9 +36,7 @@ CAPTION_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("caption", pa.string()),
         ("instruction", pa.string()),  # human turn of the pre-training conversation, "<image>" included
-        ("seed", pa.string()),
-        ("source", pa.string()),
-        ("license", pa.string()),
+        *list(SEED_SCHEMA)[1:],
         ("words", pa.int32()),  # of the caption
         ("input_hash", pa.int64()),  # text_hash of the seed
         *_PROVENANCE,
@@ -86,21 +82,15 @@ REJECTED_SCHEMA = pa.schema(
 
 
 def row_id(shard: int, row: int) -> str:
-    """Return the id of the seed in ``row`` of ``shard``, both counted from 0.
-
-    Raises:
-        ValueError: either number does not fit into five digits.
-    """
+    """Return the id of the seed in ``row`` of ``shard``, both counted from 0; a ValueError says that one is too high."""
     if not (0 <= shard < MAX_SHARDS and 0 <= row < MAX_SHARD_ROWS):
         raise ValueError(f"shard {shard}, row {row}: both must lie in 0..99999")
     return f"{shard:05d}{row:05d}"
 
 
 def stable_hash(*key: object) -> int:
-    """Return a uniform 63-bit integer that depends on ``key`` alone: the source of every seeded choice.
-
-    Unlike the stream of a random generator, it does not move when other rows are added, dropped or reordered.
-    """
+    """Return a uniform 63-bit integer that depends on ``key`` alone: the source of every seeded choice. Unlike a random
+    generator's, it does not move when other rows are added, dropped or reordered."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -111,9 +101,6 @@ def text_hash(*texts: str) -> int:
 
 
 def select(key: str, ids: Iterable[str], fraction: float) -> set[str]:
-    """Return the ``round(fraction * n)`` ids with the lowest stable hash of (key, id).
-
-    A higher fraction of the same ids only adds to the selection.
-    """
+    """Return the ``round(fraction * n)`` ids with the lowest stable hash of (key, id): a higher fraction only adds."""
     ordered = sorted(ids, key=lambda id: stable_hash(key, id))
     return set(ordered[: round(fraction * len(ordered))])

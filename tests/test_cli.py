@@ -28,15 +28,14 @@ def test_help_loads_nothing_heavy() -> None:
         (["captions"], 2, "Missing option '--run-dir'"),
         (["captions", "--run-dir", "/nowhere"], 1, "Not a run directory: /nowhere (no run.json)"),
         (["show", "--run-dir", "/dev/null/x"], 1, "Not a run directory"),
+        (["show", "--run-dir", "{recipe}"], 2, "is a file"),
+        (["seeds", "--run-dir", "", "--config", "{recipe}"], 2, "an argument is empty"),
+        (["verify", "a" * 300], 1, "File name too long"),
         (["verify", "/nowhere"], 1, "neither a run"),
         (["seeds", "--run-dir", "/proc/x", "--config", "{recipe}"], 1, "cannot write /proc/x"),
         (["seeds", "--run-dir", "{folder}", "--config", "/nowhere.yaml"], 1, "recipe /nowhere.yaml does not exist"),
         (["captions", "--run-dir", "{folder}", "--rank", "2"], 1, "--rank 2 must be below --world-size 1"),
-        (
-            ["seeds", "--run-dir", "{folder}", "--config", "{recipe}", "--log-json=/nowhere/x"],
-            1,
-            "--log-json /nowhere",
-        ),
+        (["verify", "{folder}", "--log-json=/nowhere/x"], 1, "--log-json /nowhere"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], status: int, message: str, tmp_path: Path) -> None:
@@ -55,13 +54,19 @@ def test_json_lines_are_all_that_stderr_holds(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "log").read_text())["status"] == "failed" and "error: " in refused.stderr
 
 
-@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-", ">/dev/full", ">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-", ">/dev/full", ">&-", "<&- >&- 2>&-"])
 def test_streams_that_cannot_be_written_do_not_end_a_run(redirect: str, tmp_path: Path) -> None:
-    recipe, run = write_recipe(tmp_path), tmp_path / "run"
-    line = f"{sys.executable} -m generation seeds --config {recipe} --run-dir {run} {redirect}"
+    recipe, run = write_recipe(tmp_path), tmp_path / "run #?%[1]"
+    line = f"{sys.executable} -m generation seeds --config {recipe} --run-dir '{run}' {redirect}"
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(list((run / "seeds").glob("*.parquet"))) == 3
+
+
+def test_help_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m generation --help >/dev/full"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr == "error: [Errno 28] No space left on device\n"
 
 
 def test_ascii_terminals_and_foreign_names_are_no_problem(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from generation.errors import RunError
 from generation.files import parquet, write_atomically, write_json
 from generation.recipe import CONFIGS, load_recipe, parse_recipe
 from generation.rows import CAPTION_SCHEMA, REJECTED_SCHEMA, SEED_SCHEMA, row_id, select
-from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS
+from generation.stages import CAPTIONS, SEEDS
 from generation.store import Run
 
 DEMO = load_recipe(CONFIGS / "demo.yaml")
@@ -37,8 +37,27 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def test_a_run_remembers_its_recipe(run: Run) -> None:
-    assert Run(run.path).recipe == DEMO
+def test_records_and_descriptions_of_another_shape_are_named(run: Run) -> None:
+    path = run.file(SEEDS, 1, ".json")
+    whole = json.loads(path.read_text())
+    for change in ({"rows": "many"}, {"files": []}, {"files": {}}, {"files": {"00001.parquet": {}}}):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(RunError, match=r"00001\.json is not a record; `python -m generation verify .* --fix`"):
+            run.records(SEEDS)
+    write_json(run.path / "captions" / "stage.json", {"settings": {}})
+    with pytest.raises(RunError, match=r"captions/stage\.json holds no settings or no identity"):
+        run.begin(CAPTIONS)
+    (run.path / "captions" / "sessions.jsonl").write_text('[]\n{"rows": 1}\n{"ro')
+    assert run.sessions(CAPTIONS) == [{"rows": 1}]
+
+
+def test_a_file_system_without_locks_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(RunError, match=r"\.00000\.lock: No locks available"), run.claim(CAPTIONS, 0, wait_s=-1):
+        pass
 
 
 def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
@@ -87,6 +106,7 @@ def test_changed_and_missing_files_are_named(run: Run) -> None:
 
 
 def test_other_settings_are_refused_by_name(run: Run) -> None:
+    assert Run(run.path).recipe == DEMO
     run.begin(CAPTIONS, {"model": "a"})
     run.begin(CAPTIONS, {"model": "a"})
     with pytest.raises(RunError, match="model: 'a' -> 'b'"):
@@ -178,7 +198,3 @@ def test_raising_a_fraction_only_adds() -> None:
     assert [len(part) for part in chosen] == [0, 100, 137, 498, 997]
     assert all(small < large for small, large in zip(chosen, chosen[1:], strict=False))
     assert select("question_answering", ids, 0.1) != chosen[1]
-
-
-def test_the_stages_of_the_tasks_are_directories(run: Run) -> None:
-    assert run.file(INSTRUCTIONS["multiple_choice"], 7) == run.path / "instructions/multiple_choice/00007.parquet"
