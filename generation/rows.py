@@ -82,15 +82,15 @@ REJECTED_SCHEMA = pa.schema(
 
 
 def row_id(shard: int, row: int) -> str:
-    """Return the id of the seed in ``row`` of ``shard``, both counted from 0; a ValueError says that one is too high."""
+    """Return the id of the seed in ``row`` of ``shard``, both counted from 0; a ValueError: one is too high."""
     if not (0 <= shard < MAX_SHARDS and 0 <= row < MAX_SHARD_ROWS):
         raise ValueError(f"shard {shard}, row {row}: both must lie in 0..99999")
     return f"{shard:05d}{row:05d}"
 
 
 def stable_hash(*key: object) -> int:
-    """Return a uniform 63-bit integer that depends on ``key`` alone: the source of every seeded choice. Unlike a random
-    generator's, it does not move when other rows are added, dropped or reordered."""
+    """Return a uniform 63-bit integer that depends on ``key`` alone: the source of every seeded choice. Unlike that of
+    a random generator, it does not move when other rows are added, dropped or reordered."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
