@@ -17,7 +17,8 @@ def _kinds(name: str) -> Kinds:
 COLOURS, NUMBERS, _IMPLIED = map(_kinds, ("colours", "numbers", "implied"))
 # A seed's "a couple" and "gold" may become other words; these may not.
 _PLAIN = {"gray", *ENGLISH["colours"], *ENGLISH["numbers"], *filter(str.isdigit, NUMBERS)}
-_NOT_COUNTED, _PLURALS = (frozenset(ENGLISH[name].split()) for name in ("not_counted", "plurals"))
+_NOT_COUNTED = frozenset(ENGLISH["not_counted"].split())
+_is_plural = re.compile("|".join([".*s", *ENGLISH["plurals"].split()])).fullmatch
 _NEAR = 6  # words between a value and its noun, at most
 
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
@@ -63,10 +64,6 @@ def subject(phrase: Iterable[str]) -> set[str]:
     """Return the words of a phrase that may name what it is about: after a number, only plurals."""
     named = set(phrase) - NUMBERS.keys() - COLOURS.keys()
     return set(filter(_is_plural, named)) or named if not NUMBERS.keys().isdisjoint(phrase) else named
-
-
-def _is_plural(word: str) -> bool:
-    return word.endswith("s") or word in _PLURALS
 
 
 def measures(text: str) -> set[tuple[str, str]]:

@@ -126,7 +126,9 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     yield "repeats_prompt", shown.repeated_by(item)
     yield from _choice_faults(options, right) if options else _open_faults(right, task == "complex_reasoning")
     # What follows is what is wrong with an item as seen from its caption.
-    yield "copied", _is_copy(question, scene) or (not options and _is_copy(right, scene))
+    parts = [set(sentences(text)) for text in ([question] if options else texts)]
+    copied = [part for part in parts if part <= scene.sentences]
+    yield "copied", any(len(sentence) >= _COPIED_WORDS for part in copied for sentence in part)
     yield "given_away", _is_given(question, right, options)
     yield "invented_measurement", not measures(together) <= measures(scene.caption)
     quotes = lettering(right) if question_type(question) == "lettering" else []
@@ -188,12 +190,6 @@ def right_answer(item: QA) -> str:
 def _key(question: str) -> tuple[str, ...]:
     """Return what two questions share that ask the same: their words without articles and forms of *be*."""
     return tuple(word for word in tokens(question) if word not in _SAYS_NOTHING)
-
-
-def _is_copy(text: str, scene: Scene) -> bool:
-    """Return whether a text consists of whole sentences of the caption."""
-    parts = set(sentences(text))
-    return parts <= scene.sentences and any(len(part) >= _COPIED_WORDS for part in parts)
 
 
 def _is_given(question: str, right: str, options: list[str]) -> bool:

@@ -114,11 +114,8 @@ def _texts(run: Run, rows: int) -> Facts:
                 if task == "multiple_choice":
                     letters.update(turn["value"] for turn in row["conversations"] if turn["from"] == "gpt")
                 found[row["id"]].append({"task": task, "turns": row["conversations"]})
-        order = {id: (not found[id], stable_hash("report", id)) for id in sources}
-        drawn = set(sorted(order, key=lambda id: order[id])[:rows])
-        taken = [place for place, id in enumerate(sources) if id in drawn]
-        chosen = table.take(taken).to_pylist() if taken else []  # an empty list has no type that take() knows
-        kept += [(*order[row["id"]], row | {"conversations": found[row["id"]]}) for row in chosen]
+        whole = (row | {"conversations": found[row["id"]]} for row in table.to_pylist())
+        kept += [(not row["conversations"], stable_hash("report", row["id"]), row) for row in whole]
         kept = sorted(kept, key=lambda one: one[:2])[:rows]
     return {
         "words": sorted(words.items()),

@@ -12,9 +12,8 @@ import evaluate
 LETTERS = "ABCD"
 _OPTION = re.compile(r"^([A-D]): (.*)$", re.MULTILINE)
 _LEAK = re.compile(
-    r"\b(?:captions?|descriptions?|passages?|paragraphs?|excerpts?|mentioned|stated|specified)\b|"
-    r"\bas described\b|\b(?:according to|in|from|given|provided) (?:the )?text\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:captions?|descriptions?|passages?|paragraphs?|excerpts?|mentioned|stated|specified|as described|"
+    r"(?:according to|in|from|given|provided) (?:the )?text)\b"
 )
 
 _DESCRIPTION = "Letter balance, leaks, types of questions and groundedness of instruction data."
@@ -23,8 +22,7 @@ _KWARGS = """
 Args (lists with one value a question):
     question: the human turn; options are lines of its own that begin with A: to D:.
     answer: the gpt turn; of multiple choice, the letter alone.
-    question_type: such as count, reason or position (column `question_types`).
-    grounded: share of its content words that the caption holds, 0 to 1 (column `grounded`).
+    question_type, grounded: a value of the columns `question_types` (such as count) and `grounded` (0 to 1).
 Returns:
     items: how many; multiple_choice: how many have options; letters: how often each is right; letters_chi_square
     (3 degrees of freedom), letters_p: against equal counts (p is small where they crowd, 1.0 for none); longest_right:
