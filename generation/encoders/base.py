@@ -53,14 +53,12 @@ class Encoder(ABC):
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
         """The image processor, and what maps its output, as keywords, to [rows, d]."""
-        raise EmbeddingError(
-            f"encoder {self.checkpoint.name} has no image tower: it embeds text only, and no image lives in the space "
-            "of its vectors. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder"
-        )
+        fault = f"{self.checkpoint.name} has no image tower: it embeds text only, in a space without images"
+        raise EmbeddingError(f"encoder {fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder")
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the vectors of texts, float32 [n, d], each row of norm 1; an ``EmbeddingError`` if the model cannot
-        be loaded, or its device has too little memory for one text."""
+        """Return the vectors of texts, float32 [n, d], of norm 1; an ``EmbeddingError`` says that the model cannot be
+        loaded, or that its device has too little memory for one text."""
         return self.encode_tokens(self.tokenise(texts)[0])
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
@@ -114,10 +112,9 @@ class Encoder(ABC):
             return normalize(self._features(rows).float(), dim=-1).cpu()
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
-                raise EmbeddingError(
-                    f"{self.device} has too little memory to encode one text of {len(rows[0])} tokens with "
-                    f"{self.checkpoint.name}; end other processes that use it, or set embed.dtype: bfloat16"
-                ) from error
+                fault = f"too little memory to encode one text of {len(rows[0])} tokens with {self.checkpoint.name}"
+                remedy = "end other processes that use it, or set embed.dtype: bfloat16"
+                raise EmbeddingError(f"{self.device} has {fault}; {remedy}") from error
         middle = len(rows) // 2  # after the handler, which would keep the failed batch's tensors alive
         return torch.cat([self._unit_rows(rows[:middle]), self._unit_rows(rows[middle:])])
 
@@ -155,8 +152,8 @@ class SentenceEncoder(Encoder):
         inputs = self._padded(rows)
         hidden = self.model(**inputs).last_hidden_state  # [rows, tokens, d]
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        pooled: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32) / mask.sum(1, dtype=torch.float32)
-        return pooled
+        total: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32)
+        return total  # it has the direction of the mean
 
 
 class DualEncoder(Encoder):
@@ -180,11 +177,11 @@ class DualEncoder(Encoder):
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
-        return processor, lambda **inputs: self._tensor(self.model.get_image_features(**inputs))
+        return processor, lambda **inputs: _tensor(self.model.get_image_features(**inputs))
 
     def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return self._tensor(self.model.get_text_features(**self._padded(rows, **self._padding)))
+        return _tensor(self.model.get_text_features(**self._padded(rows, **self._padding)))
 
-    def _tensor(self, features: Any) -> torch.Tensor:
-        tensor: torch.Tensor = getattr(features, "pooler_output", features)  # remote code may return it as it is
-        return tensor
+
+def _tensor(features: Any) -> torch.Tensor:
+    return getattr(features, "pooler_output", features)  # type: ignore[no-any-return] # remote code returns a tensor

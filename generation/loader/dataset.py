@@ -132,25 +132,18 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         places = self._places[chosen].tolist()
         embeds = torch.from_numpy(np.stack([self._vectors[shard][row] for shard, row in places]))
         if self._moves:
-            numbered = numbers if self.statistics.facts["noise"] else ()
-            embeds = self._stored.invert(embeds)
-            embeds = self.statistics.move(embeds, numbered, stable_hash("noise", self.seed, self.epoch))
-        return {
-            "id": [f"{number:010d}" for number in numbers],
-            "caption": captions,
-            "conversations": [orjson.loads(text) for text in turns],
-            "embeds": embeds,
-        }
+            seed = stable_hash("noise", self.seed, self.epoch)
+            embeds = self.statistics.move(self._stored.invert(embeds), numbers, seed)
+        ids, talks = [f"{number:010d}" for number in numbers], list(map(orjson.loads, turns))
+        return {"id": ids, "caption": captions, "conversations": talks, "embeds": embeds}
 
 
 def _opened(directory: str | Path) -> PublishedDataset:
     """Open a built directory; a DatasetError says if it is something else, such as a run or a name of the Hub."""
     path = Path(directory)
     if not path.is_dir():
-        raise DatasetError(
-            f"{directory} is not a directory. A data set of the Hub must be downloaded first: huggingface_hub."
-            f'snapshot_download("{directory}", repo_type="dataset", revision="v1.0.0") returns its directory'
-        )
+        download = f'huggingface_hub.snapshot_download("{directory}", repo_type="dataset", revision="v1.0.0")'
+        raise DatasetError(f"{directory} is not a directory. Download a data set of the Hub first: {download}")
     if (path / "run.json").exists():
         raise DatasetError(f"{path} is a run; build a data set from it: python unicorn_1_2m.py --run-dir {path}")
     return PublishedDataset(str(path))

@@ -39,10 +39,8 @@ class UnicornStream(IterableDataset[Batch]):
         self.rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         self.world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         if batch_size < 1 or not 0 <= self.rank < self.world_size or not 0 <= seed < 2**63:
-            raise DatasetError(
-                f"batch_size {batch_size}, rank {self.rank} of {self.world_size}, seed {seed}: batch_size must be "
-                "at least 1, the rank in 0..world_size-1 and the seed in 0..2^63-1"
-            )
+            given = f"batch_size {batch_size}, rank {self.rank} of {self.world_size}, seed {seed}"
+            raise DatasetError(f"{given}: batch_size >= 1, 0 <= rank < world_size and 0 <= seed < 2^63 are needed")
         self._start = (0, 0)  # epoch, and rows that all ranks had taken of it when it was resumed
 
     def set_epoch(self, epoch: int) -> None:

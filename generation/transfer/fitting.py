@@ -101,6 +101,8 @@ def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Ite
     """
     where = images if isinstance(images, Path) else "images"
     source = images if isinstance(images, torch.Tensor) else _stored(images)
+    if isinstance(source, torch.Tensor) and (source.ndim != 2 or not source.is_floating_point()):
+        raise EmbeddingError(f"{where}: {source.dtype} {list(source.shape)}, and floats [m, d] are needed")
     for first in range(0, len(source), IMAGE_ROWS):
         chunk = source[first : first + IMAGE_ROWS]
         if not isinstance(chunk, torch.Tensor):
@@ -151,16 +153,13 @@ def _stored(path: Path) -> torch.Tensor | list[Path]:
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
-            tensors = {"array": torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))}
-        elif path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        if path.suffix != ".safetensors":
             raise ValueError("give a folder of pictures, a .safetensors or a .npy file")
-        matrices = {name: rows for name, rows in tensors.items() if rows.ndim == 2 and rows.is_floating_point()}
-        names = list(matrices) if len(matrices) == 1 else [n for n in ("embeddings", "vectors") if n in matrices]
+        tensors = {name: rows for name, rows in load_file(path).items() if rows.ndim == 2 and rows.is_floating_point()}
+        names = list(tensors) if len(tensors) == 1 else [n for n in ("embeddings", "vectors") if n in tensors]
         if not names:
-            found = ", ".join(f"{name} {rows.dtype} {list(rows.shape)}" for name, rows in tensors.items())
-            raise ValueError(f"it holds {found}; floats [m, d] are needed, alone or named 'embeddings'")
+            raise ValueError(f"its float matrices are {sorted(tensors)}; name the one of the vectors 'embeddings'")
     except (OSError, ValueError, EOFError, TypeError, SafetensorError) as error:
         raise EmbeddingError(f"cannot read image embeddings from {path}: {error}") from error
-    return matrices[names[0]]
+    return tensors[names[0]]

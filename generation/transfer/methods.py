@@ -93,10 +93,8 @@ class Statistics:
         that noise is baked into them, or that a shift is so long that two texts fit."""
         method, noise = self.facts["method"], self.facts["noise"]
         if noise and noise["baked"]:
-            raise EmbeddingError(
-                f"method {method}: noise is baked into these vectors, so the text embeddings cannot be recovered for "
-                "another transfer; make the data set with transfer.bake_noise: false"
-            )
+            fault = "noise is baked into these vectors, so no other transfer can start from their text embeddings"
+            raise EmbeddingError(f"method {method}: {fault}; make the data set with transfer.bake_noise: false")
         x, shift, unit = rows.float(), torch.zeros(rows.shape[1]), False
         for op in reversed(self.facts["text_ops"]):  # wanted: c x + shift, where c > 0 is unknown if x was normalised
             verb, _, name = op.partition(":")
@@ -134,10 +132,8 @@ def apply_to_images(
     ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if "sub:IMAGE_MEAN" in ops:
         if image_mean is None or image_mean.shape != (dimension,) or not bool(image_mean.isfinite().all()):
-            raise EmbeddingError(
-                f"method {method} subtracts the mean of your own image embeddings, which text cannot supply: give "
-                f"image_mean=, finite and of shape [{dimension}]"
-            )
+            needed = f"method {method} subtracts the mean of your own image embeddings, which text cannot supply"
+            raise EmbeddingError(f"{needed}: give image_mean=, finite and of shape [{dimension}]")
         tensors = tensors | {"IMAGE_MEAN": image_mean}
     return _apply(rows.to(torch.float32, copy=True), ops, tensors)
 

@@ -18,7 +18,7 @@ from ..encoders import load_encoder
 from ..errors import EmbeddingError, RunError
 from ..files import sha256, write_atomically
 from ..logs import Progress
-from ..stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS, image_embeddings
+from ..stages import SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run, changes
 from ..vectors import UNIT_TOLERANCE, VectorShard, check_unit
 from .fitting import fit, image_mean, images_sha256
@@ -37,10 +37,8 @@ def make_image_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     """
     stage, sources = image_embeddings(run.recipe.transfer.method), run.require(TEXT_EMBEDDINGS)
     if missing := set(run.shards(SEEDS)) - sources.keys():
-        raise RunError(
-            f"{run.path}: the mean is over all captions, and {len(missing)} shards have no text embeddings yet. Run "
-            f"`python -m generation {CAPTIONS.command} --run-dir {run.path}`, then `{TEXT_EMBEDDINGS.command}`"
-        )
+        fault = f"the mean is over all captions, and {len(missing)} shards have no text embeddings yet"
+        raise RunError(f"{run.path}: {fault}. Run `python -m generation captions --run-dir {run.path}`, then `embed`")
     run.begin(stage)
     with run.claim(stage, wait_s=-1):  # one process makes the statistics, the others wait
         statistics = _statistics(run)
@@ -122,10 +120,8 @@ def _statistics(run: Run) -> Statistics:
         source = run.recipe.path(section.statistics)
         statistics = Statistics.load(source)
         if changed := changes({key: statistics.facts.get(key) for key in facts}, facts):
-            raise EmbeddingError(
-                f"transfer.statistics: {source} was made with other settings: {'; '.join(changed)}. Restore them, or "
-                "remove transfer.statistics"
-            )
+            fault = f"transfer.statistics: {source} was made with other settings: {'; '.join(changed)}"
+            raise EmbeddingError(f"{fault}. Restore them, or remove transfer.statistics")
         if not path.is_file() or sha256(path) != sha256(source):
             write_atomically(path, partial(shutil.copyfile, source))
         return statistics
