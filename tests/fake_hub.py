@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-DATE = "2026-01-01T00:00:00.000Z"
 LFS_SUFFIXES = (".parquet", ".safetensors")
 TOKENS = {"hf_write": "write", "hf_read": "read"}
 Files = dict[str, bytes]
@@ -208,15 +207,14 @@ class FakeHub:
         repo, (commit, files) = request.repo, request.repo.at(request.revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
         facts = {"id": repo.name, "sha": commit, "private": repo.private, "tags": [], "siblings": siblings}
-        return 200, facts | {"lastModified": DATE, "gated": False, "disabled": False, "downloads": 0, "likes": 0}, {}
+        return 200, facts | {"downloads": 0, "likes": 0}, {}
 
     def _entries(self, files: Files) -> Iterator[dict[str, Any]]:
-        commit = {"lastCommit": {"id": "0" * 40, "title": "", "date": DATE}}
         for folder in {str(parent) for path in files for parent in Path(path).parents} - {"."}:
-            yield {"type": "directory", "path": folder, "oid": etag("", folder.encode()), "size": 0, **commit}
+            yield {"type": "directory", "path": folder, "oid": etag("", folder.encode()), "size": 0}
         for path, data in files.items():
             lfs = {"lfs": {"oid": sha(data), "size": len(data), "pointerSize": 130}}
-            file = {"type": "file", "path": path, "oid": etag("", data), "size": len(data), **commit}
+            file = {"type": "file", "path": path, "oid": etag("", data), "size": len(data)}
             yield file | (lfs if path.endswith(LFS_SUFFIXES) else {})
 
     def _tree(self, request: Request) -> Reply:

@@ -1,4 +1,4 @@
-"""The two builder scripts and classes: what a reader sees who imports nothing of ours, and what is refused."""
+"""Both builders: what a reader sees who imports nothing of ours, what is refused, and what the cards say."""
 
 import json
 import os
@@ -6,9 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import datasets
 import duckdb
@@ -17,14 +17,18 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 from safetensors.numpy import load_file
 
+import tests.runs
 from generation.builders import build as build_module
 from generation.builders.build import build
 from generation.builders.builder import UnicornBuilder
 from generation.builders.command import main
 from generation.builders.published import PublishedDataset
 from generation.errors import DatasetError, RunError
+from generation.files import read_json, write_json
 from generation.show import show_record
 from generation.stages import CAPTIONS, INSTRUCTIONS, TASKS
 from generation.store import Run
@@ -36,6 +40,17 @@ from unicorn_471k_instruction import Unicorn471KInstruction
 ROOT = Path(__file__).parents[1]
 BOTH: list[type[UnicornBuilder]] = [Unicorn12M, Unicorn471KInstruction]
 Rows = list[dict[str, Any]]
+EVIL = [
+    "<script>alert(1)</script>",
+    "a | b `c` {{ 7 * 7 }}",
+    "[x](javascript:alert(1))",
+    "$x$ **bold** # head",
+    "1. *",
+]
+SECTIONS = (
+    "Use it|Rows|Examples?|Columns|How it was made|Quality|Limits|Intended use.*|Bias|Licences|Versions|"
+    "Citation and contact|Changelog"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +67,9 @@ def built(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_copy(run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "copy"))
-
-
-@pytest.fixture
-def built_copy(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "built_copy"))
+def copies(run: Path, built: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run and the folder of its two builds, to be damaged."""
+    return Path(shutil.copytree(run, tmp_path / "copy")), Path(shutil.copytree(built, tmp_path / "built_copy"))
 
 
 @pytest.fixture(autouse=True)
@@ -135,9 +146,6 @@ def test_near_duplicates_are_searched_on_request_and_then_known_to_both_sets(tmp
         assert said in (tmp_path / "out" / "README.md").read_text()
     for cls in BOTH:  # not searched again
         assert {row["duplicate_group"] for row in stream(cls(run_dir=str(run)))} == {first}
-    recipe = {"captions": {"drop_duplicates": 0.8}}
-    other = make_run(tmp_path / "other", shards=1, salt=salt, recipe=recipe).path
-    assert stream(Unicorn12M(run_dir=str(other)))[5]["duplicate_group"] == first  # since the recipe drops duplicates
 
 
 @pytest.mark.parametrize("cls", BOTH)
@@ -158,23 +166,15 @@ def test_stored_joined_prepared_and_from_the_run_are_the_same_rows(
     assert plain == [{name: value for name, value in row.items() if name != "image_embedding"} for row in stored]
 
 
-READERS: list[Callable[[Path], Any]] = [
-    lambda folder: duckdb.sql(f"SELECT * FROM '{folder}/*.parquet'").to_arrow_table().to_pydict(),
-    lambda folder: pd.read_parquet(folder).to_dict("list"),
-    lambda folder: pl.read_parquet(folder / "*.parquet").to_dict(as_series=False),
-]
-
-
-@pytest.mark.parametrize("read", READERS)
-def test_other_readers_see_every_value(read: Callable[[Path], Any], built: Path) -> None:
+def test_other_readers_see_every_value(built: Path) -> None:
     for folder in (built / cls.NAME / "with_embeddings" for cls in BOTH):
-        wanted, found = rows(folder), read(folder)
-        assert set(found) == set(wanted[0])
-        for name in ("id", "caption", "embedding_row", "words"):
-            assert list(found[name]) == [row[name] for row in wanted]
-        assert [list(turns) for turns in found["conversations"]] == [row["conversations"] for row in wanted]
+        wanted, polars = rows(folder), pl.read_parquet(folder / "*.parquet").to_dicts()
+        for found in (duckdb.sql(f"FROM '{folder}/*.parquet'").to_arrow_table().to_pylist(), polars):
+            assert found == wanted
+        pandas = pd.read_parquet(folder)
         vectors = np.array([row["image_embedding"] for row in wanted], np.float16)
-        assert np.array_equal(np.array([list(vector) for vector in found["image_embedding"]]), vectors)
+        assert np.array_equal(np.stack(pandas["image_embedding"]), vectors)
+        assert [list(turns) for turns in pandas["conversations"]] == [row["conversations"] for row in wanted]
 
 
 def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
@@ -200,38 +200,31 @@ def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
 def test_the_same_run_builds_the_same_bytes_and_shards_are_links_where_there_are_links(
     run: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for cls in BOTH:
-        build(cls, run, tmp_path / cls.NAME, version="1.2.0")
-        build(cls, run, tmp_path / cls.NAME, version="1.2.0")  # over an earlier build
-        assert files(built / cls.NAME) == files(tmp_path / cls.NAME)
-    name = "image_embeddings/unicorn/00000.safetensors"
-    assert (tmp_path / "unicorn-1.2m" / name).samefile(run / name)
-    monkeypatch.setattr(os, "link", lambda *_: os.stat("/this/is/an/OSError"))
-    build(Unicorn12M, run, tmp_path / "unicorn-1.2m", version="1.2.0")
-    assert not (tmp_path / "unicorn-1.2m" / name).samefile(run / name)
-    assert files(built / "unicorn-1.2m") == files(tmp_path / "unicorn-1.2m")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
+    shard = "unicorn-1.2m/image_embeddings/unicorn/00000.safetensors"
+    for linked in (True, False):  # the second over an earlier build
+        for cls in BOTH:
+            build(cls, run, tmp_path / cls.NAME, version="1.2.0")
+        assert files(built) == files(tmp_path)
+        assert (tmp_path / shard).samefile(run / shard.partition("/")[2]) == linked
+        monkeypatch.setattr(os, "link", lambda *_: os.stat("/this/is/an/OSError"))
 
 
-def tamper(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.unlink()  # it may be a link
-    path.write_bytes(content)
+def test_a_changed_or_missing_file_is_named_and_refused(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    def tamper(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.unlink()  # it may be a link
+        path.write_bytes(content)
 
-
-def test_a_changed_file_of_the_run_is_named_and_nothing_is_left(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy, built_copy), before = copies, sorted(tmp_path.iterdir())
     for file in ("captions/00001.parquet", "image_embeddings/unicorn/00000.safetensors"):  # vectors are read first
         tamper(run_copy / file)
         with pytest.raises(RunError, match=f"{file}: sha256"):
             build(Unicorn12M, run_copy, tmp_path / "out")
-        assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-
-
-def test_a_changed_or_missing_file_of_a_built_set_is_refused(built_copy: Path) -> None:
+        assert sorted(tmp_path.iterdir()) == before  # nothing is left
     folder = built_copy / "unicorn-1.2m"
-    for config, file in (("with_embeddings", "with_embeddings/"), ("default", "data/")):
-        tamper(folder / (file := f"{file}train-00000-of-00001.parquet"))
+    for config, part in (("with_embeddings", "with_embeddings"), ("default", "data")):
+        tamper(folder / (file := f"{part}/train-00000-of-00001.parquet"))
         with pytest.raises(DatasetError, match=f"{file} was changed"):
             stream(Unicorn12M(config_name=config, data_dir=str(folder)))
         (folder / file).unlink()
@@ -264,12 +257,21 @@ def test_what_cannot_be_read_is_named_for_what_it_is(run: Path, built: Path, tmp
             Unicorn12M(**options)
 
 
-def test_an_unfinished_run_says_what_to_run(run_copy: Path, tmp_path: Path) -> None:
+def test_a_run_is_built_by_one_of_its_methods_and_only_if_it_is_complete(
+    copies: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run_copy = copies[0]
+    make_image_embeddings(Run(run_copy, make_recipe(run_copy, "mean_shift", judged=True)))
+    assert build(Unicorn12M, run_copy, tmp_path / "new")["method"] == "mean_shift"  # the recipe's now
+    manifest = build(Unicorn12M, run_copy, tmp_path / "named", method="unicorn")
+    assert {name.split("/")[1] for name in manifest["vectors"]} == {"unicorn"}
+    with pytest.raises(RunError, match="'image_embeddings/decap' is not complete"):
+        build(Unicorn12M, run_copy, tmp_path / "out", method="decap")
     (run_copy / "transfer/unicorn.safetensors").write_bytes(b"x")
     with pytest.raises(RunError, match="image_embeddings/unicorn' .*0 of 3"):
-        build(Unicorn12M, run_copy, tmp_path / "out")
+        build(Unicorn12M, run_copy, tmp_path / "out", method="unicorn")
     shutil.rmtree(run_copy / "image_embeddings")
-    with pytest.raises(RunError, match=r"image_embeddings/unicorn' is not .* generation transfer"):
+    with pytest.raises(RunError, match=r"image_embeddings/mean_shift' is not .* generation transfer"):
         build(Unicorn12M, run_copy, tmp_path / "out")
     (run_copy / "captions/00002.json").unlink()
     with pytest.raises(RunError, match=r"'captions' is not complete \(2 of 3 shards\). Run `"):
@@ -277,24 +279,23 @@ def test_an_unfinished_run_says_what_to_run(run_copy: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("served", ["/data", "unknown"])
 def test_a_model_that_its_server_does_not_name_is_named_by_the_recipe(
-    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.runs.MODEL", served)
-    path = make_run(tmp_path / "run", shards=1).path
-    for cls in BOTH:
+    for place, served in enumerate(("/data", "unknown")):
+        monkeypatch.setattr("tests.runs.MODEL", served)
+        path, output = make_run(tmp_path / f"run{place}", shards=1).path, tmp_path / f"out{place}"
         with pytest.raises(DatasetError, match=rf"'{served}'.*model_name: OWNER/NAME.*run --config RECIPE"):
-            build(cls, path, tmp_path / cls.NAME)
-    make_run(path, shards=1, recipe={"server": {"model_name": "owner/Model-7B"}})
-    for cls in BOTH:
-        build(cls, path, tmp_path / cls.NAME)
-        assert {row["model"] for row in rows(tmp_path / cls.NAME / "data")} == {"owner/Model-7B"}
-        card = (tmp_path / cls.NAME / "README.md").read_text()
+            build(BOTH[place], path, output)
+        make_run(path, shards=1, recipe={"server": {"model_name": "owner/Model-7B"}})
+        build(BOTH[place], path, output)
+        assert {row["model"] for row in rows(output / "data")} == {"owner/Model-7B"}
+        card = (output / "README.md").read_text()
         assert "owner/Model-7B" in card and not re.search(rf"written by [^.]*{served}", card)
 
 
-def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path: Path) -> None:
+def test_only_an_earlier_build_is_replaced(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    run, built_copy = copies
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (built_copy / "unicorn-1.2m" / "notes.txt").write_text("also mine")
@@ -311,16 +312,8 @@ def test_only_an_earlier_build_is_replaced(run: Path, built_copy: Path, tmp_path
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_run_with_several_methods_is_built_by_the_one_that_is_named(run_copy: Path, tmp_path: Path) -> None:
-    make_image_embeddings(Run(run_copy, make_recipe(run_copy, "mean_shift", judged=True)))
-    assert build(Unicorn12M, run_copy, tmp_path / "out")["method"] == "mean_shift"  # the recipe's now
-    manifest = build(Unicorn12M, run_copy, tmp_path / "named", method="unicorn")
-    assert {name.split("/")[1] for name in manifest["vectors"]} == {"unicorn"}
-    with pytest.raises(RunError, match="'image_embeddings/decap' is not complete"):
-        build(Unicorn12M, run_copy, tmp_path / "no", method="decap")
-
-
-def test_a_build_that_does_not_end_leaves_the_earlier_one(run: Path, built_copy: Path, monkeypatch: Any) -> None:
+def test_a_build_that_does_not_end_leaves_the_earlier_one(copies: tuple[Path, Path], monkeypatch: Any) -> None:
+    run, built_copy = copies
     folder, rename = built_copy / "unicorn-1.2m", Path.rename
     before = files(folder)
 
@@ -355,17 +348,14 @@ def test_the_command_builds_logs_json_and_refuses_a_version_that_is_none(
 
 def test_a_stream_that_is_left_early_leaves_no_thread_that_could_abort_the_exit(built: Path, tmp_path: Path) -> None:
     program = f"""
-import os
-import pyarrow.parquet
+import os, pyarrow.parquet
 from unicorn_1_2m import Unicorn12M
 before = len(os.listdir("/proc/self/task"))
-for config in ("default", "with_embeddings"):
-    builder = Unicorn12M(config_name=config, data_dir={str(built / "unicorn-1.2m")!r})
-    rows = iter(builder.as_streaming_dataset(split="train"))
-    print(next(rows)["id"], len(os.listdir("/proc/self/task")) - before)
+rows = iter(Unicorn12M(data_dir={str(built / "unicorn-1.2m")!r}).as_streaming_dataset(split="train"))
+print(next(rows)["id"], len(os.listdir("/proc/self/task")) - before)
 """
     done = python("-c", program, HF_HOME=str(tmp_path), OMP_NUM_THREADS="1")
-    assert (done.returncode, done.stdout.split()) == (0, ["0000000000", "0"] * 2), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["0000000000", "0"]), done.stderr
 
 
 def test_show_prints_a_record_through_all_stages(run: Path) -> None:
@@ -374,3 +364,96 @@ def test_show_prints_a_record_through_all_stages(run: Path) -> None:
     assert "too_short: A <b>kettle</b>." in show_record(Run(run), "6")
     with pytest.raises(RunError, match="has no record '0000000099'"):
         show_record(Run(run), "99")
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetCard]:
+    folder = tmp_path_factory.mktemp("cards")
+    card = {"authors": ["Ada Example"], "homepage": "https://example.org", "bibtex": "@misc{ada, title={A}}"}
+    make_run(folder / "run", judged=True, recipe={"card": card, "server": {"endpoints": ["http://secret:8000"]}})
+    for cls in BOTH:
+        build(cls, folder / "run", folder / cls.NAME, version="1.2.3", repo_id=f"user/{cls.NAME}")
+        assert "secret" not in (folder / cls.NAME / "manifest.json").read_text()
+    return {cls.NAME: DatasetCard.load(folder / cls.NAME / "README.md") for cls in BOTH}
+
+
+@pytest.mark.parametrize("name", ["unicorn-1.2m", "unicorn-471k-instruction"])
+def test_a_card_has_its_parts_in_order_and_answers_on_the_first_screen(
+    name: str, cards: dict[str, DatasetCard]
+) -> None:
+    card = cards[name]
+    found = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
+    assert all(re.fullmatch(*pair) for pair in zip(SECTIONS.split("|"), found, strict=True))
+    screen = card.text[:1800]
+    assert "figures/record.svg" in screen and "There are no images in it" in screen
+    assert f'load_dataset("user/{name}", split="train", revision="v1.2.3")' in screen
+    assert "small model wrote" not in screen
+    for fact in ("Ada Example", "@misc{ada", "https://example.org", "fake/Model-Instruct", "fake/encoder"):
+        assert fact in card.text
+    assert ("27 conversations to teach" if "471k" in name else "18 dense captions") in screen
+    wanted = {"expand_caption", "judge_captions"}
+    if "471k" in name:
+        wanted = {"multiple_choice", "question_answering", "complex_reasoning", "judge"}
+        assert "| what | 27 | 50.0 % |" in card.text  # questions by type
+        assert "27 questions were dropped from accepted answers" in card.text and "| letter | 27 |" in card.text
+    assert {found.split("@")[0] for found in re.findall(r"^`(\w+@[\d.]+)`", card.text, re.MULTILINE)} == wanted
+
+
+def test_metadata_is_legal_other_is_said_only_where_licences_differ_and_a_small_model_is_called_so(
+    cards: dict[str, DatasetCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, card in cards.items():
+        data = card.data
+        assert (data.license, data.size_categories) == ("other", ["n<1K"])
+        assert data["license_link"] == f"https://huggingface.co/datasets/user/{name}#licences"
+        assert "## Licences" in card.text
+        assert [config["config_name"] for config in data["configs"]] == ["default", "with_embeddings"]
+        assert {config["version"] for config in data["configs"]} == {"1.2.3"}
+    monkeypatch.setitem(tests.runs.LICENSES, "alpha", "Apache-2.0")
+    monkeypatch.setattr(tests.runs, "MODEL", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    make_run(tmp_path / "run")
+    for cls in BOTH:
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        card = DatasetCard.load(tmp_path / cls.NAME / "README.md")
+        assert (card.data.license, card.data.get("license_link")) == ("apache-2.0", None)
+        assert "A small model wrote this text" in card.text.split("![")[1][:200]
+
+
+def test_all_text_of_a_run_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "\n".join(EVIL)
+    monkeypatch.setattr(tests.runs, "_THINGS", (evil,))
+    monkeypatch.setattr(tests.runs, "MODEL", EVIL[0])
+    monkeypatch.setattr(tests.runs, "LICENSES", {"alpha": EVIL[1], "beta": EVIL[2]})
+    make_run(tmp_path / "run", recipe={"card": {"authors": [EVIL[2]], "homepage": EVIL[2]}})
+    for cls in BOTH:
+        build(cls, tmp_path / "run", tmp_path / cls.NAME)
+        text = DatasetCard.load(tmp_path / cls.NAME / "README.md").text
+        html = MarkdownIt("commonmark", {"html": True}).enable(["table"]).render(text)  # as permissive as can be
+        figure = (tmp_path / cls.NAME / "figures" / "record.svg").read_text()
+        tags = {node.tag.partition("}")[2] for node in ElementTree.fromstring(figure).iter()}
+        assert tags == {"svg", "rect", "text"}
+        assert "&lt;script&gt;alert(1)" in figure and "<script" not in html
+        assert not re.search(r"href=.javascript", html)
+        assert "<strong>bold" not in html and "<code>c</code>" not in html
+        assert "a | b `c` {{ 7 * 7 }}" in html and "&lt;script&gt;alert(1)" in html
+
+
+def test_a_prompt_that_was_changed_since_the_run_fails_the_build_and_leaves_nothing(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run").path / "captions" / "stage.json"
+    stage = read_json(path)
+    write_json(path, stage | {"identity": stage["identity"] | {"prompt_sha256": "0" * 64}})
+    with pytest.raises(DatasetError, match="was changed since the run"):
+        build(Unicorn12M, tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_changelog_is_carried_on_in_numbers(tmp_path: Path) -> None:
+    run, output = make_run(tmp_path / "run").path, tmp_path / "unicorn-471k-instruction"
+    for _ in range(2):
+        assert build(Unicorn471KInstruction, run, output)["changelog"] == [["1.0.0", "first version"]]
+    make_run(run, shards=4)
+    (version, text), *others = build(Unicorn471KInstruction, run, output, version="1.1.0")["changelog"]
+    assert (version, others) == ("1.1.0", [["1.0.0", "first version"]])
+    assert "+3 rows of task multiple_choice" in text and text.endswith("; all vectors moved")
+    with pytest.raises(DatasetError, match="version 1.0.9 is lower than 1.1.0"):
+        build(Unicorn471KInstruction, run, output, version="1.0.9")

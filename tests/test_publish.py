@@ -1,17 +1,24 @@
-"""Pushing, tagging, loading and streaming both data sets: real libraries against the fake Hub, each in a process."""
+"""Pushing, tagging, loading and streaming both data sets: real libraries against the fake Hub. Two builds with other
+bytes never share an entry of the cache of ``datasets``: real loads, one cache."""
 
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from datasets import config, load_dataset
 from huggingface_hub import constants
 
+from generation.builders.build import build
 from generation.builders.command import main
+from generation.store import Run
+from generation.transfer.stage import make_image_embeddings
 from tests.fake_hub import FakeHub, Repo
-from tests.runs import make_run
+from tests.runs import make_recipe, make_run
 from unicorn_1_2m import Unicorn12M
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +75,7 @@ def pushed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         yield hub, folder
 
 
-def test_what_arrives_is_what_was_built_and_loads_streams_and_joins_at_the_tag(
+def test_what_arrives_is_what_was_built_and_loads_and_streams_at_the_tag(
     pushed: tuple[FakeHub, Path], tmp_path: Path
 ) -> None:
     hub, folder = pushed
@@ -82,25 +89,20 @@ def test_what_arrives_is_what_was_built_and_loads_streams_and_joins_at_the_tag(
     script = """
 import json
 from datasets import load_dataset
-from generation.builders.published import PublishedDataset
 from generation.errors import DatasetError
 from unicorn_471k_instruction import Unicorn471KInstruction
-read = {}
+read, rows = {}, {}
 for name in ("unicorn-1.2m", "unicorn-471k-instruction"):
     for config in ("default", "with_embeddings"):
         data = load_dataset(f"user/{name}", config, revision="v1.0.0", split="train")
-        stream = load_dataset(f"user/{name}", config, revision="v1.0.0", split="train", streaming=True)
-        assert [row["id"] for row in stream] == data["id"][:]
+        rows = list(load_dataset(f"user/{name}", config, revision="v1.0.0", split="train", streaming=True))
+        assert rows == data.to_list()
         read[f"{name} {config}"] = [len(data), str(data.info.version)]
-base = "hf://datasets/user/unicorn-"
-talks, captions = PublishedDataset(base + "471k-instruction@v1.0.0"), PublishedDataset(base + "1.2m@v1.0.0")
-names = {folder: [name for name in talks.manifest["files"] if name.startswith(folder)] for folder in ("data", "with")}
-joined = [row for name in names["data"] for part in talks.joined_tables(name, captions) for row in part.to_pylist()]
-read["joined"] = joined == [row for name in names["with"] for part in talks.tables(name) for row in part.to_pylist()]
-builder = Unicorn471KInstruction(config_name="with_embeddings", data_dir=talks.url)
-read["class"] = list(builder.as_streaming_dataset(split="train")) == joined
+url = "hf://datasets/user/unicorn-471k-instruction"
+builder = Unicorn471KInstruction(config_name="with_embeddings", data_dir=url + "@v1.0.0")
+assert list(builder.as_streaming_dataset(split="train")) == rows
 try:
-    Unicorn471KInstruction(data_dir=base + "471k-instruction")
+    Unicorn471KInstruction(data_dir=url)
 except DatasetError as error:
     read["refused"] = str(error)
 print(json.dumps(read))
@@ -109,7 +111,6 @@ print(json.dumps(read))
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])
     assert "pinned revision" in read.pop("refused")
-    assert read.pop("joined") and read.pop("class")
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
 
 
@@ -192,3 +193,75 @@ def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(
         assert (status, "holds version 1.0.0 with other contents" in said) == (1, True)
         assert push(hub, run)[0] == 0
         assert stored(hub, "v1.0.0") == built(tmp_path / "unicorn-1.2m")
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs of the same texts and sizes, by two methods, and the data set built from each."""
+    folder = tmp_path_factory.mktemp("builds")
+    make_run(folder / "run_one")
+    shutil.copytree(folder / "run_one", folder / "run_two")
+    make_image_embeddings(Run(folder / "run_two", make_recipe(folder / "run_two", "mean_shift")))
+    for name in ("one", "two"):
+        build(Unicorn12M, folder / f"run_{name}", folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def by_class(**options: str) -> Any:
+    builder = Unicorn12M(config_name="with_embeddings", hash="mine", **options)
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train")["image_embedding"][:]
+
+
+def vectors_of(path: Path) -> list[list[float]]:
+    tables = [pq.ParquetFile(file).read(["image_embedding"]) for file in sorted((path / "with_embeddings").iterdir())]
+    return [vector for table in tables for vector in table["image_embedding"].to_pylist()]
+
+
+def test_no_way_to_read_a_build_reads_another_one_in_its_place(builds: Path, tmp_path: Path) -> None:
+    assert vectors_of(builds / "one") != vectors_of(builds / "two")
+    sizes = [[path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")]
+    assert sizes[0] == sizes[1]  # so that nothing but the contents tells them apart
+    for name in ("one", "two", "one"):
+        wanted, built = vectors_of(builds / name), tmp_path / "unicorn-1.2m"
+        for place in (tmp_path / "run", built):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(builds / f"run_{name}", tmp_path / "run")
+        shutil.copytree(builds / name, built)
+        shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
+        for place in (built, tmp_path / name / "unicorn-1.2m"):
+            assert load_dataset(str(place), "with_embeddings", split="train")["image_embedding"][:] == wanted
+        assert by_class(run_dir=str(tmp_path / "run")) == by_class(data_dir=str(built)) == wanted
+
+
+def test_fill_cache_serves_what_was_filled_last(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "one"):
+        options = ["--run-dir", builds / f"run_{name}", "--output", tmp_path / name, "--fill-cache", "with_embeddings"]
+        monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, options)])
+        assert main(Unicorn12M) == 0
+        assert load_dataset("unicorn-1.2m", split="train")["image_embedding"][:] == vectors_of(builds / name)
+
+
+def test_revisions_of_the_hub_and_a_local_build_of_their_name(builds: Path, tmp_path: Path, push: Push) -> None:
+    script = """
+import sys
+from datasets import load_dataset
+places = [("user/unicorn-1.2m", {"revision": f"v{number}.0.0"}) for number in (1, 2, 1)]
+for place, options in [*places, (sys.argv[1], {})]:
+    print("read", load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
+"""
+    with FakeHub() as hub:
+        for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
+            assert push(hub, builds / f"run_{name}", "--version", version)[0] == 0
+        done = hub.run(["-c", script, tmp_path / "unicorn-1.2m"], tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    found = [line.removeprefix("read ") for line in done.stdout.splitlines() if line.startswith("read ")]
+    assert found == [str(vectors_of(builds / name)) for name in ("one", "two", "one", "two")]
