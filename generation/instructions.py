@@ -41,7 +41,8 @@ class InstructionTask:
         """Return the request for a conversation, of question types that are drawn for the caption."""
         key, (low, high) = (self.seed, self.name, item.id, attempt), self.settings.items
         values = {"caption": item.values["caption"], "min_items": str(low), "max_items": str(high)}
-        messages = self.prompt.messages(values | {"types": self.prompt.draw_types(high, *key)})
+        types = sorted(self.prompt.question_types, key=lambda name: stable_hash("types", *key, name))[:high]
+        messages = self.prompt.messages(values | {"types": "; ".join(types)})
         return Request(messages, self.prompt.sampling, stable_hash("instruction", *key) % (2**31 - 1) + 1, self.schema)
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:

@@ -111,9 +111,9 @@ def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
 
 
 def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
-    """Ask the rejected rows of all stages (of these reasons; None: all) again, and have judged what was judged before.
+    """Ask rejected rows (of these reasons; None: all) again, and have them judged; return how many, by stage.
 
-    Return how many rows, by stage. Errors as in ``engine.generate``.
+    Errors as in ``engine.generate``.
     """
     tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in TASKS), CaptionTask(run)]
     if judge := run.recipe.judge:

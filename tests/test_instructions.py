@@ -60,6 +60,15 @@ def test_lengths_and_openings_are_drawn_with_the_paper_s_spread(tmp_path: Path) 
     assert prompts[0] == task.request(Item("0", 0, {"seed": "A dog."}), 1).messages[-1]["content"]
 
 
+def test_types_of_questions_are_drawn_alike(tmp_path: Path) -> None:
+    task = InstructionTask(make_run(tmp_path / "run"), "complex_reasoning")
+    prompts = (task.request(Item(str(id), 0, {"caption": SCENE}), 1).messages[-1]["content"] for id in range(2_000))
+    drawn = Counter(kind for prompt in prompts for kind in prompt.split("types: ")[1].split(".\n")[0].split("; "))
+    types = task.prompt.question_types
+    assert drawn.keys() == set(types) and drawn.total() == 2_000 * 3
+    assert all(abs(count / 2_000 - 3 / len(types)) < 0.05 for count in drawn.values())
+
+
 def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None:
     settings = {"prompt": "expand_caption_small", "min_words": 5, "max_words": 40}
     task = CaptionTask(make_run(tmp_path / "run", captions=settings))

@@ -104,7 +104,7 @@ def test_a_bundled_prompt_keeps_the_rules_of_the_servers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_ITEMS)
-def test_examples_answer_what_they_are_asked_for_and_types_are_drawn_alike(name: str) -> None:
+def test_examples_answer_what_they_are_asked_for(name: str) -> None:
     prompt = BUNDLED[name]
     for example in prompt.examples:
         low, types = int(example.values.get("min_items", "2")), example.values["types"].split(";")
@@ -113,7 +113,3 @@ def test_examples_answer_what_they_are_asked_for_and_types_are_drawn_alike(name:
             assert low <= len(example.answer["QA Pairs"]) == len(types)
             assert {kind.strip() for kind in types} <= set(prompt.question_types)
             assert 120 <= len(example.values["caption"].split()) <= 180
-    drawn = [kind for id in range(2_000) for kind in prompt.draw_types(2, id).split("; ")]
-    share = 2 / len(prompt.question_types)
-    assert all(abs(drawn.count(kind) / 2_000 - share) < 0.05 for kind in prompt.question_types)
-    assert prompt.draw_types(99, 1).count(";") == len(prompt.question_types) - 1

@@ -17,7 +17,6 @@ from pydantic import Field
 from ..config import Name, Positive, Section
 from ..errors import RecipeError
 from ..recipe import read_yaml, validate
-from ..rows import stable_hash
 
 PROMPTS = Path(__file__).parent
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -102,10 +101,6 @@ class Prompt(Section):
         except (TypeError, KeyError) as error:
             raise RecipeError(f"prompt {self.name}: its schema needs an array property 'QA Pairs'") from error
         return schema
-
-    def draw_types(self, count: int, *key: object) -> str:
-        """Return ``count`` of the question types (all if there are fewer), chosen and ordered by ``key``."""
-        return "; ".join(sorted(self.question_types, key=lambda name: stable_hash("types", *key, name))[:count])
 
 
 def load_prompt(name: str) -> Prompt:
