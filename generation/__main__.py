@@ -22,12 +22,8 @@ app = typer.Typer(
     help="Make vision-language training data out of text alone (Unicorn, arXiv 2503.22655).",
     epilog="Every command resumes where it stopped when it is given again. --log-json writes JSON lines to stderr, "
     "--log-json=FILE to a file.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
 
 FUNCTIONS = {  # module and function of each command: f(run, rank, world_size); the first two: f(run, extend)
     "run": ("pipeline", "run_pipeline"),
@@ -39,21 +35,13 @@ FUNCTIONS = {  # module and function of each command: f(run, rank, world_size); 
     "embed": ("embed", "make_text_embeddings"),
     "transfer": ("transfer.stage", "make_image_embeddings"),
 }
-RunDir = Annotated[
-    Path, typer.Option("--run-dir", help="Directory of the run; made if it does not exist.", file_okay=False)
-]
+RunDir = Annotated[Path, typer.Option(help="Directory of the run; made if it does not exist.", file_okay=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", file_okay=False)]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Recipe (YAML). Needed once: the run remembers it.", dir_okay=False)
-]
+Config = Annotated[Path | None, typer.Option(help="Recipe (YAML). Needed once: the run remembers it.", dir_okay=False)]
 Extend = Annotated[bool, typer.Option("--extend", help="Add the seeds that the run does not have yet.")]
-Endpoint = Annotated[
-    list[str] | None,
-    typer.Option("--endpoint", metavar="URL", help="Base URL of a server; repeatable. Key: $TGI_API_KEY."),
-]
-Kind = Annotated[
-    str | None, typer.Option("--kind", help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")
-]
+_ENDPOINT = typer.Option("--endpoint", metavar="URL", help="Base URL of a server; repeatable. Key: $TGI_API_KEY.")
+Endpoint = Annotated[list[str] | None, _ENDPOINT]
+Kind = Annotated[str | None, typer.Option(help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")]
 Captions = Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")]
 Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
@@ -63,11 +51,12 @@ WorldSize = Annotated[int, typer.Option(min=1, hidden=True)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens, hours, cost and prompts; write nothing.")]
 Probes = Annotated[int, typer.Option(min=0, help="Dry run: rows to request, to measure rate and length.")]
 Tokenizer = Annotated[Path | None, typer.Option(help="Dry run: directory of a tokenizer that counts prompt tokens.")]
-Prices = Annotated[
-    tuple[float, float] | None,
-    typer.Option("--usd-per-million", metavar="IN OUT", help="Price of a million prompt and answer tokens."),
-]
+_PRICES = typer.Option("--usd-per-million", metavar="IN OUT", help="Price of a million prompt and answer tokens.")
+Prices = Annotated[tuple[float, float] | None, _PRICES]
 PerHour = Annotated[float, typer.Option("--usd-per-hour", help="Price of all servers an hour.")]
+Id = Annotated[str | None, typer.Option(help="Default: the first with a conversation.")]
+RunOrDataset = Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a built data set.")]
+Fix = Annotated[bool, typer.Option("--fix", help="Remove bad records of a run, so that `run` makes them.")]
 Images = Annotated[Path | None, typer.Option(help="Unpaired images: a folder, or vectors (.safetensors, .npy).")]
 
 
@@ -180,10 +169,7 @@ def import_original(
 
 
 @app.command()
-def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run directory or a built data set.")],
-    fix: Annotated[bool, typer.Option("--fix", help="Remove bad records of a run, so that `run` makes them.")] = False,
-) -> None:
+def verify(path: RunOrDataset, fix: Fix = False) -> None:
     """Check every hash, count, id and join of a run or of a built data set."""
     from .verify import verify_path
 
@@ -219,9 +205,7 @@ def export(
 
 
 @app.command()
-def show(
-    run_dir: RunDir, id: Annotated[str | None, typer.Option(help="Default: the first with a conversation.")] = None
-) -> None:
+def show(run_dir: RunDir, id: Id = None) -> None:
     """Print one record as it passed through every stage."""
     from .show import show_record
 
@@ -240,11 +224,7 @@ def serve(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 stopped by a signal.
-    """
+    """Run one command; return its exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 stopped by a signal."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     resume = f"{shlex.quote(sys.executable)} -m generation {shlex.join(given)}"
     return run_command(app, given, resume)

@@ -65,9 +65,10 @@ def emit(event: str, **facts: Any) -> None:
 def say(text: str, error: bool = False) -> None:
     """Print a line to stdout, or to stderr; a closed, full or ASCII-only stream does not end the run."""
     stream = sys.stderr if error else sys.stdout
-    with suppress(OSError, ValueError, AttributeError):  # AttributeError: None, where the shell has closed it
-        if not (error and _quiet):
-            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
+    with suppress(OSError, ValueError):
+        if stream is not None and not (error and _quiet):  # None: closed by the shell
+            encoding = stream.encoding or "utf-8"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             stream.flush()
 
 
@@ -96,15 +97,8 @@ class _Lines(io.StringIO):
 
 
 class Progress:
-    """A progress bar, which is also the source of ``progress`` events.
-
-    Args:
-        stage: its name.
-        total: how many units there are; None if unknown.
-        done: how many of them an earlier session made.
-        unit: what is counted, such as ``row``.
-        delay_s: show nothing before it.
-    """
+    """A progress bar, which is also the source of ``progress`` events: of ``total`` units (None: unknown) an earlier
+    session made ``done``. Nothing is shown before ``delay_s`` seconds."""
 
     def __init__(
         self, stage: str, total: int | None, done: int = 0, unit: str = "row", delay_s: float = DELAY_S

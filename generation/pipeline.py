@@ -10,8 +10,8 @@ from .store import Run
 
 
 def run_pipeline(run: Run, extend: bool = False) -> None:
-    """Make what is due of every stage from the stage before it; ``extend`` adds the seeds that the run does not have. A
-    UnicornError says that a stage cannot be made; the same call then goes on from there."""
+    """Make what is due of every stage from the stage before it; ``extend`` adds the seeds that the run does not have.
+    A UnicornError says that a stage cannot be made; the same call then goes on from there."""
     from .captions import make_captions
     from .embed import make_text_embeddings
     from .instructions import make_instructions

@@ -37,11 +37,8 @@ class Fault(NamedTuple):
 
 
 def verify_path(path: Path, fix: bool = False) -> str:
-    """Check a run directory or a built data set; return a summary if nothing is wrong or everything was fixed.
-
-    ``fix`` removes the records and files of a run's bad shards. A RunError (of a run) or DatasetError (of a data set)
-    lists every fault.
-    """
+    """Check a run directory or a built data set; return a summary if nothing is wrong or everything was fixed: ``fix``
+    removes the records and files of a run's bad shards. A RunError or DatasetError lists every fault."""
     if (path / "run.json").is_file():
         faults, summary = _check_run(Run(path))
         error: type[RunError | DatasetError] = RunError
