@@ -19,9 +19,8 @@ from .prompts import Message
 from .seeds import make_seeds
 from .stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from .store import Run
-from .tgi.connect import connect
 from .tgi.protocol import Answer, Request
-from .tgi.scheduler import Scheduler
+from .tgi.scheduler import Scheduler, connect
 
 SAMPLE = 32  # rows whose prompts are counted
 TokenCount = Callable[[Sequence[Message]], int]

@@ -13,10 +13,9 @@ from generation.config import Server
 from generation.errors import FatalServerError, RequestRejected
 from generation.prompts import Sampling
 from generation.tgi import endpoint_state
-from generation.tgi.connect import connect
 from generation.tgi.limit import DECREASE, AdaptiveLimit
 from generation.tgi.protocol import Answer, Request
-from generation.tgi.scheduler import RequestStats
+from generation.tgi.scheduler import RequestStats, connect
 from tests.fake_server import FakeServer, Reply
 from tests.test_simulation import Phase, Plan, simulate
 

@@ -20,9 +20,8 @@ from ..errors import FatalServerError, Interrupted, RequestRejected, StageFailed
 from ..logs import Progress
 from ..rows import Row
 from ..store import Run
-from ..tgi.connect import connect
 from ..tgi.protocol import Answer
-from ..tgi.scheduler import RequestStats, Scheduler
+from ..tgi.scheduler import RequestStats, Scheduler, connect
 from .journal import TOKENS, Item, UnfinishedShard
 from .work import REFUSED, GenerationTask, Work
 
@@ -153,11 +152,10 @@ class _Session:
                     with claim:
                         shard.journal.close()
                 servers = [{"kind": i.kind, "version": i.version, "model": i.model_id} for i in self.scheduler.infos]
-                facts = {"seconds": round(time.monotonic() - start, 3), "servers": servers}
                 for work in self.works:
-                    figures = {"rejected": work.rejected, "retries": work.retries}
-                    sums = {name: work.sums[name] for name in ("rows", "requests", *TOKENS)}
-                    self.run.log_session(work.task.stage, facts | figures | sums)
+                    facts: Row = {name: work.sums[name] for name in ("rows", "requests", *TOKENS)}
+                    facts |= {"rejected": work.rejected, "retries": work.retries, "servers": servers}
+                    self.run.log_session(work.task.stage, facts | {"seconds": round(time.monotonic() - start, 3)})
 
     def _show(self, bar: Progress, done: int, seconds: float) -> None:
         sums = sum((work.sums for work in self.works), Counter[str]())
@@ -185,7 +183,8 @@ class _Session:
                 row = await self._row(work.task, item, shard.journal.again.get(item.key, {}), stats)
             except Interrupted:
                 return
-            shard.append(row, stats.retries)
+            shard.journal.append({"row": row, "retries": stats.retries} if stats.retries else {"row": row})
+            shard.waiting -= 1
             work.add(row, stats)
             if not shard.waiting:
                 shard.commit(work.task.extra)

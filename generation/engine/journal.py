@@ -142,11 +142,6 @@ class UnfinishedShard:
             logger.warning("%s is damaged: its rows are made again (%s)", path, error)
         return schema.empty_table()
 
-    def append(self, row: Row, retries: Mapping[str, int]) -> None:
-        """Add the row of an item to the journal, and the retries that it took."""
-        self.journal.append({"row": row, "retries": retries} if retries else {"row": row})
-        self.waiting -= 1
-
     def commit(self, extra: Mapping[str, str]) -> None:
         """Write the rows of all items, in order, then the record (``extra``: ``Run.inputs``); drop the journal."""
         self.journal.close()

@@ -7,8 +7,8 @@ and decides what is sent next. All waiting is on the event loop's clock, so that
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ import aiohttp
 
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, UnicornError
-from .endpoint_state import TICK_S, EndpointState
-from .fleet import Fleet
+from .client import Endpoint, open_session
+from .embedded import EMBEDDED_SLOTS, embedded_server
+from .endpoint_state import TICK_S, EndpointState, Fleet
+from .limit import START_LIMIT
 from .protocol import Answer, Request
 
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
@@ -49,6 +51,23 @@ class _Job:
     failures: int = 0  # in company
     failed_alone: int = 0
     error: ServerError | None = None  # in the last test; None: it did not reach the server
+
+
+@asynccontextmanager
+async def connect(server: Server) -> AsyncIterator["Scheduler"]:
+    """Yield a scheduler over the endpoints, or over the embedded model, once one of them answers.
+
+    FatalServerError: an endpoint cannot be used, none answers, or two of them serve different models.
+    """
+    async with AsyncExitStack() as stack:
+        urls, slots = server.endpoints, START_LIMIT
+        if not urls:
+            urls, slots = (stack.enter_context(embedded_server()),), EMBEDDED_SLOTS
+        session = await stack.enter_async_context(open_session())
+        scheduler = Scheduler([EndpointState(Endpoint(url, server, session), server, slots) for url in urls], server)
+        stack.push_async_callback(scheduler.close)
+        await scheduler.connect()
+        yield scheduler
 
 
 class Scheduler(Fleet):
