@@ -79,12 +79,10 @@ class JudgeTask:
             verdicts.append(CONFIRMED if right == [given] else other)
         against = [verdict for verdict in verdicts if verdict != CONFIRMED]
         if len(against) >= 2:
-            decided = Counter(against).most_common(1)[0][0]
-        elif verdicts.count(CONFIRMED) >= 2 or ("Options" in item.values and verdicts[:1] == [CONFIRMED]):
-            decided = CONFIRMED
-        else:
-            return "schema" if votes[-1] is None else "undecided"
-        return {"verdict": decided, "votes": json.dumps(votes)}
+            return {"verdict": Counter(against).most_common(1)[0][0], "votes": json.dumps(votes)}
+        if verdicts.count(CONFIRMED) >= 2 or ("Options" in item.values and verdicts[:1] == [CONFIRMED]):
+            return {"verdict": CONFIRMED, "votes": json.dumps(votes)}
+        return "schema" if votes[-1] is None else "undecided"
 
 
 def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:

@@ -110,7 +110,6 @@ def test_a_judge_who_errs_once_in_twenty_times_drops_the_defects_and_keeps_the_g
             left = {qa["Question"] for items in kept for qa in items}
             questions = [item["Question"] for _, items in rows[task] for item in items]
             lost.update(question in bad for question in questions if question not in left)
-    print(f"defects gone: {lost[True]} of {len(bad)}; good lost: {lost[False]}")
     assert lost[True] >= 0.9 * len(bad) > 15
     assert lost[False] < 0.03 * (len(truth) - len(bad))
 

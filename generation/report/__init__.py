@@ -10,8 +10,6 @@ from ..prompts import render
 from ..store import Run
 from .contents import collect
 
-_HERE = Path(__file__).parent
-
 
 def write_report(
     run: Run,
@@ -40,7 +38,9 @@ def page(facts: dict[str, object]) -> str:
     They are embedded as JSON without ``<``, and shown as text only. A content security policy lets no script run but
     the page's own, whose hash it names.
     """
-    html, style, script = ((_HERE / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
+    html, style, script = (
+        Path(__file__).with_name(f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     return render(html, {"digest": digest, "style": style, "script": script, "data": data}) + "\n"

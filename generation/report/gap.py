@@ -72,8 +72,7 @@ def measure_gap(run: Run, sample: GapSample, images: Path | None, pairs: tuple[P
     if images:
         image = _read(run, images, text.shape[1])
         for name, unit in {"raw": image, "centred": normalize(image - image.mean(0))}.items():
-            distances = [(part.mean(0) - unit.mean(0)).norm() for part in both]
-            found[f"distance of the means (images {name})"] = distances
+            found[f"distance of the means (images {name})"] = [(part.mean(0) - unit.mean(0)).norm() for part in both]
         found["effective rank of the images"] = [effective_rank(image)]
         note = f"{len(text):,} texts against the images of {images}, unpaired."
     if pairs:

@@ -16,9 +16,7 @@ _TOKEN = re.compile(r"[\w']+")
 QUANTILES = (5, 25, 50, 75, 95)  # percent, of the lengths
 
 _DESCRIPTION = "Lengths, type-token ratio and token entropy of captions, each by itself; distinct-n and self-BLEU."
-_CITATION = (
-    "Unicorn, arXiv 2503.22655, appendix D; distinct-n: arXiv 1510.03055; self-BLEU: Texygen, arXiv 1802.01886."
-)
+_CITATION = "Unicorn, arXiv 2503.22655; distinct-n: arXiv 1510.03055; self-BLEU: Texygen, arXiv 1802.01886."
 _KWARGS = """
 Args:
     data: list of captions.
