@@ -44,7 +44,7 @@ def choice(number: int) -> Row:
 
 
 def answers(number: int, answer: str) -> Row:
-    return row(number, "Where does the path lead?\n<image>", answer)
+    return row(number, "Where does the path lead?\nA: one line is no list of options\n<image>", answer)
 
 
 def write(path: Path, rows: Any) -> Path:

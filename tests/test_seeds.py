@@ -122,14 +122,19 @@ def test_one_caption_an_image_is_drawn_and_repeats_do_not_count(tmp_path: Path) 
 def test_captions_are_dropped_by_reason_and_all_are_accounted_for(tmp_path: Path) -> None:
     captions = ["A brown dog sleeps on a rug.", "A brown dog sleeps on  a rug.", "A dog", "", "A cat on www.x.com"]
     captions += ["A brown dog sleeps on a rug today.", "A grey cat looks out of the window.", "A slur on a red wall"]
-    captions += ["How many red boats are tied to the old pier", "A bell \x07 in a wooden tower"]
+    held = "A sign at the harbour wall of the little town asks how many red boats are tied to the old pier"
+    captions += [
+        held,
+        held.replace(" to the old", " at the old"),
+        "A bell \x07 in a wooden tower",
+    ]  # repeats what is gone
     lines(tmp_path / "words.txt", "# words", "slur")
     lines(tmp_path / "questions.txt", "Say: how many red boats are tied to the old pier today?")
     own = source(lines(tmp_path / "own.txt", *captions), filters={"blocked_words": "words.txt"})
     run = make(tmp_path, [own], drop_duplicates=0.7, drop_contaminated="questions.txt")
     reasons = "blocked_word contaminated control_character duplicate empty link repeated too_short"
     assert account(run)["dropped"] == dict.fromkeys(reasons.split(), 1)
-    assert (account(run)["read"], account(run)["seeds"]) == (10, 2)
+    assert (account(run)["read"], account(run)["seeds"]) == (11, 3)
     lines(tmp_path / "words.txt", "# words", "brown")
     with pytest.raises(RunError, match=r"sha256\.words\.txt"):
         make_seeds(Run(tmp_path / "run"))
