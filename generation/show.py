@@ -20,8 +20,8 @@ _FORMS = {  # by the column that tells what a row is
 def show_record(run: Run, id: str | None = None) -> str:
     """Return seed, caption, conversations, verdicts and vectors of a record for a terminal: that of ``id`` (zeros at
     the front may be left out), or the first with a conversation. A RunError says that there is no such record."""
-    pairs = ((stage, shard) for stage in (*INSTRUCTIONS.values(), CAPTIONS, SEEDS) for shard in run.shards(stage))
-    tables = (run.table(stage, shard, ["id"]) for stage, shard in pairs)
+    stages = (*INSTRUCTIONS.values(), CAPTIONS, SEEDS)
+    tables = (run.table(stage, shard, ["id"]) for stage in stages for shard in run.shards(stage))
     id = (id or next((str(table["id"][0]) for table in tables if len(table)), "")).zfill(10)
     parts = list(_parts(run, id)) if id.isdigit() and len(id) == 10 else []
     if not parts:
@@ -40,8 +40,8 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
         for note, table in (("", run.table(stage, shard)), (", rejected", run.rejected(stage, shard))):
             rows = table.to_pylist() if table else []
             yield from ((stage.name + note, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
-    methods = sorted(path.name for path in run.path.glob("image_embeddings/*"))
-    for stage in (TEXT_EMBEDDINGS, *map(image_embeddings, methods)):
+    made = [image_embeddings(path.name) for path in sorted(run.path.glob("image_embeddings/*"))]
+    for stage in (TEXT_EMBEDDINGS, *made):
         if run.record(stage, shard) and id in (opened := VectorShard(run.verified(stage, shard))).ids:
             vector = opened.vectors[opened.ids.index(id)].float()
             shown = ", ".join(f"{value:+.4f}" for value in vector[:6].tolist())

@@ -158,6 +158,16 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
         assert newest[0] == version and newest[1].startswith(change) and others[-1] == ["1.0.0", "first version"]
     shards = {name: data for name, data in first.items() if name.endswith(".safetensors")}
     assert stored(hub, "v1.0.0") == first and stored(hub, "v1.1.0").items() >= shards.items()  # kept means: kept files
+    script = """
+import sys
+from datasets import load_dataset
+for place in ("user/unicorn-1.2m@v1.0.0", "user/unicorn-1.2m@v1.2.0", "user/unicorn-1.2m@v1.0.0", sys.argv[1]):
+    name, revision = (*place.split("@"), None)[:2]
+    print(load_dataset(name, "with_embeddings", split="train", revision=revision)["image_embedding"][:])
+"""
+    done = hub.run(["-c", script, tmp_path / "unicorn-1.2m"], tmp_path / "home")  # one cache
+    old, new = (str(vectors_of(folder / "unicorn-1.2m")) for folder in (pushed[1], tmp_path))
+    assert done.stdout.splitlines() == [old, new, old, new], done.stderr
 
 
 def test_what_somebody_wrote_on_the_hub_is_refused_until_it_is_to_be_replaced(run: Path, push: Push) -> None:
@@ -248,20 +258,3 @@ def test_fill_cache_serves_what_was_filled_last(builds: Path, tmp_path: Path, mo
         monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, options)])
         assert main(Unicorn12M) == 0
         assert load_dataset("unicorn-1.2m", split="train")["image_embedding"][:] == vectors_of(builds / name)
-
-
-def test_revisions_of_the_hub_and_a_local_build_of_their_name(builds: Path, tmp_path: Path, push: Push) -> None:
-    script = """
-import sys
-from datasets import load_dataset
-places = [("user/unicorn-1.2m", {"revision": f"v{number}.0.0"}) for number in (1, 2, 1)]
-for place, options in [*places, (sys.argv[1], {})]:
-    print("read", load_dataset(place, "with_embeddings", split="train", **options)["image_embedding"][:])
-"""
-    with FakeHub() as hub:
-        for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
-            assert push(hub, builds / f"run_{name}", "--version", version)[0] == 0
-        done = hub.run(["-c", script, tmp_path / "unicorn-1.2m"], tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    found = [line.removeprefix("read ") for line in done.stdout.splitlines() if line.startswith("read ")]
-    assert found == [str(vectors_of(builds / name)) for name in ("one", "two", "one", "two")]

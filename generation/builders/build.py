@@ -98,9 +98,8 @@ def _write_all(
     """Write all files of a data set into a new directory and return its manifest."""
     first, run = builders["default"], builders["default"].run
     counts = _write_tables(builders, output)
-    vectors = run.records[run.vectors_stage]
-    extra = [run.statistics, *(run.run.verified(run.vectors_stage, shard) for shard in vectors)]
-    for path in [] if first.INSTRUCTIONS else extra:
+    vectors = (run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage])
+    for path in () if first.INSTRUCTIONS else (run.statistics, *vectors):
         target = output / path.relative_to(run.run.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -41,9 +41,7 @@ class FinishedRun:
 
     def __init__(self, path: Path, method: str | None, instructions: bool, search: bool = False) -> None:
         if (path / "manifest.json").is_file() and not (path / "run.json").is_file():
-            raise DatasetError(
-                f"{path} is a built data set, not a run: give the run, or data_dir= to read what is built"
-            )
+            raise DatasetError(f"{path} is a built data set, not a run: give the run; data_dir= reads a built one")
         run = self.run = Run(path)
         self.method = method or run.recipe.transfer.method
         self.search = search or run.recipe.captions.drop_duplicates is not None

@@ -42,8 +42,7 @@ def main(builder_class: type[UnicornBuilder]) -> int:
     ) -> None:  # fmt: skip
         if not re.fullmatch(r"\d+\.\d+\.\d+", version):
             raise typer.BadParameter(f"{version!r} is not a semantic version such as 1.0.0")
-        # It refuses before anything is built.
-        target = Publication(push_to_hub, version, private, discard_edits) if push_to_hub else None
+        target = Publication(push_to_hub, version, private, discard_edits) if push_to_hub else None  # or refuses
         previous = target.previous if target else None
         manifest = build(builder_class, run_dir, output, version, method, push_to_hub, previous, duplicates)
         say(f"{output}: {builder_class.NAME} {version}, built from {run_dir}")
