@@ -21,8 +21,7 @@ DEMO = load_recipe(CONFIGS / "demo.yaml")
 
 
 def seeds(shard: int, rows: int = 2) -> pa.Table:
-    listed = [{"id": row_id(shard, n), "seed": f"s{n}", "source": "a", "license": "MIT"} for n in range(rows)]
-    return pa.Table.from_pylist(listed, SEED_SCHEMA)
+    return pa.Table.from_pylist([{"id": row_id(shard, n), "seed": f"s{n}"} for n in range(rows)], SEED_SCHEMA)
 
 
 def captions(shard: int) -> pa.Table:
@@ -128,24 +127,19 @@ def test_new_seeds_need_extend(run: Run) -> None:
     assert Run(run.path, parse_recipe(grown, "r"), extend=True).recipe.seeds.captions[0].limit == 40
 
 
-def _begin(path: Path, model: str, results: "multiprocessing.Queue[str]") -> None:
+def _begin(path: Path, model: str) -> str:
     try:
         Run(path).begin(CAPTIONS, {"model": model})
-        results.put(model)
+        return model
     except RunError as error:
-        results.put(str(error))
+        return str(error)
 
 
-def test_of_two_processes_that_begin_a_stage_one_wins(run: Run) -> None:
-    results: multiprocessing.Queue[str] = multiprocessing.Queue()
-    processes = [multiprocessing.Process(target=_begin, args=(run.path, model, results)) for model in "abab"]
-    for process in processes:
-        process.start()
-    told = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+def test_of_processes_that_begin_a_stage_one_wins(run: Run) -> None:
+    with multiprocessing.Pool(4) as pool:
+        results = pool.starmap(_begin, [(run.path, model) for model in "abab"], chunksize=1)
     winner = run.facts(CAPTIONS)["identity"]["model"]
-    assert told.count(winner) == 2 and sum("begun with other settings" in text for text in told) == 2
+    assert results.count(winner) == 2 and sum("begun with other settings" in text for text in results) == 2
 
 
 def _hold(path: Path, held: "multiprocessing.Queue[bool]", free: "multiprocessing.Queue[bool]") -> None:
