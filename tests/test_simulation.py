@@ -7,6 +7,7 @@ answered, fail the caller's checks, are refused, or make the server fail. Set ``
 import asyncio
 import math
 import os
+import selectors
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,6 @@ from generation.prompts import Sampling
 from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
 from generation.tgi.protocol import Answer, Request, ServerInfo, failure
 from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, TEST_AFTER_S, RequestStats, Scheduler
-from tests.virtual_clock import run
 
 SCHEDULES = int(os.environ.get("UNICORN_SCHEDULES", "300"))
 STEPS = [step for step in hypothesis.Phase if SCHEDULES < 1000 or step is not hypothesis.Phase.shrink]
@@ -45,6 +45,38 @@ FULL, ERRORS = ["gateway", "retry_after", "sglang", "tgi", "vllm"], ["424", "500
 FATES = ["unfit", "refused", "guarded", "broken", "poison", "impatient"]
 
 
+class Stuck(BaseException):
+    """Everybody waits and no timer is due, or something goes round in circles while the clock stands."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """Instead of waiting, moves the clock."""
+
+    now, rounds = 0.0, 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.rounds = 0 if timeout else self.rounds + 1
+        if timeout is None or self.rounds > 20_000:
+            raise Stuck("nothing is scheduled" if timeout is None else f"at {self.now} s")
+        self.now += timeout
+        return super().select(0)
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """A loop whose ``time()`` moves to the next timer whenever nothing else is to do."""
+
+    def __init__(self) -> None:
+        self.clock = _Selector()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        early = max(self.time(), math.floor(when * 1000) / 1000)  # uvloop's timers count whole milliseconds
+        return super().call_at(early, callback, *args, context=context)
+
+
 @dataclass(frozen=True)
 class Phase:
     """What a server does for a while."""
@@ -65,6 +97,7 @@ class Plan:
     phases: list[Phase] = field(default_factory=list)
     cap: int = 10**6  # requests that are taken, without being published
     later: int | None = None  # published after the server has vanished and returned
+    late_s: float = 0.0  # is there only then
 
 
 class SimulatedServer:
@@ -72,16 +105,14 @@ class SimulatedServer:
 
     def __init__(self, number: int, plan: Plan, fates: dict[int, str]) -> None:
         self.url, self.plan, self.fates = f"http://server{number}:80", plan, fates
-        self.published = plan.published
+        self.published, self.loop = plan.published, asyncio.get_running_loop()
         self.info: ServerInfo | None = None
-        self.clocks: set[asyncio.Timeout] = set()
         self.flying: dict[asyncio.Future[None], int] = {}
         self.refused = self.answered = 0
         self.phase: Phase | None = None
-        self.dead_until = self.down_until = 0.0
+        self.dead_until, self.down_until = 0.0, plan.late_s
         self.state: EndpointState
         self.wrong: list[str] = []
-        self.loop = asyncio.get_running_loop()
 
     def begin(self, state: EndpointState) -> None:
         """Start the phases of the plan."""
@@ -127,9 +158,7 @@ class SimulatedServer:
         return self.info
 
     def abandon(self) -> None:
-        for clock in self.clocks:
-            if not clock.expired():
-                clock.reschedule(0)
+        self._crash()
 
     async def queue_size(self) -> int | None:
         return max(0, len(self.flying) - self.plan.slots)
@@ -156,14 +185,12 @@ class SimulatedServer:
         self.flying[future] = request.seed
         load = max(1.0, len(self.flying) / self.plan.slots) * (5 if self._is("slow") else 1)
         self.loop.call_later(self.plan.latency_s * load * (0.8 + request.seed % 5 / 10), self._end, future)
-        self.clocks.add(clock := asyncio.timeout(timeout_s))
         try:
-            async with clock:
+            async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:
             raise self._lost(f"no answer in {timeout_s:g} s") from None
         finally:
-            self.clocks.discard(clock)
             del self.flying[future]
         fate = self.fates.get(request.seed)
         if fate in ("refused", "guarded", "broken"):
@@ -265,7 +292,8 @@ def simulate(
         assert not any(server.flying or server.wrong for server in servers), [server.wrong for server in servers]
         return Outcome(ends, seconds, servers, stats)
 
-    return run(everything())
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(everything())
 
 
 def bound_s(plans: list[Plan], rows: int, fates: dict[int, str]) -> float:
@@ -273,7 +301,7 @@ def bound_s(plans: list[Plan], rows: int, fates: dict[int, str]) -> float:
     latency_s = max(plan.latency_s for plan in plans)
     fewest = min(min(plan.slots, plan.published or 64, plan.later or 64) for plan in plans)
     work_s = 4 * (3 * rows / fewest + 10) * latency_s
-    faults_s = 0.0
+    faults_s = max(plan.late_s for plan in plans) + max(PROBE_S) * 1.25
     for phase in [phase for plan in plans for phase in plan.phases]:
         faults_s += phase.pause_s + phase.seconds + max(PROBE_S) * 1.25 + 10 * latency_s
         faults_s += {"hang": 3 * STALL_S, "mute": 2 * TIMEOUT_S}.get(phase.kind, 0.0)
@@ -295,6 +323,7 @@ PLANS = st.builds(
     published=st.none() | st.integers(1, 64),
     phases=st.lists(phases(KINDS, FULL, 120) | phases(["failing"], ERRORS, 60), max_size=4),
     later=st.none() | st.integers(1, 64),
+    late_s=st.just(0.0) | st.floats(0, 60),
 )
 
 
