@@ -103,8 +103,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise SeedError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        said = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).split(": line")[0]
-        raise SeedError(f"{path}, row {number}: {said}; convert it to UTF-8, or download it again") from error
+        said = (
+            "it is not UTF-8; convert it" if isinstance(error, UnicodeDecodeError) else str(error).split(": line")[0]
+        )
+        raise SeedError(f"{path}, row {number}: {said}, or download the file again") from error
     if not number:
         raise SeedError(f"{path} holds an empty list; give the file as it was released")
 

@@ -131,7 +131,9 @@ def test_eight_words_in_a_row_or_a_whole_short_text_are_a_hit(tmp_path: Path, te
     assert find_contaminated(["A dog.", text, *HOSTILE], tmp_path / "q.txt") == ({1: question} if question else {})
 
 
-def test_a_benchmark_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_benchmark_file_has_one_question_a_line_or_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("Is it\u2028raining?\r\nOr not?\n", encoding="utf-8")
+    assert find_contaminated(["Is it?", "Or not", "is it raining"], tmp_path / "q.txt").keys() == {1, 2}
     os.mkfifo(tmp_path / "pipe.txt")
     for name, content in {
         "none.txt": None,
