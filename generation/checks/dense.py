@@ -11,8 +11,7 @@ from .words import ENGLISH, FUNCTION_WORDS, content, pattern, stems, tokens
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space
 _LOST_SHARE = 1 / 3  # of the seed's content words, or one of them, may be lacking; faithful captions lack fewer
-_FRAMING = frozenset(ENGLISH["framing"].split())
-_NAMED = pattern("named")
+_FRAMING, _NAMED = frozenset(ENGLISH["framing"].split()), pattern("named")
 _MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
 
 

@@ -42,15 +42,10 @@ def measure(captions: Sequence[str]) -> dict[str, float]:
     counts = [Counter(_TOKEN.findall(caption.lower())) for caption in captions]
     ratio = sum(len(count) / max(1, count.total()) for count in counts)
     entropy = sum(n / count.total() * math.log2(count.total() / n) for count in counts for n in count.values())
-    return {
-        "captions": len(captions),
-        "mean_words": sum(lengths) / number,
-        "min_words": lengths[0],
-        "max_words": lengths[-1],
-        **{f"words_p{percent:02d}": lengths[-(-len(lengths) * percent // 100) - 1] for percent in QUANTILES},
-        "type_token_ratio": ratio / number,
-        "entropy_bits": entropy / number,
-    }
+    figures = {"mean_words": sum(lengths) / number, "min_words": lengths[0], "max_words": lengths[-1]}
+    figures |= {f"words_p{percent:02d}": lengths[-(-len(lengths) * percent // 100) - 1] for percent in QUANTILES}
+    means = {"type_token_ratio": ratio / number, "entropy_bits": entropy / number}
+    return {"captions": len(captions)} | figures | means
 
 
 def compare(captions: Sequence[str], sample: int = SAMPLE, seed: int = 0) -> dict[str, float]:
