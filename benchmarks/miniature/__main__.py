@@ -54,7 +54,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Pairs that train the encoder.")] = 24_000,
     steps: Annotated[int, typer.Option(min=20, help="Of the encoder.")] = 1_500,
     texts: Annotated[int, typer.Option(help="Captions that train the language models.")] = 12_000,
-    epochs: Annotated[int, typer.Option(help="Of the language models.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Of the language models.")] = 1,
 ) -> None:
     """Train on text by each transfer method, and ask about pictures. The same command continues where it was left."""
     setup()
