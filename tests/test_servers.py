@@ -6,13 +6,14 @@ VLLM_CPU=FOLDER pytest -m slow tests/test_servers.py    FOLDER: for benchmarks/v
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
+from contextlib import contextmanager, suppress
+from itertools import cycle, product
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -21,14 +22,16 @@ import pytest
 from aiohttp import ClientSession, web
 
 from generation.__main__ import main
+from generation.errors import FatalServerError, ServerError
 from generation.rows import Row
 from generation.stages import CAPTIONS, INSTRUCTIONS
 from generation.store import Run
 from generation.tgi.embedded import MODEL, embedded_server
 from tests.conftest import ROOT, write_recipe
 from tests.fake_server import KINDS, FakeServer, Reply
+from tests.test_scheduler import all_answered, ask_all
+from tests.test_scheduler import hurried as hurried
 
-COUNTED_BY_THE_SERVER = {"prompt_tokens", "completion_tokens", "thinking_tokens"}
 WORDS = ("stone", "paper", "wicker", "copper", "velvet", "marble", "cotton", "timber")
 
 
@@ -43,11 +46,10 @@ def make(recipe: Path, folder: Path, url: str, *stages: str) -> Run:
 def accepted(run: Run) -> list[Row]:
     stages = [stage for stage in (CAPTIONS, *INSTRUCTIONS.values()) if run.directory(stage).exists()]
     rows = [row for stage in stages for shard in run.shards(stage) for row in run.table(stage, shard).to_pylist()]
-    return [{key: value for key, value in row.items() if key not in COUNTED_BY_THE_SERVER} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith("_tokens")} for row in rows]
 
 
 def asked(body: dict[str, Any]) -> str:
-    """Return what an answer depends on."""
     return json.dumps([body["messages"], body["seed"]], sort_keys=True)
 
 
@@ -62,7 +64,8 @@ class Recorder(FakeServer):
         url, data = self.upstream + request.path, json.dumps(body) if body else None
         async with ClientSession() as session, session.request(request.method, url, data=data) as reply:
             content = await reply.read()
-        self.said[asked(body) if generates else request.path] = Reply(status=reply.status, body=content)
+        if generates:
+            self.said[asked(body)] = Reply(status=reply.status, body=content)
         if generates and reply.status == 200:
             choice, begun = json.loads(content)["choices"][0], body["messages"][-1]
             text = choice["message"]["content"].removeprefix(begun["content"] * (begun["role"] == "assistant"))
@@ -80,15 +83,11 @@ def test_one_recipe_gives_equal_rows_on_every_kind_of_server(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_rows_of_a_real_server_are_those_of_any_other_that_says_the_same(tmp_path: Path) -> None:
-    source = {"name": "own", "path": "seeds.txt", "license": "MIT", "limit": 6}
-    tasks = ("multiple_choice", "question_answering", "complex_reasoning")
-    recipe = write_recipe(
-        tmp_path,
-        server={"model_name": MODEL},
-        seeds={"captions": [source]},
-        captions={"prompt": "expand_caption_small"},
-        instructions={task: {"prompt": f"{task}_small", "fraction": 0.2, "items": [1, 2]} for task in tasks},
-    )
+    own = {"captions": [{"name": "own", "path": "seeds.txt", "license": "MIT", "limit": 6}]}
+    names = ("multiple_choice", "question_answering", "complex_reasoning")
+    tasks = {name: {"prompt": f"{name}_small", "fraction": 0.2, "items": [1, 2]} for name in names}
+    prompt, named = {"prompt": "expand_caption_small"}, {"model_name": MODEL}
+    recipe = write_recipe(tmp_path, seeds=own, captions=prompt, instructions=tasks, server=named)
     with embedded_server() as url, Recorder(url) as recorder:
         real = accepted(make(recipe, tmp_path / "real", recorder.url))
     assert len(real) > 6
@@ -105,30 +104,72 @@ def serving(*command: object, start_s: float) -> Iterator[str]:
         port = found.getsockname()[1]
     arguments = [str(part).replace("{}", str(port)) for part in command]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + start_s
+    url, deadline, up = f"http://127.0.0.1:{port}", time.monotonic() + start_s, False
     try:
-        while True:
+        while not up:
             assert process.poll() is None and time.monotonic() < deadline, arguments
-            try:
-                urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+            time.sleep(0.2)
+            with suppress(OSError):
+                up = urllib.request.urlopen(f"{url}/v1/models", timeout=5).status == 200
         yield url
     finally:
         process.terminate()
         process.wait(60)
 
 
-class Mortal(FakeServer):
-    """Dies at its n-th request, with all that is in flight, and is back after two seconds."""
+A_DOG = Reply(body={"error": None, "choices": [{"message": {"content": "A dog."}, "finish_reason": "stop"}]})
+DELAY = {
+    "details": [{"retryDelay": "0.1s"}],
+    "message": "You exceeded your current quota, check your plan and billing",
+}
+SOME: list[tuple[Reply, str]] = [  # of the answers; how they are counted
+    (Reply(body=b' \n{"error": {"message": "Provider returned error"}}'), "502"),  # blanks keep the connection open
+    (Reply(body={"error": {"message": "free-models-per-min", "code": 429}}), "429"),
+    (Reply(body={"id": "gen-1", "error": {"message": "Internal", "code": 500}}), "500"),
+    (Reply(body={"choices": []}), "200"),
+    (Reply(body={"choices": [{"message": {"content": "A d"}, "finish_reason": "error"}]}), "200"),
+    (Reply(status=429, body={"error": DELAY}), "429"),
+    (Reply(status=529, body={"error": {"message": "Overloaded"}}), "429"),
+    (Reply(action="cut"), "connection"),
+]
+ALL: list[tuple[Reply, str]] = [  # of the answers after the warm-up; what stops the run
+    (Reply(body={"error": {"message": "Insufficient credits", "code": 402}}), "HTTP 402.*Insufficient credits"),
+    (Reply(status=429, headers={"Retry-After": "60000"}), "asks to wait 60,000 s, longer than give_up_s"),
+    (Reply(status=401, body={"error": "token expired"}), r"token expired.*TGI_API_KEY"),
+]
+SIDE: list[dict[str, Reply]] = [
+    {"/health": Reply(action="cut")},
+    {"/health": Reply(status=401), "/v1/models": Reply(status=401)},
+    {"/info": Reply(body={"app": {"name": "other"}, "version": "1", "max_total_tokens": 10})},
+    {"/v1/models": Reply(body={"data": []}), "/version": Reply(body="1.2")},
+]
 
-    def __init__(self, n: int) -> None:
-        super().__init__("sglang", latency_s=0.2, slots=8, script=lambda body, number: self.look(number == n))
 
-    def look(self, over: bool) -> None:
-        if over:
-            self.spawn(self.die(2.0))
+@pytest.mark.parametrize(("case", "side"), [*zip(SOME, cycle(SIDE))])
+def test_what_some_requests_get_is_asked_again(case: tuple[Reply, str], side: dict[str, Reply], hurried: None) -> None:
+    server = FakeServer("vllm", script=lambda body, n: case[0] if n % 7 == 3 else A_DOG, side=side)
+    answers, stats = ask_all([server], [f"Scene {number}." for number in range(20)])
+    assert all_answered(answers) and set(stats.retries) == {case[1]}
+
+
+@pytest.mark.parametrize(("reply", "words"), ALL)
+def test_what_cannot_change_stops_the_run_at_once(reply: Reply, words: str) -> None:
+    server = FakeServer("vllm", script=lambda body, n: reply if n > 2 else None)
+    ends = {str(end) for end in ask_all([server], ["A scene."] * 60)[0] if isinstance(end, ServerError)}
+    assert len(ends) == 1 and re.search(words, ends.pop())  # no row is blamed
+
+
+def test_a_server_that_streams_though_it_is_not_asked_to_is_named_at_the_start(hurried: None) -> None:
+    stream = Reply(body=b'data: {"choices": [{"delta": {"content": "A"}}]}\n\ndata: [DONE]\n\n')
+    with pytest.raises(FatalServerError, match=r"unexpected answer.*data: \{"):
+        ask_all([FakeServer("vllm", script=lambda body, n: stream)], [])
+
+
+def mortal(n: int) -> FakeServer:
+    """Return a server that dies at its n-th request, with all that is in flight, and is back after two seconds."""
+    server = FakeServer("sglang", latency_s=0.2, slots=8)
+    server.script = lambda body, number: server.spawn(server.die(2.0)) if number == n else None
+    return server
 
 
 @pytest.mark.skipif(not shutil.which("sglang-router"), reason="needs the command of the wheel sglang-router")
@@ -137,7 +178,7 @@ def test_behind_sglangs_gateway_both_servers_may_die_in_turn(tmp_path: Path) -> 
     seeds = [f"A {one} box on a {two} table by a {three} chair." for one, two, three in product(WORDS, repeat=3)]
     (tmp_path / "seeds.txt").write_text("\n".join(seeds))
     quick = ("--health-check-interval-secs", 1, "--cb-timeout-duration-secs", 2, "--policy", "round_robin")
-    with Mortal(30) as one, Mortal(200) as two:
+    with mortal(30) as one, mortal(200) as two:
         command = ("sglang-router", "launch", "--port", "{}", *quick, "--worker-urls", one.url, two.url)
         with serving(*command, start_s=60) as url:
             run = make(recipe, tmp_path / "run", url, "captions")
