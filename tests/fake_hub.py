@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -68,17 +69,8 @@ class Repo:
         return found, self.commits[found]
 
 
-@dataclass
-class Request:
-    """A request as a route sees it; ``role`` is that of its token, or None without one."""
-
-    repo: Repo
-    revision: str
-    path: str
-    query: dict[str, list[str]]
-    body: bytes
-    role: str | None
-    range: str | None
+class Request(SimpleNamespace):
+    """A request as a route sees it: repo, revision, path, query, body, range, and role (of its token, or None)."""
 
     @property
     def data(self) -> Any:
@@ -86,7 +78,8 @@ class Request:
 
     @property
     def files(self) -> Files:
-        return self.repo.at(self.revision)[1]
+        found: Files = self.repo.at(self.revision)[1]
+        return found
 
 
 _API, _REV = r"/api/datasets/(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
@@ -180,8 +173,8 @@ class FakeHub:
             raise Refusal(404 if role else 401, "Repository not found", "RepoNotFound")
         if route in WRITING and role != "write":
             raise Refusal(403, "the token may not write")
-        query, revision = parse_qs(split.query), parts.get("revision", "main")
-        request = Request(repo, revision, parts.get("path", ""), query, body, role, handler.headers.get("Range"))
+        place = {"repo": repo, "revision": parts.get("revision", "main"), "path": parts.get("path", ""), "role": role}
+        request = Request(query=parse_qs(split.query), body=body, range=handler.headers.get("Range"), **place)
         reply: Reply = getattr(self, f"_{route}")(request)
         return reply
 
