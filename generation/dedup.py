@@ -1,8 +1,9 @@
 """Texts that repeat an earlier one, and texts that hold a question of a benchmark.
 
 Near-duplicates: the Jaccard similarity of the sets of word n-grams (Broder 1997) reaches a threshold. MinHash in bands
-proposes the pairs (Leskovec et al., Mining of Massive Datasets, 3.4), their true similarity decides, and the
-first row is kept. 2-grams for seeds: 1-grams do not see who chases whom, 3-grams miss one word changed of twelve.
+proposes the pairs (Leskovec et al., Mining of Massive Datasets, 3.4), their true similarity decides, and the first row
+is kept. 2-grams for seeds: 1-grams do not see who chases whom, 3-grams miss one word changed of twelve. 3-grams for
+captions, which take 2.7 kB of memory each (130 words, measured).
 """
 
 import unicodedata
