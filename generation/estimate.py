@@ -32,10 +32,8 @@ def estimate_run(
 ) -> None:  # fmt: skip
     """Print what captions, instructions and the judge of a run, begun or not, would request. Nothing is written in it.
 
-    As many rows as there are ``probes`` are requested for real, at once, to measure rate and length; their answers are
-    dropped. ``tokenizer`` is the directory of a transformers tokenizer that counts prompt tokens (None: the server
-    does). Prices are of a million prompt and answer tokens, and of an hour of all servers. Raises SeedError, RunError
-    and ServerError for what cannot be read or used.
+    As many rows as there are ``probes`` are requested at once, to measure rate and length; their answers are dropped.
+    ``tokenizer`` is the directory of a transformers tokenizer that counts prompt tokens (None: the server does).
     """
     count = _counter(tokenizer) if tokenizer else None
     prices = (*(usd_per_million or (0.0, 0.0)), usd_per_hour)
