@@ -18,17 +18,7 @@ from generation.checks import dense, items
 from generation.checks import text as common
 from generation.checks.dense import caption_fault, finish
 from generation.checks.facts import measures
-from generation.checks.items import (
-    QUESTION_TYPES,
-    Scene,
-    Shown,
-    groundedness,
-    item_fault,
-    leaks,
-    question_type,
-    read_object,
-    sound_items,
-)
+from generation.checks.items import Scene, item_fault, leaks, sound_items
 from generation.checks.text import shingles
 from generation.checks.words import stem
 from generation.prompts import load_prompt
@@ -50,7 +40,9 @@ CHOICE: dict[str, Any] = {
     "Options": {"A": "A stick", "B": "A ball", "C": "A shoe", "D": "A fish"},
     "Answer": "B",
 }
-PROMPT = Shown(["what something is used for", "what is", "where", "who"], [{"Question": "Who runs?", "Answer": "He."}])
+PROMPT = items.Shown(
+    ["what something is used for", "what is", "where", "who"], [{"Question": "Who runs?", "Answer": "He."}]
+)
 GOOD = json.dumps({"QA Pairs": [OPEN, {"Question": "Who is it that laughs?", "Answer": "A child."}]})
 
 
@@ -96,9 +88,9 @@ def test_cuts_leaks_groundedness_and_question_types_are_as_the_tables_say() -> N
     for question, leak in CASES["leaks"]:
         assert leaks(question, Scene(WRITTEN)) == leak, question
     for question, said, score in CASES["grounded"]:
-        assert groundedness(question, said, Scene(SCENE)) == score, question
-    assert CASES["question_types"].keys() == set(QUESTION_TYPES)
-    assert all(question_type(asked) == name for name, asked in CASES["question_types"].items())
+        assert items.groundedness(question, said, Scene(SCENE)) == score, question
+    assert CASES["question_types"].keys() == set(items.QUESTION_TYPES)
+    assert all(items.question_type(asked) == name for name, asked in CASES["question_types"].items())
 
 
 def test_measurements_are_numbers_with_a_unit() -> None:
@@ -181,5 +173,5 @@ def test_any_value_in_any_place_is_judged_and_its_shape_as_json_schema_does(valu
 def test_any_text_and_seed_end_in_a_code(text: str, seed: str) -> None:
     assert caption_fault(text, seed, 2, 9) in (None, *CAPTION_CODES)
     assert text.strip().startswith(finish(text, "length"))
-    assert read_object(text) is None or isinstance(read_object(text), dict)
+    assert items.read_object(text) is None or isinstance(items.read_object(text), dict)
     assert all(len(stem(word)) <= max(5, len(word)) for word in text.split())

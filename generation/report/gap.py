@@ -1,6 +1,5 @@
-"""The modality gap of a run before and after the transfer: the figures that a user needs, and a cloud to look at.
-
-Figures follow the papers (``docs/transfer.md``). They are of at most ``ROWS`` rows, the same for the same run.
+"""The modality gap of a run before and after the transfer, in the papers' figures (``docs/transfer.md``), and a cloud
+to look at. Both are of at most ``ROWS`` rows, the same for the same run.
 """
 
 from itertools import islice
