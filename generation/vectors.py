@@ -88,11 +88,11 @@ class VectorShard:
         return list(self.tensors["input_hashes"].tolist())
 
 
-def check_unit(vectors: torch.Tensor, where: object) -> None:
-    """Check that all rows [n, d] are finite and of norm 1; the ``EmbeddingError`` names ``where`` and the row."""
+def check_unit(vectors: torch.Tensor, where: object, first: int = 0) -> None:
+    """Check that rows [n, d] are finite and of norm 1; the EmbeddingError names ``where`` and the row."""
     norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
     wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # true for NaN
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        fault = f"row {row}: its norm is {float(norms[row]):.4g} and must be 1"
+        fault = f"row {first + row}: its norm is {float(norms[row]):.4g} and must be 1"
         raise EmbeddingError(f"{where}, {fault}; make the vectors again, in float32 if this persists")

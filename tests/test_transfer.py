@@ -104,6 +104,9 @@ def test_noise_follows_the_order_of_the_method_and_the_cosine_that_eta_promises(
     noisy = fit(parse_transfer({"method": "capdec", "noise_ratio": 0.8}), wide.double().mean(0), 2000)
     cosines = (noisy.move(wide.clone(), list(range(2000))) * wide).sum(1)
     assert float(cosines.mean()) == pytest.approx(statistics.facts["noise"]["cosine"], abs=0.01)
+    section = parse_transfer({"method": "capdec", "noise_ratio": 0.8, "bake_noise": True})
+    baked = fit(section, wide.double().mean(0), 2000, seed=5)  # has a seed of its own
+    assert torch.equal(baked.move(wide[:9].clone(), range(9)), noisy.move(wide[:9].clone(), range(9), 5))
 
 
 # Real images
@@ -274,14 +277,11 @@ def test_images_that_cannot_be_used_are_named(run: Path, caplog: pytest.LogCaptu
     folder = run.parent
     (folder / "pictures").mkdir()
     (folder / "x.txt").write_text("")
-    np.save(folder / "ints.npy", np.ones((4, 16), int))
     save_file({"a": torch.ones(2, 16), "b": torch.ones(2, 16)}, folder / "two.safetensors")
-    for name, value in (("nan", float("nan")), ("zero", 0.0)):
-        rows = unit_rows(20, 1, 0.1, 16)
-        rows[7] = value
-        np.save(folder / f"{name}.npy", rows.numpy())
-    np.save(folder / "one.npy", unit_rows(1, 1, 0.1, 16).numpy())
-    np.save(folder / "same.npy", unit_rows(1, 1, 0.1, 16).repeat(50, 1).numpy())
+    rows, row_7 = unit_rows(20, 1, 0.1, 16), torch.arange(20).unsqueeze(1) == 7
+    arrays = {"ints": torch.ones(4, 16, dtype=torch.int64), "one": rows[:1], "same": rows[:1].repeat(50, 1)}
+    for name, array in (arrays | {"nan": rows.where(~row_7, torch.nan), "zero": rows.where(~row_7, 0)}).items():
+        np.save(folder / f"{name}.npy", array)
     for images, said in (
         ("one.npy", r"one\.npy: 1 image embedding\(s\) cannot say"),
         ("same.npy", r"same\.npy: 50 image embeddings that are all equal"),

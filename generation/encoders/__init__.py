@@ -1,8 +1,5 @@
-"""Encoders: texts to unit vectors, and pictures too where the model has an image tower.
-
-transformers is used directly: sentence-transformers is no faster, does not count the texts that it cuts, batches by
-rows and not by tokens, and knows no LLM2CLIP, CLIP or SigLIP.
-"""
+"""Encoders: texts to unit vectors, and pictures too where the model has an image tower. sentence-transformers is not
+used: it is no faster, does not count cut texts, batches by rows and not by tokens, and knows no LLM2CLIP or SigLIP."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

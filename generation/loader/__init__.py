@@ -1,7 +1,4 @@
-"""Built data sets for trainers: texts and vectors mapped into memory, shuffled, divided over ranks, and resumable.
-
-All processes and DataLoader workers share the mapped files through the page cache.
-"""
+"""Built data sets for trainers: texts and vectors mapped into memory, shuffled, divided over ranks, and resumable."""
 
 from ..transfer import apply_to_images, image_mean
 from .dataset import UnicornDataset

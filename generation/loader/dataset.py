@@ -1,5 +1,4 @@
-"""A built data set as a map-style ``torch.utils.data.Dataset``: texts and vectors, joined by shard and row. Texts are
-decoded once into an Arrow file in a cache."""
+"""A built data set, map style: texts, decoded once into an Arrow file in a cache, and vectors, by shard and row."""
 
 import hashlib
 import os
@@ -39,27 +38,19 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     baked in is drawn here, anew each epoch, by (seed, epoch, id). ``dimension`` is d; ``statistics``, for
     ``apply_to_images``, are those of the transfer that the loaded vectors have.
 
-    Args:
-        directory: a built data set.
-        embeddings: the built Unicorn-1.2M that holds the vectors; None: ``directory``.
-        transfer: another method (or the keys of a recipe's ``transfer`` section) to move the vectors by.
-        images: for ``anchor`` and ``realign``: unpaired image vectors [m, d], or a .safetensors or .npy file of them.
-        seed: of the noise.
-        cache: directory for decoded texts; None: ``$XDG_CACHE_HOME/unicorn-data``.
-
     A DatasetError says that this is no built data set, or that vectors and rows do not belong together; an
     EmbeddingError, that a shard or the images cannot be used, or that baked noise prevents another transfer.
     """
 
     def __init__(
         self,
-        directory: str | Path,
-        embeddings: str | Path | None = None,
+        directory: str | Path,  # a built data set
+        embeddings: str | Path | None = None,  # the built Unicorn-1.2M that holds the vectors; None: directory
         *,
-        transfer: str | Mapping[str, Any] | None = None,
-        images: str | Path | torch.Tensor | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
+        transfer: str | Mapping[str, Any] | None = None,  # another method, or the keys of a recipe's section
+        images: str | Path | torch.Tensor | None = None,  # anchor, realign: unpaired vectors [m, d], or their file
+        seed: int = 0,  # of the noise
+        cache: str | Path | None = None,  # directory for decoded texts; None: $XDG_CACHE_HOME/unicorn-data
     ) -> None:
         self._rows, source = _opened(directory), _opened(embeddings or directory)
         self._paths, self._texts, self.seed = _vector_files(self._rows, source), _decoded(self._rows, cache), seed

@@ -1,7 +1,4 @@
-"""The transfer methods as lists of operations; ``Statistics`` applies them, and computes them back.
-
-U are text embeddings, V image embeddings of the same encoder, all unit rows; docs/transfer.md has formulas and papers.
-"""
+"""The transfer methods as lists of operations, applied and computed back; docs/transfer.md has formulas and papers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -95,20 +92,21 @@ class Statistics:
         if noise and noise["baked"]:
             fault = "noise is baked into these vectors, so no other transfer can start from their text embeddings"
             raise EmbeddingError(f"method {method}: {fault}; make the data set with transfer.bake_noise: false")
-        x, shift, unit = rows.float(), torch.zeros(rows.shape[1]), False
+        x, shift, unit = rows.to(torch.float32, copy=True), torch.zeros(rows.shape[1]), False
         for op in reversed(self.facts["text_ops"]):  # wanted: c x + shift, where c > 0 is unknown if x was normalised
             verb, _, name = op.partition(":")
             if verb in ("add", "sub"):
                 shift = shift + self.tensors[name].float() * (1 if verb == "sub" else -1)
             elif verb == "mul":
-                x, shift = x / float(self.tensors[name]), shift / float(self.tensors[name])
+                x, shift = x.div_(float(self.tensors[name])), shift / float(self.tensors[name])
             elif verb == "l2norm" and not unit:
-                x, shift, unit = torch.nn.functional.normalize(x + shift, dim=1), shift * 0, True
+                x.add_(shift).div_(torch.linalg.vector_norm(x, dim=1, keepdim=True))
+                shift, unit = shift * 0, True
             elif verb == "l2norm":  # of |c x + shift| = 1 follows c
                 if (left := 1 - float(shift.square().sum())) <= 0:
                     raise EmbeddingError(f"method {method} moves rows by more than their length")
-                along, square = (x @ shift).unsqueeze(1), x.square().sum(1, keepdim=True)  # [n, 1]
-                x = x * (((along.square() + square * left).sqrt() - along) / square) + shift
+                along, square = (x @ shift).unsqueeze(1), torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
+                x.mul_(((along.square() + square * left).sqrt() - along) / square).add_(shift)
                 shift = shift * 0
         return x
 

@@ -20,7 +20,7 @@ from ..files import sha256, write_atomically
 from ..logs import Progress
 from ..stages import SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run, changes
-from ..vectors import UNIT_TOLERANCE, VectorShard, check_unit
+from ..vectors import VectorShard, check_unit
 from .fitting import fit, image_mean, images_sha256
 from .methods import Statistics
 
@@ -78,11 +78,10 @@ def statistics_input(run: Run, method: str) -> dict[str, str]:
 def unit_chunks(shard: VectorShard) -> Iterator[torch.Tensor]:
     """Yield the rows of a shard, checked as by ``check_unit``: float32 [at most 256, d], in one buffer."""
     buffer = torch.empty(CHUNK_ROWS, shard.dimension)
-    for chunk in torch.split(shard.vectors, CHUNK_ROWS):
+    for first in range(0, len(shard), CHUNK_ROWS):
+        chunk = shard.vectors[first : first + CHUNK_ROWS]
         rows = buffer[: len(chunk)].copy_(chunk)
-        norms = torch.linalg.vector_norm(rows, dim=1)
-        if not bool(((norms - 1).abs() <= UNIT_TOLERANCE).all()):  # true for NaN
-            check_unit(shard.vectors, shard.path)  # names the row
+        check_unit(rows, shard.path, first)
         yield rows
 
 
