@@ -1,9 +1,7 @@
 """A Hugging Face Hub on loopback, for tests: as much of it as ``huggingface_hub`` 2.4 and ``datasets`` 5.2 ask for.
 
-In a test: ``with FakeHub() as hub: ... hub.url``. The libraries read where the Hub is when they are imported, so what
-is to use this one runs in a process of its own: ``hub.run(arguments, home)``. Everything is held in memory.
-
-Left out: Xet (the environment turns it off), pull requests, gated repositories, rate limits, multipart uploads.
+The libraries read where the Hub is when they are imported, so what is to use this one runs in a process of its own,
+``hub.run(arguments, home)``. Left out: Xet (turned off), pull requests, gated repositories, rate limits.
 """
 
 import base64
@@ -117,9 +115,7 @@ class FakeHub:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
             do_GET = do_HEAD = do_POST = do_PUT = lambda self: hub._serve(self)
-
-            def log_message(self, format: str, *values: Any) -> None:
-                pass
+            log_message = lambda *_: None  # noqa: E731
 
         self._server, self._lock = ThreadingHTTPServer(("127.0.0.1", 0), Handler), threading.Lock()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -222,8 +218,8 @@ class FakeHub:
         return 200, [one for one in self._entries(request.files) if one["path"] in wanted], {}
 
     def _refs(self, request: Request) -> Reply:
-        refs = [(name, at) for name, at in request.repo.refs.items() if name != "main"]
-        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in refs]
+        refs = {name: at for name, at in request.repo.refs.items() if name != "main"}
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in refs.items()]
         return 200, {"branches": [], "converts": [], "tags": tags}, {}
 
     def _tag(self, request: Request) -> Reply:
