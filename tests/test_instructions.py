@@ -46,9 +46,10 @@ def qa(question: str, answer: str = "A ball.") -> dict[str, str]:
     return {"Question": question, "Answer": answer}
 
 
-def test_lengths_and_openings_are_drawn_with_the_paper_s_spread(tmp_path: Path) -> None:
+def test_lengths_openings_and_types_are_drawn_with_the_paper_s_spread(tmp_path: Path) -> None:
     """Appendix D: mean 129 words, 51 to 483."""
-    task = CaptionTask(make_run(tmp_path / "run"))
+    run = make_run(tmp_path / "run")
+    task = CaptionTask(run)
     prompts = [task.request(Item(str(id), 0, {"seed": "A dog."}), 1).messages[-1]["content"] for id in range(3_000)]
     lengths = [int(prompt.split("about ")[1].split()[0]) for prompt in prompts]
     openings = Counter(prompt.split("Begin with ")[1].split(".\n")[0] for prompt in prompts)
@@ -59,12 +60,10 @@ def test_lengths_and_openings_are_drawn_with_the_paper_s_spread(tmp_path: Path) 
     assert min(openings.values()) > 200
     assert prompts[0] == task.request(Item("0", 0, {"seed": "A dog."}), 1).messages[-1]["content"]
 
-
-def test_types_of_questions_are_drawn_alike(tmp_path: Path) -> None:
-    task = InstructionTask(make_run(tmp_path / "run"), "complex_reasoning")
-    prompts = (task.request(Item(str(id), 0, {"caption": SCENE}), 1).messages[-1]["content"] for id in range(2_000))
+    asking = InstructionTask(run, "complex_reasoning")
+    prompts = [asking.request(Item(str(id), 0, {"caption": SCENE}), 1).messages[-1]["content"] for id in range(2_000)]
     drawn = Counter(kind for prompt in prompts for kind in prompt.split("types: ")[1].split(".\n")[0].split("; "))
-    types = task.prompt.question_types
+    types = asking.prompt.question_types
     assert drawn.keys() == set(types) and drawn.total() == 2_000 * 3
     assert all(abs(count / 2_000 - 3 / len(types)) < 0.05 for count in drawn.values())
 
