@@ -42,7 +42,7 @@ class GapSample(NamedTuple):
             rows = torch.linspace(0, len(opened) - 1, min(len(opened), -(-ROWS // len(shards)))).long()
             own = [opened.ids[row] for row in rows.tolist()]
             text.append(opened.vectors[rows].float())
-            if run.record(stage, shard) and not run.is_stale(stage, shard):
+            if not run.is_due(stage, shard):
                 moved.append(VectorShard(run.verified(stage, shard)).vectors[rows].float())
             table = run.table(CAPTIONS, shard, ["id", "source"])
             known = dict(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))

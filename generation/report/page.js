@@ -99,7 +99,12 @@ function browser(rows, filters, show) {
     controls.append(input);
     return [chosen, test];
   });
-  const back = el("button", "←"), next = el("button", "→"), own = { move, go: wanted => { found = rows; place = wanted; draw(); active = own; } };
+  const back = el("button", "←"), next = el("button", "→"), own = { move, go: wanted => {
+    controls.querySelectorAll("select").forEach(input => { input.selectedIndex = 0; });
+    controls.querySelectorAll("input").forEach(input => { input.value = ""; });
+    [found, place, active] = [rows, wanted, own];
+    draw();
+  } };
   back.addEventListener("click", () => { active = own; move(-1); });
   next.addEventListener("click", () => { active = own; move(1); });
   controls.append(back, next, count);
@@ -108,7 +113,7 @@ function browser(rows, filters, show) {
   return [own, controls, view];
 }
 addEventListener("keydown", event => {
-  if (event.target.matches("input, select") || !active) return;
+  if (event.target.matches?.("input, select") || !active) return;
   if (event.key === "ArrowRight") active.move(1);
   if (event.key === "ArrowLeft") active.move(-1);
 });
