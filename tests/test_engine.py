@@ -186,18 +186,12 @@ def test_a_refused_prompt_is_rejected_with_what_the_server_said(run: Run) -> Non
     assert (lost["reason"], lost["raw"], lost["attempts"]) == ("refused", "HTTP 403: a guardrail", 1)
 
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=5) | st.sampled_from(
-    ["\n", "\r\n", "\u2028", "\x00🦄"]
-)
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=5) | st.sampled_from(["\r\n", "\u2028", "\0🦄"])
+STOPS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 600)), max_size=6)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    stops=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 600)), max_size=6),
-    count=st.integers(1, 7),
-    capacity=st.integers(1, 6),
-    said=texts,
-)
+@given(stops=STOPS, count=st.integers(1, 7), capacity=st.integers(1, 6), said=TEXTS)
 def test_sessions_that_end_anywhere_with_torn_journals_add_up_to_an_undisturbed_run(
     stops: list[tuple[int, int]], count: int, capacity: int, said: str
 ) -> None:

@@ -32,9 +32,7 @@ def test_tgi_compiles_the_schema_and_its_grammar_takes_good_answers_only(name: s
     schema: Any = prompt.schema if judges else prompt.answer_schema(6, 8)
     check(schema)
     grammar = re.compile(build_regex_from_schema(json.dumps(schema)))
-    item = {"Question": "What is it?", "Options": dict.fromkeys("ABCD", "x"), "Answer": "A"}
-    item = item if "Options" in str(schema) else {"Question": "What is it?", "Answer": 'A "dog".'}
-    good, bad = (
-        ({"Right": ["A"]}, {"Right": ["E"]}) if judges else ({"QA Pairs": [item] * 6}, {"QA Pairs": [item] * 5})
-    )
+    options: Any = {"Options": dict.fromkeys("ABCD", "x")} if "Options" in str(schema) else {}
+    items = [{"Question": "What is it?", **options, "Answer": "A" if options else 'A "dog".'}] * 6
+    good, bad = ({"Right": [x]} for x in "AE") if judges else ({"QA Pairs": items[:n]} for n in (6, 5))
     assert grammar.fullmatch(json.dumps(good)) and not grammar.fullmatch(json.dumps(bad))

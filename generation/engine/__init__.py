@@ -30,6 +30,7 @@ __all__ = ["GenerationTask", "Item", "generate", "retry"]
 logger = logging.getLogger(__name__)
 GRACE_S = 10.0  # for requests in flight after the first signal
 TICK_S = 0.5  # between looks at the figures and at the number of workers
+STOPPING = "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them."
 STOPPED = "stopped by a signal; nothing that was answered is lost, and the same command goes on"
 
 
@@ -106,9 +107,7 @@ class _Session:
         if self.signals > 1 or not self.workers:
             main.cancel()
             return
-        logger.warning(
-            "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them.", GRACE_S
-        )
+        logger.warning(STOPPING, GRACE_S)
         asyncio.get_running_loop().call_later(GRACE_S, main.cancel)
         self.scheduler.stop(Interrupted(STOPPED), abandon=False)
 

@@ -35,21 +35,22 @@ _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
 )
 _certificates = cache(lambda file: ssl.create_default_context())  # reads ``file``, in 50 ms
 Fields = dict[str, Any]
+Session = aiohttp.ClientSession
 
 
-def open_session() -> aiohttp.ClientSession:
+def open_session() -> Session:
     """Return a session for endpoints: any number of connections; certificates as ``$SSL_CERT_FILE`` says."""
     certificates = _certificates(os.environ.get("SSL_CERT_FILE"))
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=certificates)
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S)  # ``Endpoint`` limits the rest
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout)
+    return Session(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout)
 
 
 class Endpoint:
     """A server, asked with the key in ``$TGI_API_KEY``; a ``FatalServerError`` if the URL or the key cannot be used.
     ``url`` is the base URL as messages show it, and ``info`` what the server is, once connected."""
 
-    def __init__(self, url: str, settings: config.Server, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, settings: config.Server, session: Session) -> None:
         self._settings, self._session, self._native = settings, session, settings.kind == "tgi_generate"
         self._base, chat_url = _parse(url)
         self._ask_url = self._route("/generate") if self._native else chat_url
@@ -82,12 +83,11 @@ class Endpoint:
             self.info, self._dialect = info, DIALECTS[info.kind]
         return self.info
 
-    async def _try_generation(self, model: str | None, session: aiohttp.ClientSession) -> None:
+    async def _try_generation(self, model: str | None, session: Session) -> None:
         """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
-        fields: Fields = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
-        if not self._native:
-            fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-            fields |= {"model": model} if model else {}
+        fields: Fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        fields |= {"model": model} if model else {}
+        fields = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}} if self._native else fields
         try:
             await self._send(self._ask_url, fields, session=session)
         except (RateLimited, RequestRejected, TransientError) as error:
@@ -171,9 +171,7 @@ class Endpoint:
     def _route(self, path: str) -> URL:
         return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
 
-    async def _side(
-        self, path: str, fields: Fields | None = None, session: aiohttp.ClientSession | None = None
-    ) -> Fields | None:
+    async def _side(self, path: str, fields: Fields | None = None, session: Session | None = None) -> Fields | None:
         """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
         try:
             content, _ = await self._send(self._route(path), fields, session=session)
@@ -186,7 +184,7 @@ class Endpoint:
 
     async def _send(
         self, url: URL, fields: Fields | None = None, timeout_s: float = SIDE_S,
-        session: aiohttp.ClientSession | None = None,
+        session: Session | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:  # fmt: skip
         """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
