@@ -120,8 +120,8 @@ class FinishedRun:
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
             found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
             verdicts = dict(zip(*found.to_pydict().values(), strict=True))
-        ids, seeds, captions = (table[name].to_pylist() for name in ("id", "seed", "caption"))
-        hashes = map(text_hash, seeds, captions) if verdicts else ids
+        ids, texts = table["id"].to_pylist(), [table[name] for name in ("seed", "caption")]
+        hashes = map(text_hash, *(text.to_pylist() for text in texts)) if verdicts else ids
         columns = {
             "embedding_shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
             "embedding_row": _places(table["id"], pa.array(self.vectors(shard).ids), shard).cast(pa.int32()),
