@@ -148,7 +148,7 @@ SIDE: list[dict[str, Reply]] = [
 @pytest.mark.parametrize(("case", "side"), [*zip(SOME, cycle(SIDE))])
 def test_what_some_requests_get_is_asked_again(case: tuple[Reply, str], side: dict[str, Reply], hurried: None) -> None:
     server = FakeServer("vllm", script=lambda body, n: case[0] if n % 7 == 3 else A_DOG, side=side)
-    answers, stats = ask_all([server], [f"Scene {number}." for number in range(20)])
+    answers, stats = ask_all([server], ["A scene."] * 20, timeout_s=5, give_up_s=20)
     assert all_answered(answers) and set(stats.retries) == {case[1]}
 
 
