@@ -89,7 +89,7 @@ def make_run(folder: Path, url: str, rows: int, in_flight: int, shard_rows: int 
     recipe = {"name": "benchmark", "directory": str(folder), "server": server}
     run = Run(
         folder / "run",
-        parse_recipe(recipe | {"captions": {"min_words": 5, "prompt": "expand_caption_small"}}, "recipe"),
+        parse_recipe(recipe | {"captions": {"words": [5, 483], "prompt": "expand_caption_small"}}, "recipe"),
         create=True,
     )
     for shard in range(-(-rows // shard_rows)):

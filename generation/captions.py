@@ -42,8 +42,8 @@ class CaptionTask:
         key, openings = (self.seed, item.id, attempt), self.prompt.openings or ("",)
         opening = openings[stable_hash("opening", *key) % len(openings)]
         z = NormalDist().inv_cdf((stable_hash("words", *key) + 1) / (2**63 + 1))
-        low, high = self.settings.min_words * _MARGIN, self.settings.max_words / _MARGIN
-        words = round(max(low, min(high, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
+        low, high = self.settings.words
+        words = round(max(low * _MARGIN, min(high / _MARGIN, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
         messages = self.prompt.messages({"seed": item.values["seed"], "words": str(words), "opening": opening})
         return Request(messages, self.prompt.sampling, stable_hash("caption", *key) % (2**31 - 1) + 1)
 
@@ -52,12 +52,11 @@ class CaptionTask:
         prefix, text = self.prompt.prefix({"seed": item.values["seed"]}), answers[-1].text
         gap = " " if prefix and not re.match(r"[\s,.;:!?']", text) else ""
         caption = finish(prefix + gap + text, answers[-1].finish_reason)
-        bounds = self.settings.min_words, self.settings.max_words
         asked = _PARAPHRASES[stable_hash("describe", item.id) % len(_PARAPHRASES)]
         asked = f"<image>\n{asked}" if stable_hash("image first", item.id) % 2 else f"{asked}\n<image>"
         kept = {name: item.values[name] for name in ("seed", "source", "license")}
         kept |= {"caption": caption, "instruction": asked, "words": len(caption.split())}
-        return caption_fault(caption, item.values["seed"], *bounds, self.shown) or kept
+        return caption_fault(caption, item.values["seed"], *self.settings.words, self.shown) or kept
 
 
 def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:

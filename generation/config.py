@@ -115,16 +115,9 @@ class Captions(Section):
     """Stage 1: from seed to dense caption."""
 
     prompt: Name = "expand_caption"
-    min_words: Positive = 51  # paper, appendix D
-    max_words: Positive = 483  # paper, appendix D
+    words: Bounds = (51, 483)  # paper, appendix D
     drop_duplicates: Similarity | None = None  # Jaccard similarity of word 3-grams
     drop_contaminated: str | None = None  # as in ``seeds``
-
-    @model_validator(mode="after")
-    def _order(self) -> Self:
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words = {self.min_words} is above max_words = {self.max_words}")
-        return self
 
 
 class Task(Section):

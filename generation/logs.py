@@ -1,14 +1,7 @@
-"""What a command tells people and machines: log lines, progress bars, and ``--log-json``.
+"""What a command tells people and machines: log lines, progress bars, and ``--log-json`` (docs/formats.md).
 
 People read stderr: log lines above a progress bar with rate and ETA, or on a stderr that is not a terminal one line
-every ten seconds. Machines read JSON, one object a line with ``time`` (ISO 8601, UTC) and ``event``:
-
-- ``progress``: ``stage``, ``bar`` (its number in this process), ``state`` (``running``, ``done`` or ``stopped``),
-  ``done`` and ``total`` in ``unit``, ``rate`` (units a second, this session), ``eta_s`` or null, and the stage's own
-  figures;
-- ``info``, ``warning``, ``error``: what was logged, with ``logger`` and ``message``;
-- ``end``: the last line, with ``status`` (``done``, ``failed``, ``stopped``, ``crashed``), ``exit_status`` and
-  ``message``.
+every ten seconds. Machines read JSON, one object a line.
 """
 
 import io
@@ -105,16 +98,20 @@ class Progress:
     ) -> None:
         from tqdm import tqdm
 
-        self._first = self.done = done
-        self._total, self._start, self._facts = total, time.monotonic(), dict[str, Any]()
-        self._labels = {"stage": stage, "bar": next(_numbers), "total": total, "unit": unit}
-        self._next_event, self._shown = self._start + delay_s, False
-        terminal = bool(getattr(sys.stderr, "isatty", lambda: False)())
+        terminal = not _quiet and bool(getattr(sys.stderr, "isatty", lambda: False)())
         interval = 0.1 if terminal else 10.0
         self._bar: tqdm[Never] = tqdm(
             desc=f"{stage:<28}", total=total, initial=done, unit=unit, unit_scale=unit == "B", mininterval=interval,
-            maxinterval=interval, delay=delay_s, ncols=120, file=sys.stderr if terminal else _Lines(), disable=_quiet,
+            maxinterval=interval, delay=delay_s, ncols=120, file=sys.stderr if terminal else _Lines(),
+            disable=False,
         )  # fmt: skip
+        self._facts: dict[str, Any] = {"stage": stage, "bar": next(_numbers), "total": total, "unit": unit}
+        self._next_event, self._shown = time.monotonic() + delay_s, False
+
+    @property
+    def done(self) -> int:
+        """How many units are done, those of earlier sessions included."""
+        return int(self._bar.n)
 
     def __enter__(self) -> Self:
         self._event("running")
@@ -129,10 +126,9 @@ class Progress:
 
     def update(self, n: int = 1, **facts: Any) -> None:
         """Count ``n`` more, and show figures of the stage's own."""
-        self.done += n
         with suppress(OSError, ValueError):
             if facts:
-                self._facts = facts
+                self._facts |= facts
                 shown = (f"{value:g} {name.replace('_', ' ')}" for name, value in facts.items() if value)
                 self._bar.set_postfix_str(", ".join(shown), refresh=False)
             self._bar.update(n)
@@ -142,10 +138,10 @@ class Progress:
         if _json is None or (now := time.monotonic()) < self._next_event:
             return
         self._next_event, self._shown = now + EVENT_S, True
-        rate = (self.done - self._first) / max(now - self._start, 1e-3)
-        left = None if self._total is None else max(0, self._total - self.done)
+        rate = (self.done - self._bar.initial) / max(time.time() - self._bar.start_t, 1e-3)
+        left = None if self._bar.total is None else max(0, self._bar.total - self.done)
         eta = 0.0 if left == 0 else round(left / rate, 1) if left and rate else None
-        emit("progress", **self._labels, state=state, done=self.done, rate=round(rate, 3), eta_s=eta, **self._facts)
+        emit("progress", **self._facts, state=state, done=self.done, rate=round(rate, 3), eta_s=eta)
 
 
 def counted(items: Iterable[T], stage: str, unit: str, total: int | None = None) -> Iterator[T]:

@@ -1,12 +1,4 @@
-"""The run directory: one record a shard, and the one rule that says which shards are due.
-
-    RUN/run.json                        format, code version, time of creation, the recipe
-    RUN/<stage>/stage.json              what the stage was begun with: settings, prompt, model
-    RUN/<stage>/00000.parquet           accepted rows (.safetensors for vectors)
-    RUN/<stage>/00000.rejected.parquet  rejected rows, if there are any
-    RUN/<stage>/00000.json              the record, written last: rows, files, inputs, counts
-    RUN/<stage>/00000.jsonl             journal of a shard in progress (engine/journal.py)
-    RUN/<stage>/sessions.jsonl          one line a session: rows, tokens, retries, seconds
+"""The run directory (its files: docs/verify.md), and the one rule that says which shards are due.
 
 A shard is due if its record is missing or names other inputs than there are now: that rule is resume, extend, retry
 and re-transfer. Processes that make different shards share no file.
@@ -28,7 +20,7 @@ from .config import Recipe
 from .errors import RunError
 from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
 from .recipe import parse_recipe
-from .stages import Stage
+from .stages import SEEDS, STAGES, Stage
 
 FORMAT = 2
 REJECTED = ".rejected.parquet"
@@ -52,7 +44,7 @@ class Record:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return what differs between two mappings, in words: ``captions.min_words: 51 -> 60``."""
+    """Return what differs between two mappings, in words: ``captions.prompt: 'a' -> 'b'``."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
@@ -73,16 +65,6 @@ def damage(path: Path, facts: Mapping[str, Any]) -> str | None:
     return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
 
 
-def _stage_facts(file: Path) -> dict[str, Any]:
-    """Read a ``stage.json``."""
-    facts = read_json(file)
-    if not all(isinstance(facts.get(key), dict) for key in ("settings", "identity")):
-        raise RunError(
-            f"{file} holds no settings or no identity of its stage; restore it, or choose another --run-dir"
-        )
-    return facts
-
-
 class Run:
     """A run directory and its recipe: the one that is given, or else the one that ``run.json`` remembers.
 
@@ -95,13 +77,14 @@ class Run:
         self.path, file = path, path / "run.json"
         self._verified: set[Path] = set()
         described: dict[str, Any] = {"format": FORMAT, "code": __version__, "created": now()}
+        described |= {"recipe": recipe.model_dump(mode="json")} if recipe else {}
         if not file.is_file():
             if not create or recipe is None:
                 raise RunError(
                     f"Not a run directory: {path} (no run.json). Create one with "
                     "`python -m generation run --config RECIPE --run-dir DIR`"
                 )
-            write_json(file, described | {"recipe": recipe.model_dump(mode="json")}, exclusive=True)
+            write_json(file, described, exclusive=True)
         found = read_json(file)
         if found.get("format") != FORMAT:
             raise RunError(f"{file} has format {found.get('format')!r}; this version of the code reads {FORMAT}")
@@ -110,19 +93,18 @@ class Run:
         remembered, self.created = parse_recipe(found["recipe"], str(file)), str(found["created"])
         self.recipe = recipe or remembered
         if self.recipe != remembered:
-            for begun in sorted(path.glob("**/stage.json")):
-                stage, old = str(begun.parent.relative_to(path)), _stage_facts(begun)
-                if not ((extend and stage == "seeds") or "imported" in old["identity"]):
-                    self._compare(stage, old["settings"], self.recipe.settings(stage))
-            described |= {"created": self.created, "recipe": self.recipe.model_dump(mode="json")}
-            write_json(file, described)
+            for stage in STAGES:
+                begun = self.facts(stage)
+                if begun and not ((extend and stage is SEEDS) or "imported" in begun["identity"]):
+                    self._compare(stage, begun["settings"], self.recipe.settings(stage.name))
+            write_json(file, described | {"created": self.created})
 
-    def _compare(self, stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _compare(self, stage: Stage, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         if moved := changes(old, new):
-            extend = " To add seeds to this run, give --extend." if stage == "seeds" else ""
+            extend = " To add seeds to this run, give --extend." if stage is SEEDS else ""
             raise RunError(
-                f"{self.path}: stage '{stage}' was begun with other settings: {'; '.join(moved)}. Restore them, or "
-                f"choose another --run-dir.{extend}"
+                f"{self.path}: stage '{stage.name}' was begun with other settings: {'; '.join(moved)}. Restore them, "
+                f"or choose another --run-dir.{extend}"
             )
 
     def directory(self, stage: Stage) -> Path:
@@ -135,23 +117,25 @@ class Run:
         ``identity`` decides the rows besides the recipe: prompt and its hash, model, encoder. A RunError says that the
         settings or the identity differ, unless ``replace`` overwrites them.
         """
-        file = self.directory(stage) / "stage.json"
-        settings, identity = self.recipe.settings(stage.name), dict(identity or {})
-        described: dict[str, Any] = {"stage": stage.name, "begun": now(), "code": __version__}
-        described |= {"settings": settings, "identity": identity}
-        if write_json(file, described, exclusive=True):
-            return
-        old = _stage_facts(file)
-        if replace:
-            write_json(file, described | {"begun": old["begun"]})
-        else:
-            self._compare(stage.name, old["settings"], settings)
-            self._compare(stage.name, old["identity"], identity)
+        file, own = self.directory(stage) / "stage.json", {"settings": self.recipe.settings(stage.name)}
+        own["identity"] = dict(identity or {})
+        described = {"stage": stage.name, "begun": now(), "code": __version__, **own}
+        if not write_json(file, described, exclusive=True):
+            old = self.facts(stage)
+            if replace:
+                write_json(file, described | {"begun": old["begun"]})
+            for key in () if replace else own:
+                self._compare(stage, old[key], own[key])
 
     def facts(self, stage: Stage) -> dict[str, Any]:
         """Return the content of ``stage.json``; empty if the stage is not begun."""
         file = self.directory(stage) / "stage.json"
-        return _stage_facts(file) if file.exists() else {}
+        facts = read_json(file) if file.exists() else {}
+        if facts and not all(isinstance(facts.get(key), dict) for key in ("settings", "identity")):
+            raise RunError(
+                f"{file} holds no settings or no identity of its stage; restore it, or choose another --run-dir"
+            )
+        return facts
 
     def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         """Append one line to the sessions of a stage."""
@@ -204,16 +188,12 @@ class Run:
         return {f"{stage.source.name}/{file.name}": str(upstream.files[file.name]["sha256"]), **(extra or {})}
 
     def is_due(self, stage: Stage, shard: int, extra: Mapping[str, str] | None = None) -> bool:
-        """Return whether a shard is to be made: a file of it is missing, or it was made from other inputs than now."""
-        record = self.record(stage, shard)
-        if record is None or not all((self.directory(stage) / name).is_file() for name in record.files):
+        """Return whether a shard is to be made: a file of it is missing, or it was made from other inputs than now.
+        Without ``extra``, only the upstream shard is compared."""
+        record, inputs = self.record(stage, shard), self.inputs(stage, shard, extra)
+        if record is None or inputs is None or not inputs.items() <= record.inputs.items():
             return True
-        return record.inputs != self.inputs(stage, shard, extra)
-
-    def is_stale(self, stage: Stage, shard: int) -> bool:
-        """Return whether a finished shard was made from another upstream shard than there is now."""
-        record, inputs = self.record(stage, shard), self.inputs(stage, shard)
-        return record is not None and (inputs is None or not inputs.items() <= record.inputs.items())
+        return not all((self.directory(stage) / name).is_file() for name in record.files)
 
     def due(self, stage: Stage, extra: Mapping[str, str] | None = None) -> list[int]:
         """Return the shards of a stage that are due, of those whose upstream shard is finished."""
@@ -267,13 +247,12 @@ class Run:
         """Return the path of a finished shard's file, once its bytes are known to be those of the record; a RunError
         says that it has no record, is missing or was changed."""
         path, record = self.file(stage, shard, suffix), self.record(stage, shard)
-        remedy = f"`python -m generation verify {self.path} --fix` and then the same command make it again"
         if record is None or path.name not in record.files:
             raise RunError(f"{path} has no record; finish stage '{stage.command}' first")
-        if path not in self._verified:
-            if what := damage(path, record.files[path.name]):
-                raise RunError(f"{path}: {what}; {remedy}")
-            self._verified.add(path)
+        if path not in self._verified and (what := damage(path, record.files[path.name])):
+            remedy = f"`python -m generation verify {self.path} --fix` and then the same command make it again"
+            raise RunError(f"{path}: {what}; {remedy}")
+        self._verified.add(path)
         return path
 
     def table(self, stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:
@@ -283,7 +262,7 @@ class Run:
     def rejected(self, stage: Stage, shard: int) -> pa.Table | None:
         """Return the rejected rows of a finished shard, or None if there are none."""
         record = self.record(stage, shard)
-        known = record is not None and self.file(stage, shard, REJECTED).name in record.files
+        known = record and self.file(stage, shard, REJECTED).name in record.files
         return read_table(self.verified(stage, shard, REJECTED)) if known else None
 
     def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:

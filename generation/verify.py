@@ -52,14 +52,13 @@ def verify_path(path: Path, fix: bool = False) -> str:
         return summary
     listed = "\n".join(f"  {fault.path}: {fault.what}" for fault in faults[:_SHOWN])
     listed += f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    bad = [(fault.path, fault.shard) for fault in faults if fault.shard]
-    for file, shard in bad if fix else ():
-        Run(path).reopen(*shard)
-        file.unlink(missing_ok=True)
-    if fix and len(bad) == len(faults):
-        done = (
-            f"Removed {len({shard for _, shard in bad})} shards. Now run `python -m generation run --run-dir {path}`"
-        )
+    shards = [fault.shard for fault in faults if fault.shard]
+    for fault in faults if fix else ():
+        if fault.shard:
+            Run(path).reopen(*fault.shard)
+            fault.path.unlink(missing_ok=True)
+    if fix and len(shards) == len(faults):
+        done = f"Removed {len(set(shards))} shards. Now run `python -m generation run --run-dir {path}`"
         return f"{len(faults)} faults:\n{listed}\n{done}"
     raise error(f"{path} has {len(faults)} faults:\n{listed}\nTo repair: {remedy}")
 
@@ -75,16 +74,14 @@ def _check_files(files: Sequence[File]) -> list[Fault]:
 def _check_run(run: Run) -> tuple[list[Fault], str]:
     methods = sorted(file.name for file in (run.path / "image_embeddings").glob("*") if file.is_dir())
     stages = [*STAGES, *map(image_embeddings, methods)]
-    faults, records = list[Fault](), dict[Shard, Record]()
+    faults, records, files = list[Fault](), dict[Shard, Record](), list[File]()
     for key in [(stage, shard) for stage in stages for shard in run.shards(stage)]:
         try:
             if record := run.record(*key):
                 records[key] = record
+                files += [(run.directory(key[0]) / name, facts, key) for name, facts in record.files.items()]
         except RunError as fault:
             faults.append(Fault(run.file(*key, ".json"), str(fault), key))
-    files = [
-        (run.directory(key[0]) / name, facts, key) for key in records for name, facts in records[key].files.items()
-    ]
     faults += _check_files(files)
     known = {file for file, _, _ in files} | set((run.path / "transfer").glob("*.safetensors"))
     for path in sorted(run.path.rglob("*")):
@@ -93,18 +90,17 @@ def _check_run(run: Run) -> tuple[list[Fault], str]:
             faults.append(Fault(path, "unknown file; move it out of the run"))
     sound = records.keys() - {fault.shard for fault in faults}
     for stage, shard in counted([key for key in records if key in sound], "verify: rows", "shard"):
-        if stage.source is None or ((stage.source, shard) in sound and not run.is_stale(stage, shard)):
+        if (stage.source is None or (stage.source, shard) in sound) and not run.is_due(stage, shard):
             try:
                 problems = list(_row_problems(run, stage, shard, records[stage, shard]))
             except (RunError, EmbeddingError, pa.ArrowException, KeyError) as error:
                 problems = [str(error)]
             faults += [Fault(run.file(stage, shard), problem, (stage, shard)) for problem in problems]
     lines = [f"{run.path}: no fault found"]
-    for stage in stages:
-        made = {shard for of, shard in records if of == stage}
-        due = [n for of, n in records if of == stage.source and (n not in made or run.is_stale(stage, n))]
+    for stage in [] if faults else stages:
+        made, due = run.records(stage), run.due(stage) if stage.source else []
         if made:
-            rows = sum(records[stage, shard].rows for shard in made)
+            rows = sum(record.rows for record in made.values())
             lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {len(due)} shards due" if due else ""))
     return faults, "\n".join(lines)
 

@@ -69,7 +69,7 @@ def test_lengths_openings_and_types_are_drawn_with_the_paper_s_spread(tmp_path: 
 
 
 def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None:
-    settings = {"prompt": "expand_caption_small", "min_words": 5, "max_words": 40}
+    settings = {"prompt": "expand_caption_small", "words": [5, 40]}
     task = CaptionTask(make_run(tmp_path / "run", captions=settings))
     item = Item("0", 0, {"seed": "A dog runs.", "source": "own", "license": "MIT"})
     row = task.accept(item, [Answer("bad", "stop", 1, 1), Answer("a ball lies on the grass. It is", "length", 1, 1)])

@@ -16,7 +16,7 @@ from generation.recipe import CONFIGS, load_recipe, parse_recipe
 
 CASE_10 = (  # of /work/shared/cases
     b"name: bug\nseeds:\n  captions:\n    - {name: a, path: a.txt, license: MIT}\n  captions:\n"
-    b"    - {name: b, path: b.txt, license: MIT}\ncaptions: {attempts: 5}\ncaptions: {min_words: 20}\n"
+    b"    - {name: b, path: b.txt, license: MIT}\ncaptions: {attempts: 5}\ncaptions: {words: [20, 90]}\n"
 )
 LAUGHS = (b"%c: &%c [%s]\n" % (letter, letter, b",".join([b"*%c" % (letter - 1)] * 9)) for letter in b"bcdefghij")
 FAULTS = yaml.safe_load(Path(__file__).with_name("seed_cases.yaml").read_text(encoding="utf-8"))["recipes"]

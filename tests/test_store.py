@@ -110,8 +110,8 @@ def test_other_settings_are_refused_by_name(run: Run) -> None:
     run.begin(CAPTIONS, {"model": "a"})
     with pytest.raises(RunError, match="model: 'a' -> 'b'"):
         run.begin(CAPTIONS, {"model": "b"})
-    changed = parse_recipe(DEMO.model_dump(mode="json") | {"captions": {"min_words": 60}}, "r")
-    with pytest.raises(RunError, match=r"captions\.min_words: 51 -> 60"):
+    changed = parse_recipe(DEMO.model_dump(mode="json") | {"captions": {"words": [60, 483]}}, "r")
+    with pytest.raises(RunError, match=r"captions\.words: \[51, 483\] -> \[60, 483\]"):
         Run(run.path, changed)
     other = parse_recipe(DEMO.model_dump(mode="json") | {"server": {"endpoints": ["http://a"]}, "attempts": 2}, "r")
     assert Run(run.path, other).recipe.attempts == 2  # may change at any time
