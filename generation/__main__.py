@@ -15,7 +15,6 @@ from .logs import say
 
 if TYPE_CHECKING:
     from .config import Recipe
-    from .store import Run
 
 app = typer.Typer(
     name="python -m generation",
@@ -50,7 +49,6 @@ Rank = Annotated[int, typer.Option(min=0, hidden=True)]
 WorldSize = Annotated[int, typer.Option(min=1, hidden=True)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print rows, tokens, hours, cost and prompts; write nothing.")]
 Probes = Annotated[int, typer.Option(min=0, help="Dry run: rows to request, to measure rate and length.")]
-Tokenizer = Annotated[Path | None, typer.Option(help="Dry run: directory of a tokenizer that counts prompt tokens.")]
 _PRICES = typer.Option("--usd-per-million", metavar="IN OUT", help="Price of a million prompt and answer tokens.")
 Prices = Annotated[tuple[float, float] | None, _PRICES]
 PerHour = Annotated[float, typer.Option("--usd-per-hour", help="Price of all servers an hour.")]
@@ -74,21 +72,14 @@ def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, 
     return parse_recipe(read_json(remembered).get("recipe") or {}, str(remembered), server)
 
 
-def open_run(run_dir: Path) -> "Run":
-    """Open a run to look at it."""
-    from .store import Run
-
-    return Run(run_dir)
-
-
 def _add_stage(name: str, help: str, *without: str) -> None:
     """Add the command of a stage, or with ``run`` of all, without the options that it has no use for."""
 
     def command(
         run_dir: RunDir, config: Config = None, endpoint: Endpoint = None, kind: Kind = None, extend: Extend = False,
-        captions: Captions = False, dry_run: DryRun = False, probes: Probes = 8, tokenizer: Tokenizer = None,
-        usd_per_million: Prices = None, usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1,
-        workers: Workers = None, rank: Rank = 0, world_size: WorldSize = 1,
+        captions: Captions = False, dry_run: DryRun = False, probes: Probes = 8, usd_per_million: Prices = None,
+        usd_per_hour: PerHour = 0.0, executor: Executor = None, tasks: Tasks = 1, workers: Workers = None,
+        rank: Rank = 0, world_size: WorldSize = 1,
     ) -> None:  # fmt: skip
         if tasks > 1 and not executor:
             raise ClusterError(f"--tasks {tasks} needs --executor: local, slurm or ray")
@@ -98,7 +89,7 @@ def _add_stage(name: str, help: str, *without: str) -> None:
         if dry_run:
             from .estimate import estimate_run
 
-            return estimate_run(run_dir, recipe, probes, tokenizer, usd_per_million, usd_per_hour)
+            return estimate_run(run_dir, recipe, probes, usd_per_million, usd_per_hour)
         from .store import Run
 
         run, full_name = Run(run_dir, recipe, name in ("run", "seeds"), extend), name + " --captions" * captions
@@ -117,7 +108,7 @@ def _add_stage(name: str, help: str, *without: str) -> None:
     app.command(name, help=help)(command)
 
 
-_DRY, _RANK = ("dry_run", "probes", "tokenizer", "usd_per_million", "usd_per_hour"), ("rank", "world_size")
+_DRY, _RANK = ("dry_run", "probes", "usd_per_million", "usd_per_hour"), ("rank", "world_size")
 _SERVER, _NO = ("endpoint", "kind"), ("extend", "captions")
 _add_stage("run", "All stages, one after the other.", "captions", *_RANK)
 _add_stage("seeds", "Stage 0: read the sources into shards of seeds.", "captions", *_SERVER, *_DRY, *_RANK)
@@ -151,8 +142,9 @@ def duplicates(
 ) -> None:
     """Count the seeds or captions that repeat each other or hold a benchmark's question."""
     from .dedup import report_duplicates
+    from .store import Run
 
-    say(report_duplicates(open_run(run_dir), stage, threshold, questions))
+    say(report_duplicates(Run(run_dir), stage, threshold, questions))
 
 
 @app.command()
@@ -187,8 +179,9 @@ def report(
 ) -> None:
     """Write one HTML page about a run: figures, the modality gap, and rows to browse."""
     from .report import write_report
+    from .store import Run
 
-    say(str(write_report(open_run(run_dir), output, rows, images, pairs, usd_per_million)))
+    say(str(write_report(Run(run_dir), output, rows, images, pairs, usd_per_million)))
 
 
 @app.command()
@@ -208,8 +201,9 @@ def export(
 def show(run_dir: RunDir, id: Id = None) -> None:
     """Print one record as it passed through every stage."""
     from .show import show_record
+    from .store import Run
 
-    say(show_record(open_run(run_dir), id))
+    say(show_record(Run(run_dir), id))
 
 
 @app.command()

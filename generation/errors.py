@@ -43,17 +43,12 @@ class Interrupted(UnicornError):
 class ServerError(UnicornError):
     """Base of what a text-generation server can answer, or fail to answer. The subclass says how to react.
 
-    ``status`` is None if there was no HTTP answer, ``error_type`` the server's own name of the error (``overloaded``),
-    ``endpoint`` the URL, and ``retry_after_s`` comes from a ``Retry-After`` header.
+    ``status`` is None if there was no HTTP answer; ``retry_after_s`` comes from a ``Retry-After`` header.
     """
 
-    def __init__(
-        self, message: str, status: int | None = None, error_type: str | None = None, endpoint: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.status, self.error_type, self.endpoint = status, error_type, endpoint
-        self.retry_after_s = retry_after_s
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 class FatalServerError(ServerError):

@@ -3,39 +3,33 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from .captions import CaptionTask
 from .config import Recipe
 from .engine import GenerationTask, Item
 from .engine.journal import UnfinishedShard
-from .errors import RunError
 from .instructions import InstructionTask, selection_inputs
 from .judge import JudgeTask, judge_server
 from .logs import counted, say
-from .prompts import Message
 from .seeds import make_seeds
 from .stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from .store import Run
-from .tgi.protocol import Answer, Request
-from .tgi.scheduler import Scheduler, connect
+from .tgi.protocol import Answer
+from .tgi.scheduler import connect
 
 SAMPLE = 32  # rows whose prompts are counted
-TokenCount = Callable[[Sequence[Message]], int]
+Prices = tuple[float, float, float]  # USD of a million prompt tokens, of a million answer tokens, and of an hour
 
 
 def estimate_run(
-    run_dir: Path, recipe: Recipe, probes: int = 8, tokenizer: Path | None = None,
-    usd_per_million: tuple[float, float] | None = None, usd_per_hour: float = 0.0,
+    run_dir: Path, recipe: Recipe, probes: int = 8, usd_per_million: tuple[float, float] | None = None,
+    usd_per_hour: float = 0.0,
 ) -> None:  # fmt: skip
     """Print what captions, instructions and the judge of a run, begun or not, would request. Nothing is written in it.
 
     As many rows as there are ``probes`` are requested at once, to measure rate and length; their answers are dropped.
-    ``tokenizer`` is the directory of a transformers tokenizer that counts prompt tokens (None: the server does).
     """
-    count = _counter(tokenizer) if tokenizer else None
     prices = (*(usd_per_million or (0.0, 0.0)), usd_per_hour)
     with tempfile.TemporaryDirectory() as folder:
         begun = any((run_dir / SEEDS.name).glob("[0-9]*.json"))
@@ -43,14 +37,14 @@ def estimate_run(
         run.recipe = recipe
         if not begun:
             make_seeds(run)
-        asyncio.run(_estimate(run, CaptionTask(run), probes, count, prices))
+        asyncio.run(_estimate(run, CaptionTask(run), probes, prices))
         seeds = sum(record.rows for record in run.records(SEEDS).values())
         for name in TASKS:
             if run.due(CAPTIONS):
                 rows = recipe.task(name).fraction * seeds
                 say(f"instructions/{name}: about {rows:,.0f} rows; their captions are to be made first")
             else:
-                asyncio.run(_estimate(run, InstructionTask(run, name), probes, count, prices))
+                asyncio.run(_estimate(run, InstructionTask(run, name), probes, prices))
         if (judge := recipe.judge) is None:
             return
         run.recipe = recipe.model_copy(update={"server": judge_server(recipe.server, judge)})
@@ -59,13 +53,11 @@ def estimate_run(
                 rows = recipe.task(name).fraction * recipe.task(name).items[1] * seeds
                 say(f"{stage.name}: up to {rows:,.0f} questions; they are to be written first")
             else:
-                asyncio.run(_estimate(run, JudgeTask(run, stage, judge), probes, count, prices))
+                asyncio.run(_estimate(run, JudgeTask(run, stage, judge), probes, prices))
 
 
-async def _estimate(
-    run: Run, task: GenerationTask, probes: int, count: TokenCount | None, prices: tuple[float, float, float]
-) -> None:
-    """Print the estimate of one stage; ``prices`` are those of a million prompt tokens, answer tokens, and an hour."""
+async def _estimate(run: Run, task: GenerationTask, probes: int, prices: Prices) -> None:
+    """Print the estimate of one stage."""
     rows, items = 0, list[Item]()  # to be requested; those of the first shard that has some
     for shard in counted(run.due(task.stage, task.extra), f"{task.stage.name}, counting", "shard"):
         left = UnfinishedShard(run, task.stage, shard, task.items(run, shard)).todo
@@ -76,8 +68,18 @@ async def _estimate(
     sample = [task.request(item, 1) for item in (longest_item, *items[: max(SAMPLE, probes)])]
     async with connect(run.recipe.server) as scheduler:
         context = scheduler.infos[0].max_total_tokens or "not said"
-        prompts, counted_by = await _prompt_tokens(scheduler, sample, count)
-        answers, seconds = await _probe(scheduler, sample, probes)
+        prompts = [float(await scheduler.states[0].endpoint.count_tokens(request) or 0) for request in sample]
+        await scheduler.warm_up(sample[: min(probes, 1)])
+        start = time.monotonic()
+        replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
+        seconds = time.monotonic() - start
+    counted_by = "counted by the server"
+    if not all(prompts):
+        prompts = [sum(len(message["content"]) for message in request.messages) / 4 for request in sample]
+        counted_by = "4 characters a token"
+    answers = [reply for reply in replies if isinstance(reply, Answer)]
+    if probes and not answers:
+        raise next(reply for reply in replies if isinstance(reply, BaseException))
     rate, measured = len(answers) / max(seconds, 1e-3), f"{len(answers)} probes at once; more at once are faster"
     if sessions := [session for session in run.sessions(task.stage) if session["rows"] and session["seconds"]]:
         rate, measured = sessions[-1]["rows"] / sessions[-1]["seconds"], f"this run, {sessions[-1]['time']}"
@@ -100,39 +102,3 @@ async def _estimate(
     for number, item in enumerate([items[0], items[len(items) // 2], items[-1]], 1):
         turns = (f"[{message['role']}]\n{message['content']}" for message in task.request(item, 1).messages)
         say("\n".join([f"\n--- prompt {number} of 3, row {item.id}", *turns]))
-
-
-async def _probe(scheduler: Scheduler, sample: Sequence[Request], probes: int) -> tuple[list[Answer], float]:
-    """Request rows at once, after a warm-up with the first of the sample; return their answers, and seconds."""
-    await scheduler.warm_up(sample[: min(probes, 1)])
-    start = time.monotonic()
-    replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
-    answers = [reply for reply in replies if isinstance(reply, Answer)]
-    if probes and not answers:
-        raise next(reply for reply in replies if isinstance(reply, BaseException))
-    return answers, time.monotonic() - start
-
-
-async def _prompt_tokens(
-    scheduler: Scheduler, sample: Sequence[Request], count: TokenCount | None
-) -> tuple[Sequence[float], str]:
-    """Return the tokens of each prompt, and what counted them."""
-    if count:
-        return [count(request.messages) for request in sample], "the tokenizer given"
-    if all(counts := [await scheduler.states[0].endpoint.count_tokens(request) or 0 for request in sample]):
-        return counts, "counted by the server"
-    letters = (sum(len(message["content"]) for message in request.messages) for request in sample)
-    return [number / 4 for number in letters], "4 characters a token"
-
-
-def _counter(folder: Path) -> TokenCount:
-    """Return a function that counts the tokens of a chat with the tokenizer in a directory."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} holds no tokenizer: {error}") from error
-    if tokenizer.chat_template is None:
-        return lambda messages: sum(len(tokenizer(message["content"])["input_ids"]) for message in messages)
-    return lambda messages: len(tokenizer(tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"])

@@ -8,8 +8,7 @@ import pytest
 
 from generation.captions import make_captions
 from generation.config import Recipe
-from generation.encoders.checkpoint import locate
-from generation.errors import FatalServerError, RunError
+from generation.errors import FatalServerError
 from generation.estimate import estimate_run
 from generation.recipe import load_recipe
 from generation.seeds import make_seeds
@@ -55,12 +54,10 @@ def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
     assert figure(said, "context") == longest + limit and context == server.max_total_tokens and longest >= prompt
     assert said.count("--- prompt") == 3 and said.count("A red kite in a park.") <= 2
     assert "instructions/multiple_choice: about 9 rows" in said
-    estimate_run(tmp_path / "run", recipe, 0, tokenizer=locate("embedded", tmp_path).path)
+    estimate_run(tmp_path / "run", recipe, 0)
     said = capsys.readouterr().out
-    assert "(the tokenizer given)" in said and "unknown   (ask for probes)" in said and "cost" not in said
+    assert "unknown   (ask for probes)" in said and "cost" not in said
     assert server.counts["requests"] == 4 + 1 and not (tmp_path / "run").exists()
-    with pytest.raises(RunError, match=f"{tmp_path} holds no tokenizer"):
-        estimate_run(tmp_path / "run", recipe, tokenizer=tmp_path)
 
 
 def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(

@@ -141,7 +141,7 @@ class SimulatedServer:
         return failure(f"POST {self.url}", *REPLIES[name], True, True)
 
     def _lost(self, how: str) -> TransientError:
-        return TransientError(f"{self.url}: {how}", endpoint=self.url)
+        return TransientError(f"{self.url}: {how}")
 
     def _accept(self) -> None:
         if self._is("drain", "vanish") or self.loop.time() < self.down_until:

@@ -162,7 +162,7 @@ def failure(
         kind, target = FatalServerError, headers.get("Location", "").partition("?")[0]
         hint = f"; it redirects to {target}, which is not followed: give the new address as the endpoint"
     shown = f" ({error_type})" if error_type else ""
-    return kind(f"{call}: HTTP {status}{shown}: {message}{hint}", status, error_type, None, retry_after_s)
+    return kind(f"{call}: HTTP {status}{shown}: {message}{hint}", status, retry_after_s)
 
 
 def _retry_after(value: str) -> float | None:
