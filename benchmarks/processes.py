@@ -55,19 +55,43 @@ def run_command(*arguments: object, cores: set[int] | None = None) -> Account:
     return Account(process.returncode, time.perf_counter() - start, sum(cpu.values()), peak, output)
 
 
+class ServerProcess:
+    """The tests' fake server in a process of its own, on one core if it is given; started again, it keeps its port."""
+
+    def __init__(self, *options: object, core: int | None = None) -> None:
+        self._options, self._core, self.url = options, core, ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        port = ["--port", self.url.rpartition(":")[2]] if self.url else []
+        command = [sys.executable, "-m", "tests.fake_server", *map(str, self._options), *port]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if self._core is not None:
+            psutil.Process(self._process.pid).cpu_affinity([self._core])
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """Kill it with kill -9."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self, away_s: float) -> None:
+        """Kill it, and start it again after ``away_s`` seconds."""
+        self.kill()
+        time.sleep(away_s)
+        self.start()
+
+
 @contextmanager
 def fake_server(*options: object, core: int | None = None) -> Iterator[str]:
-    """Start the tests' fake server in a process of its own, on one core if it is given; yield its URL."""
-    command = [sys.executable, "-m", "tests.fake_server", *map(str, options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if core is not None:
-        psutil.Process(process.pid).cpu_affinity([core])
-    assert process.stdout is not None
+    """Start the fake server, yield its URL, and kill it."""
+    server = ServerProcess(*options, core=core)
     try:
-        yield process.stdout.readline().strip()
+        yield server.url
     finally:
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:

@@ -5,24 +5,26 @@
 Every command that a user gives runs as a process of its own: seeds, captions, instructions, transfer, both builders,
 load_dataset, the loader, the report and verify are the real ones; only the text and the text embeddings are made up.
 Prints seconds, CPU, peak memory of any process and disk of each step. By default only the table is kept. ``--chaos``
-kills commands, flips bits and deletes files on the way, and checks that both data sets end up with the rows of an
-undisturbed run. The last line is one JSON object; the exit status is 1 if a count is wrong.
+kills commands and the server, fills the disk, flips bits and deletes files on the way, and checks that both data sets
+end up with the rows of an undisturbed run. The last line is one JSON object; the exit status is 1 if a count is wrong.
 """
 
 import argparse
 import itertools
 import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from .processes import ROOT, Account, fake_server, run_command, table
+from .processes import ROOT, Account, ServerProcess, fake_server, run_command, table
 
 DIMENSION = 1280
 _WORDS = """
@@ -45,7 +47,7 @@ def write_inputs(folder: Path, rows: int) -> Path:
     recipe = {
         "name": "rehearsal",
         "seeds": {"captions": [{"name": "made_up", "path": "seeds.txt", "license": "Apache-2.0", "limit": rows}]},
-        "captions": {"min_words": 20},
+        "captions": {"words": [20, 483]},
         "instructions": {task: {"prompt": task, "fraction": share, "items": [2, 8]} for task, share in TASKS.items()},
     }
     path = folder / "recipe.yaml"
@@ -162,38 +164,64 @@ def chaos(folder: Path, rows: int, seed: int) -> dict[str, Any]:
     for one in (calm, stormy):
         one.mkdir()
         write_inputs(one, rows)
-    with fake_server("--slots", 64, "--latency-s", 0.02) as url:
-        for arguments in steps(calm, url).values():
+    server = ServerProcess("--slots", 64, "--latency-s", 0.02)
+    try:
+        for arguments in steps(calm, server.url).values():
             if (account := run_command(*arguments)).status:
                 raise SystemExit(account.output[-3000:])
-        for name, arguments in steps(stormy, url).items():
-            for _ in range(draw.randint(0, 3)):  # killed at a random moment, then given again
-                process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stderr=subprocess.DEVNULL)
-                time.sleep(draw.uniform(0.5, 4))
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                done.append(f"kill -9 of {name}")
-            if name in ("captions", "transfer"):
-                files = sorted(path for path in (stormy / "run").rglob("0*.*") if path.suffix in (".parquet", ".json"))
-                victim = draw.choice(files)
-                content = bytearray(victim.read_bytes())
-                content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-                if draw.random() < 0.5:
-                    victim.write_bytes(content)
-                else:
-                    victim.unlink()
-                done.append(f"damage of {victim.relative_to(stormy)}")
-                run_command("-m", "generation", "verify", stormy / "run", "--fix")
-                for earlier in ("seeds", "captions", "instructions", "embed (random)"):
-                    run_command(*steps(stormy, url)[earlier])
-                    if earlier == name:
-                        break
-            if (account := run_command(*arguments)).status:
+        for name, arguments in steps(stormy, server.url).items():
+            for fault in draw.choices(("kill", "full disk"), (3, 1), k=draw.randint(0, 3)):  # then given again
+                done.append(f"{fault}: {name}")
+                interrupt(fault, arguments, draw)
+            timer = threading.Timer(draw.uniform(1.5, 3), server.restart, [1.0])
+            if name in ("captions", "instructions"):
+                done.append(f"server killed: {name}")
+                timer.start()
+            account = run_command(*arguments)
+            if timer.is_alive():
+                timer.join()
+            if account.status:
                 raise SystemExit(f"after {done}: {name} failed:\n{account.output[-3000:]}")
+            if name in ("captions", "transfer"):
+                done.append(f"damage: {damage(stormy, draw).relative_to(stormy)}")
+                run_command("-m", "generation", "verify", stormy / "run", "--fix")
+                for again, repeated in steps(stormy, server.url).items():
+                    run_command(*repeated)
+                    if again == name:
+                        break
+    finally:
+        server.kill()
     equal = {
         name: digest(calm / name) == digest(stormy / name) for name in ("unicorn-1.2m", "unicorn-471k-instruction")
     }
     return {"faults": done, "equal": equal, **counts(stormy, rows)}
+
+
+def interrupt(fault: str, arguments: list[object], draw: random.Random) -> None:
+    """Start a command and end it with kill -9 after some seconds, or let no file of it grow beyond some kB."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    if fault == "full disk":
+        size = draw.randrange(1_000, 60_000)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+    else:
+        time.sleep(draw.uniform(0.5, 4))
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def damage(folder: Path, draw: random.Random) -> Path:
+    """Flip a bit of a file of the run, or delete it; return its path."""
+    files = sorted(path for path in (folder / "run").rglob("0*.*") if path.suffix in (".parquet", ".json"))
+    victim = draw.choice(files)
+    content = bytearray(victim.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    if draw.random() < 0.5:
+        victim.write_bytes(content)
+    else:
+        victim.unlink()
+    return victim
 
 
 def digest(built: Path) -> str:

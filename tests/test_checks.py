@@ -19,8 +19,7 @@ from generation.checks import text as common
 from generation.checks.dense import caption_fault, finish
 from generation.checks.facts import measures
 from generation.checks.items import Scene, item_fault, leaks, sound_items
-from generation.checks.text import shingles
-from generation.checks.words import stem
+from generation.checks.text import shingles, stem
 from generation.prompts import load_prompt
 from generation.stages import TASKS
 

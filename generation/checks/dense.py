@@ -5,8 +5,20 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 
 from .facts import COLOURS, NUMBERS, QUOTED, changes, lettering, measures, subject
-from .text import Shingle, form_faults, is_finished, loops, shingles, talk_fault
-from .words import ENGLISH, FUNCTION_WORDS, content, pattern, stems, tokens
+from .text import (
+    ENGLISH,
+    FUNCTION_WORDS,
+    Shingle,
+    content,
+    form_faults,
+    is_finished,
+    loops,
+    pattern,
+    shingles,
+    stems,
+    talk_fault,
+    tokens,
+)  # fmt: skip
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from .words import ENGLISH, FUNCTION_WORDS, UNITS, pattern, stem, stems, tokens
+from .text import ENGLISH, FUNCTION_WORDS, UNITS, pattern, stem, stems, tokens
 
 Kinds = Mapping[str, frozenset[str]]  # word -> the values that it may stand for
 

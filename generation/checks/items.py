@@ -8,8 +8,19 @@ from typing import Any
 
 from ..files import unique_keys
 from .facts import COLOURS, NUMBERS, disagrees, lettering, measures, values
-from .text import form_faults, is_finished, loops
-from .words import ENGLISH, FUNCTION_WORDS, content, pattern, sentences, stem, stems, tokens
+from .text import (
+    ENGLISH,
+    FUNCTION_WORDS,
+    content,
+    form_faults,
+    is_finished,
+    loops,
+    pattern,
+    sentences,
+    stem,
+    stems,
+    tokens,
+)
 
 QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multiple choice
 
