@@ -5,6 +5,7 @@ committed once its last item is finished, in the order of its items: its bytes d
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -45,6 +46,7 @@ def generate(run: Run, tasks: Sequence[GenerationTask], server: Server, rank: in
     works = [Work(run, task, rank, world_size) for task in tasks]
     try:
         if busy := [work for work in works if work.shards]:
+            gc.set_threshold(10_000)  # hundreds of requests in flight are no reason to look for cycles each time
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_Session(run, server, busy).run_all())
         for work in works:

@@ -83,8 +83,12 @@ class Work:
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
-        self.sums.update({"rows": 1, "requests": stats.requests, **{name: row[name] for name in TOKENS}})
-        self.retries.update(stats.retries)
+        self.sums["rows"] += 1
+        self.sums["requests"] += stats.requests
+        for name in TOKENS:
+            self.sums[name] += row[name]
+        if stats.retries:
+            self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
