@@ -219,9 +219,8 @@ def serve(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status: 0 done, 1 refused or failed, 2 wrong usage, 130 stopped by a signal."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    resume = f"{shlex.quote(sys.executable)} -m generation {shlex.join(given)}"
-    return run_command(app, given, resume)
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_command(app, given, f"{shlex.quote(sys.executable)} -m generation")
 
 
 if __name__ == "__main__":

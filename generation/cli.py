@@ -1,6 +1,7 @@
 """How every command line runs and ends: ``--log-json``, signals, and errors as one line."""
 
 import os
+import shlex
 import signal
 import threading
 import traceback
@@ -15,13 +16,13 @@ GRACE_S = 10.0  # for the threads of a command that was stopped; what they leave
 _UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own
 
 
-def run_command(application: typer.Typer, arguments: list[str], resume: str) -> int:
+def run_command(application: typer.Typer, arguments: list[str], program: str) -> int:
     """Run a typer application with ``--log-json``, signals and errors handled; return the exit status.
 
     Args:
         application: the application.
         arguments: of the command line; ``--log-json`` and ``--log-json=FILE`` are taken out here, for all commands.
-        resume: the command line to print when the user stops it.
+        program: what the command line begins with, to print it when the user stops it.
     """
     for number in range(3):  # a file must not get the number of a closed stream: libraries write to it
         try:
@@ -41,16 +42,15 @@ def run_command(application: typer.Typer, arguments: list[str], resume: str) -> 
             raise Interrupted
         return _end("done", int(status or 0), "")
     except (KeyboardInterrupt, typer.Abort, Interrupted):
+        resume = f"{program} {shlex.join(arguments)}"
         return _end("stopped", 130, f"Stopped. Nothing that was made is lost. To resume:\n  {resume}")
     except _UsageError as error:
         return _end("failed", 2, f"error: {error.format_message()}")
-    except UnicornError as error:
-        return _end("failed", 1, f"error: {error}", error=type(error).__name__)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails again when it flushes stdout at exit
         return _end("failed", 1, "")
-    except OSError as error:  # what the system refuses wherever it is asked: a name that is too long, too many files
-        return _end("failed", 1, f"error: {error}")
+    except (UnicornError, OSError) as error:  # and what the system refuses wherever: a name too long, too many files
+        return _end("failed", 1, f"error: {error}", error=type(error).__name__)
     except Exception as error:
         text = traceback.format_exc()
         return _end("crashed", 1, f"{text}This is a bug: please report it.", error=type(error).__name__)

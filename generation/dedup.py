@@ -145,19 +145,17 @@ def _searched(run: Run) -> str:
 def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
     """Rewrite a caption shard without the dropped rows (id -> reason, match), which join its rejected rows."""
     with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
-        record, base = run.record(CAPTIONS, shard), run.inputs(CAPTIONS, shard) or {}
+        record = run.record(CAPTIONS, shard)
         if not held or record is None:
             raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
         table, rejected, gone = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard), []
         for row in table.filter(pa.array([id in dropped for id in table["id"].to_pylist()])).to_pylist():
             reason, match = dropped[row["id"]]
             gone.append(row | {"reason": reason, "raw": f"{row['caption']}\n\n[{reason}: {match}]", "request": None})
-        tables = [*([rejected] if rejected else []), pa.Table.from_pylist(gone, REJECTED_SCHEMA)]
-        rejected = pa.concat_tables(tables).sort_by("id")
+        rejected = pa.concat_tables([rejected, pa.Table.from_pylist(gone, REJECTED_SCHEMA)]).sort_by("id")
         kept = table.filter(pa.array([id not in dropped for id in table["id"].to_pylist()]))
         counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
-        extra = {key: value for key, value in record.inputs.items() if key not in base}
-        run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, extra, counts)
+        run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, record.inputs, counts)
 
 
 def duplicate_groups(run: Run) -> dict[str, str]:

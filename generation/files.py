@@ -122,11 +122,9 @@ def write_json(path: Path, value: Mapping[str, Any], exclusive: bool = False) ->
         return True
     try:
         os.link(written, path)  # fails if the name exists, unlike rename
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
+    except OSError:
         if path.exists():
-            return False
+            return False  # else a file system without hard links
         os.replace(written, path)
     finally:
         written.unlink(missing_ok=True)

@@ -165,18 +165,16 @@ def _drop(run: Run, stage: Stage, shard: int) -> bool:
             rows.append(_left(run, row, [(known[id][1] if id in known else CONFIRMED, qa) for id, _, qa in parts]))
             changed |= rows[-1] != row
         kept = [row for row in rows if "reason" not in row]
-        rejected = [*(before.to_pylist() if before else ()), *(row for row in rows if "reason" in row)]
+        rejected = [*before.to_pylist(), *(row for row in rows if "reason" in row)]
         if changed:
             lost, dropped = (
                 (row["reason"] for row in rejected),
                 (code for row in kept for code in row.get("dropped", ())),
             )
             counts = {"accepted": len(kept), "rejected": dict(Counter(lost)), "dropped": dict(Counter(dropped))}
-            own = run.inputs(source, shard) or {}
-            extra = {key: value for key, value in record.inputs.items() if key not in own}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
             left = parquet(pa.Table.from_pylist(kept, source.schema))
-            run.commit(source, shard, len(kept), left, aside, extra, record.counts | counts)
+            run.commit(source, shard, len(kept), left, aside, record.inputs, record.counts | counts)
         if again := any(row["reason"] == AGAIN for row in rejected):
             UnfinishedShard(run, source, shard).reopen_rejected({AGAIN})
         return changed or again

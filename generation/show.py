@@ -38,8 +38,8 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
     shard = int(id[:5])
     for stage in (stage for stage in STAGES if stage.schema is not None and run.record(stage, shard)):
         for note, table in (("", run.table(stage, shard)), (", rejected", run.rejected(stage, shard))):
-            rows = table.to_pylist() if table else []
-            yield from ((stage.name + note, _text(row)) for row in rows if row["id"].partition("/")[0] == id)
+            rows = (row for row in table.to_pylist() if row["id"].partition("/")[0] == id)
+            yield from ((stage.name + note, _text(row)) for row in rows)
     made = [image_embeddings(path.name) for path in sorted(run.path.glob("image_embeddings/*"))]
     for stage in (TEXT_EMBEDDINGS, *made):
         if run.record(stage, shard) and id in (opened := VectorShard(run.verified(stage, shard))).ids:

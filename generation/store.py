@@ -20,6 +20,7 @@ from .config import Recipe
 from .errors import RunError
 from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
 from .recipe import parse_recipe
+from .rows import REJECTED_SCHEMA
 from .stages import SEEDS, STAGES, Stage
 
 FORMAT = 2
@@ -197,8 +198,8 @@ class Run:
 
     def due(self, stage: Stage, extra: Mapping[str, str] | None = None) -> list[int]:
         """Return the shards of a stage that are due, of those whose upstream shard is finished."""
-        assert stage.source is not None
-        return [shard for shard in self.shards(stage.source) if self.is_due(stage, shard, extra)]
+        upstream = self.shards(stage.source) if stage.source else []
+        return [shard for shard in upstream if self.is_due(stage, shard, extra)]
 
     @contextmanager
     def claim(self, stage: Stage, shard: int | None = None, wait_s: float = 0.0) -> Iterator[bool]:
@@ -229,7 +230,7 @@ class Run:
         path, aside = self.file(stage, shard), self.file(stage, shard, REJECTED)
         files = {}
         self.reopen(stage, shard)  # a record never names files that were replaced
-        if rejected is not None and len(rejected):  # first, so that a row which moves aside is always in a file
+        if rejected:  # first, so that a row which moves aside is always in a file
             files[aside.name] = write_atomically(aside, parquet(rejected))
         files[path.name] = write_atomically(path, write)
         record = Record(rows, files, inputs, dict(counts or {}))
@@ -259,16 +260,17 @@ class Run:
         """Return the rows of a finished shard."""
         return read_table(self.verified(stage, shard), columns)
 
-    def rejected(self, stage: Stage, shard: int) -> pa.Table | None:
-        """Return the rejected rows of a finished shard, or None if there are none."""
+    def rejected(self, stage: Stage, shard: int) -> pa.Table:
+        """Return the rejected rows of a finished shard."""
         record = self.record(stage, shard)
-        known = record and self.file(stage, shard, REJECTED).name in record.files
-        return read_table(self.verified(stage, shard, REJECTED)) if known else None
+        if record and self.file(stage, shard, REJECTED).name in record.files:
+            return read_table(self.verified(stage, shard, REJECTED))
+        return REJECTED_SCHEMA.empty_table()
 
     def require(self, stage: Stage, extra: Mapping[str, str] | None = None) -> dict[int, Record]:
         """Return the records of a stage; a RunError says that it has none, or that some of its shards are due."""
         records = self.records(stage) if self.facts(stage).get("finished", True) else {}  # seeds say when they are
-        due = self.due(stage, extra) if stage.source is not None else []
+        due = self.due(stage, extra)
         if not records or due:
             total = len(records.keys() | set(due))
             raise RunError(

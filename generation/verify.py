@@ -98,7 +98,7 @@ def _check_run(run: Run) -> tuple[list[Fault], str]:
             faults += [Fault(run.file(stage, shard), problem, (stage, shard)) for problem in problems]
     lines = [f"{run.path}: no fault found"]
     for stage in [] if faults else stages:
-        made, due = run.records(stage), run.due(stage) if stage.source else []
+        made, due = run.records(stage), run.due(stage)
         if made:
             rows = sum(record.rows for record in made.values())
             lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {len(due)} shards due" if due else ""))
@@ -123,15 +123,14 @@ def _row_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterato
         if ids != [row_id(shard, row) for row in range(len(ids))]:
             yield "the ids are not those of its rows"
         return
-    texts, rejected = _source_texts(run, stage.source, shard), run.rejected(stage, shard)
-    ended = ids + (rejected["id"].to_pylist() if rejected is not None else [])
+    texts = _source_texts(run, stage.source, shard)
+    ended = ids + run.rejected(stage, shard)["id"].to_pylist()
     if stage is CAPTIONS and sorted(ended) != sorted(texts):
         missing = len(set(texts) - set(ended))
         yield f"{missing} seeds are neither captions nor rejected, {len(ended) + missing - len(texts)} rows too many"
     hashes = table["input_hash"].to_pylist()
     if stage.command == "judge":  # its hashes are of what was judged, which may have been rejected for its verdict
-        gone = run.rejected(stage.source, shard)
-        judged = {*texts, *(gone["id"].to_pylist() if gone is not None else ())}
+        judged = {*texts, *run.rejected(stage.source, shard)["id"].to_pylist()}
         unknown = [id for id in ids if id.partition("/")[0] not in judged]
     else:
         rows = zip(ids, hashes, strict=True)

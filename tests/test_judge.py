@@ -162,7 +162,7 @@ def test_what_has_too_little_left_is_asked_again_and_once_more_by_retry(tmp_path
         assert server.counts["requests"] == asked
         server.script = None  # a judge who finds its own questions sound
         assert retry_rejected(run, ["judge_final"]) == {"instructions/multiple_choice": 1}
-        assert run.rejected(STAGE, 0) is None
+        assert not run.rejected(STAGE, 0)
         assert len(run.table(STAGE, 0)) == 2
         assert judged_share(run, TASK, 0) == {row_id(0, 0): 1.0, row_id(0, 1): 1.0}
         verify_path(run.path)

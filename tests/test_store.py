@@ -86,10 +86,9 @@ def test_a_shard_is_due_until_its_record_names_the_inputs_of_now(run: Run) -> No
 def test_rejected_rows_come_and_go_with_their_record(run: Run) -> None:
     rejected = pa.Table.from_pylist([{"id": row_id(0, 1), "reason": "too_short"}], REJECTED_SCHEMA)
     run.commit(CAPTIONS, 0, 1, parquet(captions(0)), rejected, counts={"rejected": {"too_short": 1}})
-    table = Run(run.path).rejected(CAPTIONS, 0)
-    assert table is not None and table["reason"].to_pylist() == ["too_short"]
+    assert Run(run.path).rejected(CAPTIONS, 0)["reason"].to_pylist() == ["too_short"]
     run.commit(CAPTIONS, 0, 1, parquet(captions(0)))
-    assert run.rejected(CAPTIONS, 0) is None and not run.file(CAPTIONS, 0, ".rejected.parquet").exists()
+    assert not run.rejected(CAPTIONS, 0) and not run.file(CAPTIONS, 0, ".rejected.parquet").exists()
 
 
 def test_changed_and_missing_files_are_named(run: Run) -> None:

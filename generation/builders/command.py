@@ -1,7 +1,6 @@
 """The command line of both builder scripts."""
 
 import re
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,4 +59,4 @@ def main(builder_class: type[UnicornBuilder]) -> int:
             target.upload(output, manifest)
             say(f'Published. Load it with load_dataset("{push_to_hub}", revision="v{version}")')
 
-    return run_command(app, sys.argv[1:], f"{name} {shlex.join(sys.argv[1:])}")
+    return run_command(app, sys.argv[1:], name)

@@ -132,8 +132,7 @@ def _rejected(run: Run, rows: int) -> list[Facts]:
     for stage in (CAPTIONS, *INSTRUCTIONS.values()):
         seen: Counter[str] = Counter()
         for shard in run.shards(stage):
-            table = run.rejected(stage, shard)
-            for row in table.select(["id", "reason", "raw", "request"]).to_pylist() if table is not None else ():
+            for row in run.rejected(stage, shard).select(["id", "reason", "raw", "request"]).to_pylist():
                 seen[row["reason"]] += 1  # the first of each reason come first
                 shown = {key: value and str(value)[:_CUT] for key, value in row.items()}
                 kept.append((seen[row["reason"]], {"stage": stage.name, **shown}))
