@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import RunError
@@ -59,21 +60,33 @@ def ngrams(text: str, n: int) -> Hashes:
     return np.unique(grams)
 
 
-def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 0) -> dict[int, tuple[int, float]]:
-    """Return which texts repeat an earlier one that is kept, by position: the earlier one, and their similarity.
+def find_repeats(
+    texts: Iterable[str], n: int, threshold: float | None = None, benchmark: Path | None = None, kept: int = 0
+) -> tuple[dict[int, tuple[int, float]], dict[int, str]]:
+    """Return two kinds of texts by position: those that repeat an earlier one, and those that hold a question.
 
-    ``threshold`` is the least Jaccard similarity of word ``n``-grams, 0.1 to 1. The first ``kept`` texts are kept,
-    whatever they repeat. A text without words repeats nothing.
+    The first have the position of an earlier text that is in neither, and the similarity of both: at least
+    ``threshold``, the Jaccard similarity of word ``n``-grams, 0.1 to 1 (None: not searched). The second share 8 words
+    in a row with a question of the file ``benchmark``; texts and questions of fewer words count as a whole. The first
+    ``kept`` texts are in neither. A text without words repeats nothing.
     """
+    duplicates, contaminated = dict[int, tuple[int, float]](), dict[int, str]()
+    if not (threshold or benchmark):
+        return duplicates, contaminated
     from rensa import RMinHash, RMinHashLSH
 
+    questions = read_lines(benchmark, "benchmark questions") if benchmark else []
+    held = [(gram, row) for row, text in enumerate(questions) for gram in ngrams(text, _BENCHMARK_NGRAM).tolist()]
+    known = dict(reversed(held))  # the first question that holds an n-gram
     # A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
-    bands = next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - threshold ** (_SIGNATURE // b)) ** b >= _RECALL)
-    index, grams = RMinHashLSH(threshold, _SIGNATURE, bands), dict[int, NDArray[np.uint32]]()
-    found: dict[int, tuple[int, float]] = {}
+    least = threshold or 1.0
+    bands = next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - least ** (_SIGNATURE // b)) ** b >= _RECALL)
+    index, grams = RMinHashLSH(least, _SIGNATURE, bands), dict[int, NDArray[np.uint32]]()
     for row, text in enumerate(counted(texts, "duplicates", "row")):
-        hashes = ngrams(text, n)
-        if not len(hashes):
+        if known and row >= kept and (hits := known.keys() & ngrams(text, _BENCHMARK_NGRAM).tolist()):
+            contaminated[row] = questions[min(known[gram] for gram in hits)]
+            continue
+        if not threshold or not len(hashes := ngrams(text, n)):
             continue
         signature = RMinHash(_SIGNATURE, seed=0)
         signature.update(hashes.view("S8").tolist())
@@ -85,27 +98,11 @@ def find_duplicates(texts: Iterable[str], threshold: float, n: int, kept: int = 
             common = np.add.reduceat(equal.astype(np.int64), np.cumsum(sizes) - sizes)
             similarity = common / (len(own) + sizes - common)
             if len(reached := np.flatnonzero(similarity >= threshold)):
-                found[row] = (others[reached[0]], float(similarity[reached[0]]))
+                duplicates[row] = (others[reached[0]], float(similarity[reached[0]]))
                 continue
         index.insert(row, signature)
         grams[row] = own
-    return found
-
-
-def find_contaminated(texts: Iterable[str], benchmark: Path) -> dict[int, str]:
-    """Return which texts share 8 words in a row with a question of a benchmark, by position: the question.
-
-    A text or question of fewer words counts as a whole: "Is it raining?" matches only a text of these very words.
-    """
-    questions = read_lines(benchmark, "benchmark questions")
-    grams = [
-        (gram, number) for number, text in enumerate(questions) for gram in ngrams(text, _BENCHMARK_NGRAM).tolist()
-    ]
-    known, found = dict(reversed(grams)), {}  # the first question that holds an n-gram
-    for row, text in enumerate(texts):
-        if hits := known.keys() & ngrams(text, _BENCHMARK_NGRAM).tolist():
-            found[row] = questions[min(known[gram] for gram in hits)]
-    return found
+    return duplicates, contaminated
 
 
 def _texts(run: Run, stage: Stage, column: str) -> Iterator[str]:
@@ -123,15 +120,26 @@ def drop_caption_duplicates(run: Run) -> None:
     threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
     if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == _searched(run):
         return
-    ids = list(_texts(run, CAPTIONS, "id"))
-    hits = find_contaminated(_texts(run, CAPTIONS, "caption"), run.recipe.path(benchmark)) if benchmark else {}
-    dropped = {ids[row]: ("contaminated", question) for row, question in hits.items()}
-    if threshold:  # nothing repeats a row that is dropped itself
-        texts = ("" if row in hits else text for row, text in enumerate(_texts(run, CAPTIONS, "caption")))
-        found = find_duplicates(texts, threshold, NGRAM[CAPTIONS.name])
-        dropped |= {ids[row]: ("duplicate", ids[match]) for row, (match, _) in found.items()}
+    ids, path = list(_texts(run, CAPTIONS, "id")), run.recipe.path(benchmark) if benchmark else None
+    duplicates, contaminated = find_repeats(_texts(run, CAPTIONS, "caption"), NGRAM[CAPTIONS.name], threshold, path)
+    dropped = {ids[row]: ("duplicate", ids[match]) for row, (match, _) in duplicates.items()}
+    dropped |= {ids[row]: ("contaminated", question) for row, question in contaminated.items()}
     for shard in sorted({int(id[:5]) for id in dropped}):
-        _reject(run, shard, dropped)
+        with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
+            record, base = run.record(CAPTIONS, shard), run.inputs(CAPTIONS, shard) or {}
+            if not held or record is None:
+                raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
+            table, rejected, gone = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard), []
+            out = pa.array([id in dropped for id in table["id"].to_pylist()])
+            for row in table.filter(out).to_pylist():
+                reason, match = dropped[row["id"]]
+                raw = f"{row['caption']}\n\n[{reason}: {match}]"
+                gone.append(row | {"reason": reason, "raw": raw, "request": None})
+            tables = [*([rejected] if rejected else []), pa.Table.from_pylist(gone, REJECTED_SCHEMA)]
+            rejected, kept = pa.concat_tables(tables).sort_by("id"), table.filter(pc.invert(out))
+            counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
+            extra = {key: value for key, value in record.inputs.items() if key not in base}
+            run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, extra, counts)
     write_json(run.directory(CAPTIONS) / "stage.json", run.facts(CAPTIONS) | {"deduplicated": _searched(run)})
 
 
@@ -142,37 +150,20 @@ def _searched(run: Run) -> str:
     return f"{stable_hash(settings.drop_duplicates, questions, files):016x}"
 
 
-def _reject(run: Run, shard: int, dropped: dict[str, tuple[str, str]]) -> None:
-    """Rewrite a caption shard without the dropped rows (id -> reason, match), which join its rejected rows."""
-    with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
-        record = run.record(CAPTIONS, shard)
-        if not held or record is None:
-            raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
-        table, rejected, gone = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard), []
-        for row in table.filter(pa.array([id in dropped for id in table["id"].to_pylist()])).to_pylist():
-            reason, match = dropped[row["id"]]
-            gone.append(row | {"reason": reason, "raw": f"{row['caption']}\n\n[{reason}: {match}]", "request": None})
-        rejected = pa.concat_tables([rejected, pa.Table.from_pylist(gone, REJECTED_SCHEMA)]).sort_by("id")
-        kept = table.filter(pa.array([id not in dropped for id in table["id"].to_pylist()]))
-        counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
-        run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, record.inputs, counts)
-
-
 def duplicate_groups(run: Run) -> dict[str, str]:
     """Return the id of the first row of its group by id, of the captions that have a near-duplicate."""
     ids, threshold = list(_texts(run, CAPTIONS, "id")), run.recipe.captions.drop_duplicates or THRESHOLD
-    found = find_duplicates(_texts(run, CAPTIONS, "caption"), threshold, NGRAM[CAPTIONS.name])
+    found, _ = find_repeats(_texts(run, CAPTIONS, "caption"), NGRAM[CAPTIONS.name], threshold)
     return {ids[member]: ids[match] for row, (match, _) in found.items() for member in (match, row)}
 
 
 def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, benchmark: Path | None = None) -> str:
-    """Return a table of the duplicates in ``seeds`` or ``captions``, with examples; nothing is changed."""
+    """Return a table of what would be dropped from ``seeds`` or ``captions``, with examples; nothing is changed."""
     stage, column = (SEEDS, "seed") if stage_name == "seeds" else (CAPTIONS, "caption")
     if stage_name != stage.name or not run.shards(stage):
         raise RunError(f"{run.path}: no finished shards of '{stage_name}'; name a finished stage, seeds or captions")
     texts, n = list(_texts(run, stage, column)), NGRAM[stage_name]
-    hits = find_contaminated(texts, benchmark) if benchmark else {}
-    found = find_duplicates(texts, threshold, n)
+    found, hits = find_repeats(texts, n, threshold, benchmark)
     exact = sum(similarity == 1 for _, similarity in found.values())
     counts = {"duplicate, exact": exact, "duplicate, near": len(found) - exact, "contaminated": len(hits)}
     lines = [f"{stage_name}: {len(texts):,} rows; near: similarity >= {threshold:g} of word {n}-grams"]

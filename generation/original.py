@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -38,6 +38,7 @@ _OPTION = re.compile(r"\(?([A-Z])[:.)]\s*(.*)")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, as "\ud83d" in JSON
 _IMAGE = "<image>"
 Known = dict[str, tuple[int, str, int]]  # by original id: shard, id and text hash of the caption
+Key = tuple[str, int]  # task, or "" for captions, and shard
 
 
 class Tally:
@@ -45,16 +46,26 @@ class Tally:
 
     def __init__(self, keep_defects: bool) -> None:
         self.keep_defects, self.rows, self.rejected = keep_defects, 0, 0
-        self.defects, self.first = Counter[str](), dict[str, str]()
+        self.defects, self.first, self._aside = Counter[str](), dict[str, str](), defaultdict[Key, list[Row]](list)
 
-    def rejects(self, place: str, fatal: str | None, defect: str | None) -> str | None:
-        """Count a row; return the code for which it is rejected, or None."""
-        if found := fatal or defect:
-            self.defects[found] += 1
-            self.first.setdefault(found, place)
-        code = fatal or (None if self.keep_defects else defect)
-        self.rows, self.rejected = self.rows + 1, self.rejected + bool(code)
-        return code
+    def rejects(self, key: Key, place: str, id: str, row: Any, fatal: str | None, faults: dict[str, bool]) -> bool:
+        """Count a row by its first defect; return whether it is rejected, and keep it then under ``key``."""
+        self.rows += 1
+        if defect := fatal or next((code for code, found in faults.items() if found), None):
+            self.defects[defect] += 1
+            self.first.setdefault(defect, place)
+        if not defect or (self.keep_defects and not fatal):
+            return False
+        self.rejected += 1
+        self._aside[key].append({"id": id, "reason": defect, "raw": json.dumps(row)})
+        return True
+
+    def commit(self, run: Run, stage: Stage, key: Key, taken: list[Row]) -> None:
+        """Write the shard of ``key`` with the rows that are taken, and those that are rejected."""
+        rejected = self._aside.pop(key, [])
+        table, aside = pa.Table.from_pylist(taken, stage.schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
+        counts = {"rejected": dict(Counter(row["reason"] for row in rejected))}
+        run.commit(stage, key[1], len(table), parquet(table), aside, counts=counts)
 
     def table(self, kind: str) -> str:
         """Return the counts as Markdown."""
@@ -76,8 +87,8 @@ def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False,
     files = {path.name: sha256(path) for path in paths}
     if len(files) < len(paths):
         raise SeedError(f"two of {names} have the same name; give each file once, under its own name")
-    place, license = {"name": SOURCE, "directory": os.path.realpath(run_dir.parent)}, license or LICENSE
-    recipe = parse_recipe(place, f"run directory {run_dir}")
+    license, place = license or LICENSE, os.path.realpath(run_dir.parent)
+    recipe = parse_recipe({"name": SOURCE, "directory": place}, f"run directory {run_dir}")
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values()):
         run.begin(stage, {"imported": files, "keep_defects": keep_defects, "license": license, "model": MODEL})
@@ -92,48 +103,39 @@ def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False,
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one."""
-    number = 0
+    """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one.
+
+    At most one row and a chunk are in memory (of ijson, memory quadratic in the depth of a hostile file).
+    """
+    decoder, number = json.JSONDecoder(object_pairs_hook=unique_keys), 0
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError("it is not a regular file")
         with path.open(encoding="utf-8-sig") as file:
-            for number, value in enumerate(_list_items(file), 1):
-                yield f"{path.name} row {number - 1}", value
+            text, place = file.read(_CHUNK).lstrip(), 1
+            if not text.startswith("["):
+                raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")
+            while True:
+                place = _SEPARATOR.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+                if text.startswith("]", place) and not (text[place + 1 :] + file.read()).strip():
+                    break
+                try:
+                    value, place = decoder.raw_decode(text, place)
+                except json.JSONDecodeError as error:
+                    more = "" if len(text) - place > _MAX_ROW else file.read(_CHUNK)
+                    if not more:
+                        raise ValueError("the list does not end" if place == len(text) else str(error)) from error
+                    text, place = text[place:] + more, 0
+                    continue
+                yield f"{path.name} row {number}", value
+                number += 1
     except OSError as error:
         raise SeedError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        said = (
-            "it is not UTF-8; convert it" if isinstance(error, UnicodeDecodeError) else str(error).split(": line")[0]
-        )
-        raise SeedError(f"{path}, row {number}: {said}, or download the file again") from error
+        fault = str(error).split(": line")[0] if not isinstance(error, UnicodeError) else "it is not UTF-8; convert it"
+        raise SeedError(f"{path}, row {number}: {fault}, or download the file again") from error
     if not number:
         raise SeedError(f"{path} holds an empty list; give the file as it was released")
-
-
-def _list_items(file: TextIO) -> Iterator[Any]:
-    """Yield the values of one JSON list (ijson: memory quadratic in the depth of a hostile file)."""
-    decoder, text, place = json.JSONDecoder(object_pairs_hook=unique_keys), file.read(_CHUNK).lstrip(), 1
-    if not text.startswith("["):
-        raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")
-    while True:
-        place = _SEPARATOR.match(text, place).end()  # type: ignore[union-attr]  # it may be empty, and so matches
-        if text.startswith("]", place) and not (text[place + 1 :] + file.read()).strip():
-            return
-        value, end = None, len(text)
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError:
-            if end - place > _MAX_ROW:
-                raise
-        if end < len(text):  # else a number may go on in the next chunk
-            yield value
-            place = end
-        elif more := file.read(_CHUNK):
-            text, place = text[place:] + more, 0
-        else:
-            decoder.decode(text[place:])  # raises
-            raise ValueError("the list does not end")
 
 
 def _is_pretraining(path: Path) -> bool:
@@ -156,10 +158,6 @@ def _fatal_defect(row: Any) -> str | None:
     return "character_broken" if _SURROGATE.search(json.dumps(row, ensure_ascii=False)) else None
 
 
-def _first(faults: dict[str, bool]) -> str | None:
-    return next((code for code, found in faults.items() if found), None)
-
-
 def _turns_faults(turns: list[dict[str, str]]) -> dict[str, bool]:
     speakers = [turn["from"] for turn in turns]
     images = [turn["value"].count(_IMAGE) for turn in turns]
@@ -178,7 +176,7 @@ def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally:
     ids = [row_id(shard, number) for number in range(len(part))]
     columns = [ids, pa.nulls(len(ids), pa.string()), [SOURCE] * len(ids), [license] * len(ids)]
     run.commit(SEEDS, shard, len(ids), parquet(pa.table(columns, SEED_SCHEMA)))
-    taken, rejected = list[Row](), list[Row]()
+    taken = list[Row]()
     for id, (place, row) in zip(ids, part, strict=True):
         faults = dict[str, bool]()
         if not (fatal := _fatal_defect(row)):
@@ -187,8 +185,7 @@ def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally:
             faults = {"id_missing": original is None, "id_odd": odd, "id_duplicate": str(original) in known}
             faults |= {"caption_empty": not caption.strip(), **_turns_faults(turns)}
             faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != caption}
-        if code := tally.rejects(place, fatal, _first(faults)):
-            rejected.append({"id": id, "reason": code, "raw": json.dumps(row)})
+        if tally.rejects(("", shard), place, id, row, fatal, faults):
             continue
         if isinstance(original, str):
             known.setdefault(original, (shard, id, text_hash(caption)))
@@ -197,45 +194,37 @@ def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally:
         own |= {"words": len(caption.split()), "input_hash": text_hash(""), "model": MODEL}
         own |= {"conversations": None if turns == plain else turns}
         taken.append(own | {"original_id": None if original is None else str(original)})
-    _commit(run, CAPTIONS, shard, taken, rejected)
+    tally.commit(run, CAPTIONS, ("", shard), taken)
 
 
 def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known, tally: Tally) -> None:
     """Write the conversations by task, in the shards of their captions and in their order."""
-    rejected = defaultdict[tuple[str, int], list[Row]](list)
-    taken = defaultdict[tuple[str, int], dict[str, bytes]](dict)
+    taken = defaultdict[Key, dict[str, bytes]](dict)
     for place, row in counted(rows, "conversations", "row"):
         fatal = _fatal_defect(row)
         turns = [] if fatal else row["conversations"]
         faults = _turns_faults(turns) if turns else {}
-        items = []  # options and answer of each exchange; options are two or more lines like "A: ..." or "A) ..."
-        for human, gpt in zip(turns[::2], turns[1::2], strict=True) if not _first(faults) else ():
+        options, answers = [], []  # of each exchange; options are two or more lines like "A: ..." or "A) ..."
+        for human, gpt in zip(turns[::2], turns[1::2], strict=True) if not any(faults.values()) else ():
             lines = [line.strip() for line in human["value"].replace(_IMAGE, "").split("\n")]
             letters = tuple(dict.fromkeys(match[1] for line in lines if (match := _OPTION.fullmatch(line))))
-            items.append((letters[1:] and letters, gpt["value"].strip()))
-        words = sum(len(answer.split()) for _, answer in items)
-        task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(items) > 0 else "question_answering"
-        if 2 * sum(bool(letters) for letters, _ in items) > len(items):
+            options.append(letters[1:] and letters)
+            answers.append(gpt["value"].strip())
+        words = sum(len(answer.split()) for answer in answers)
+        task = "complex_reasoning" if words >= LONG_ANSWER_WORDS * len(answers) > 0 else "question_answering"
+        if choice := 2 * sum(map(bool, options)) > len(options):
             task = "multiple_choice"
         shard, id, hashed = known.get(str(row.get("id")) if isinstance(row, dict) else "", (0, "", 0))
-        fatal = fatal or _first({"caption_unknown": not id, "id_duplicate": id in taken[task, shard]})
         if not fatal:
-            choices = items if task == "multiple_choice" else []
+            fatal = "caption_unknown" if not id else "id_duplicate" if id in taken[task, shard] else None
             faults = {"caption_differs": text_hash(row["caption"]) != hashed, **faults}
-            faults["not_four_options"] = any(letters != LETTERS for letters, _ in choices)
-            faults["answer_not_an_option"] = any(answer not in LETTERS for _, answer in choices)
-        if code := tally.rejects(place, fatal, _first(faults)):
-            rejected[task, shard].append({"id": id, "reason": code, "raw": json.dumps(row)})
+            faults["not_four_options"] = choice and any(letters != LETTERS for letters in options)
+            faults["answer_not_an_option"] = choice and any(answer not in LETTERS for answer in answers)
+        if tally.rejects((task, shard), place, id, row, fatal, faults):
             continue
         own = {"id": id, "task": task, "conversations": row["conversations"], "input_hash": hashed}
         taken[task, shard][id] = json.dumps(own | {"original_id": row["id"], "model": MODEL}).encode()
     for task, stage in INSTRUCTIONS.items() if tally.rows else ():
         for shard in run.shards(CAPTIONS):
-            found = taken.get((task, shard), {})
-            _commit(run, stage, shard, [json.loads(found[id]) for id in sorted(found)], rejected[task, shard])
-
-
-def _commit(run: Run, stage: Stage, shard: int, taken: list[Row], rejected: list[Row]) -> None:
-    table, aside = pa.Table.from_pylist(taken, stage.schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
-    counts = {"rejected": dict(Counter(row["reason"] for row in rejected))}
-    run.commit(stage, shard, len(table), parquet(table), aside, counts=counts)
+            found = [json.loads(row) for _, row in sorted(taken[task, shard].items())]
+            tally.commit(run, stage, (task, shard), found)

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from generation.config import Captions, Recipe
-from generation.dedup import drop_caption_duplicates, duplicate_groups, find_contaminated, find_duplicates
+from generation.dedup import drop_caption_duplicates, duplicate_groups, find_repeats
 from generation.dedup import report_duplicates as report
 from generation.errors import RunError, SeedError
 from generation.files import parquet, read_table, write_atomically
@@ -35,7 +35,11 @@ HOSTILE = [
 
 
 def find(texts: list[str], threshold: float = 0.8, n: int = 2, kept: int = 0) -> dict[int, int]:
-    return {row: match for row, (match, _) in find_duplicates(texts, threshold, n, kept).items()}
+    return {row: match for row, (match, _) in find_repeats(texts, n, threshold, kept=kept)[0].items()}
+
+
+def find_contaminated(texts: list[str], benchmark: Path) -> dict[int, str]:
+    return find_repeats(texts, 2, benchmark=benchmark)[1]
 
 
 def similarity(one: str, other: str, n: int) -> float:
@@ -55,7 +59,7 @@ OTHER += ["A photo of an osprey in a busy street.", "A photo of a hen in a busy 
 
 
 def test_case_punctuation_and_compatibility_forms_make_no_difference_and_other_words_do() -> None:
-    assert find_duplicates(SAME, 0.8, 2) == dict.fromkeys(range(1, len(SAME)), (0, 1.0))
+    assert find_repeats(SAME, 2, 0.8)[0] == dict.fromkeys(range(1, len(SAME)), (0, 1.0))
     assert find(OTHER) == {}
 
 
@@ -71,7 +75,7 @@ def test_pairs_well_above_the_threshold_are_found_and_none_below_it(threshold: f
     for changed in range(1, words, 1 if words < 100 else 12):
         texts = list(pairs(changed))
         true = similarity(texts[0], texts[1], n)
-        found = find_duplicates(texts, threshold, n)
+        found = find_repeats(texts, n, threshold)[0]
         assert all(match == (row - 1, true) for row, match in found.items())
         assert len(found) >= (198 if true >= threshold + 0.1 else 0)
         assert not found or true >= threshold
@@ -95,7 +99,7 @@ LIKE = st.lists(st.lists(st.sampled_from("abcd"), max_size=8).map(" ".join), max
 def test_what_is_found_is_similar_and_what_is_kept_is_apart(
     texts: list[str], threshold: float, n: int, kept: int, shuffle: random.Random
 ) -> None:
-    found = find_duplicates(texts, threshold, n, kept)
+    found = find_repeats(texts, n, threshold, kept=kept)[0]
     for row, (match, value) in found.items():
         assert match < row >= kept and match not in found
         assert value == similarity(texts[row], texts[match], n) >= threshold
@@ -233,7 +237,7 @@ def test_groups_and_report_name_the_first_of_each_and_nothing_changes(tmp_path: 
     assert duplicate_groups(run) == {id: group[0] for group in groups for id in group}
     table = report(run, "captions", 0.8, tmp_path / "q.txt")
     assert "captions: 10 rows; near: similarity >= 0.8 of word 3-grams" in table
-    assert "| duplicate, exact | 2 | 20.00% |\n| duplicate, near | 2 | 20.00% |\n| contaminated | 1 | 10" in table
+    assert "| duplicate, exact | 2 | 20.00% |\n| duplicate, near | 1 | 10.00% |\n| contaminated | 1 | 10" in table
     assert f"similarity 0.98:\n  {BASE}\n  {BASE} more" in table
     assert f"holds the benchmark question {QUESTIONS[0]!r}:\n  {TEXTS[0][2]}" in table
     for stage in ("instructions/multiple_choice", "nonsense"):

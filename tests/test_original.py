@@ -132,7 +132,7 @@ def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) ->
         (b"[]", "holds an empty list"),
         (b'{"id": 1}\n{"id": 2}', "it must be one JSON list of rows but begins with"),
         (b"[{}, {", "row 1: Expecting"),
-        (b"[{}, 1", "row 1: the list does not end"),
+        (b"[{}, 1", "row 2: the list does not end"),
         (b"[{}] x", "row 1: Expecting"),
         (b"[{}, {\xff}]", "it is not UTF-8; convert it"),
         ("[{}]".encode("utf-16"), "it is not UTF-8; convert it"),

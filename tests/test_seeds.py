@@ -17,7 +17,7 @@ from generation.errors import RecipeError, RunError, SeedError, StageFailed
 from generation.recipe import CONFIGS, load_recipe
 from generation.rows import row_id
 from generation.seeds import make_seeds
-from generation.seeds.sources import read_domain
+from generation.seeds.sources import Sample, read_domain
 from generation.stages import SEEDS
 from generation.store import Run
 
@@ -105,6 +105,22 @@ def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path) -> None:
     assert set(texts(alone, "dogs")) < set(texts(higher, "dogs"))
     assert account(alone, "dogs")["dropped"] == account(both, "dogs")["dropped"] == {"over_limit": 31}
     assert len({row["source"] for row in rows(both)[:10]}) > 1
+
+
+def test_no_more_than_twice_the_limit_is_held_whatever_the_order(tmp_path: Path) -> None:
+    rows = [(f"Picture {number % 300} shows scene {number % 7}.", str(number % 300)) for number in range(2000)]
+    drawn = set()
+    for order in (rows, rows[::-1], sorted(rows)):
+        sample, held = Sample("own", 0, [], limit=20), 0
+        for text, group in order:
+            sample.add(text, group)
+            held = max(held, len(sample._found))
+        drawn.add(tuple(sample.texts()))
+        assert held <= 40 and sample.dropped.total() == len(rows) - 20
+    whole = Sample("own", 0, [])
+    for text, group in rows:
+        whole.add(text, group)
+    assert drawn == {tuple(whole.texts()[:20])}
 
 
 def test_one_caption_an_image_is_drawn_and_repeats_do_not_count(tmp_path: Path) -> None:

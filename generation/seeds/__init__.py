@@ -4,14 +4,13 @@ Every choice is a stable hash of (random seed, source, text), so that another so
 """
 
 import math
-import os
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
 from ..config import Recipe
-from ..dedup import NGRAM, find_contaminated, find_duplicates
+from ..dedup import NGRAM, find_repeats
 from ..errors import RunError, SeedError, StageFailed
 from ..files import parquet, sha256, write_json
 from ..logs import counted, say
@@ -34,27 +33,27 @@ def make_seeds(run: Run, extend: bool = False) -> None:
     with run.claim(SEEDS) as held:
         if not held:
             raise RunError(f"{run.path}: another process is making the seeds; wait for its end")
-        facts, present = run.facts(SEEDS), run.shards(SEEDS)
+        recipe, facts, present = run.recipe, run.facts(SEEDS), run.shards(SEEDS)
         finished = bool(facts.get("finished")) and present == list(range(facts["shards"]))
         if finished and not extend:
-            run.begin(SEEDS, {"sha256": _hashes(run.recipe, facts["identity"]["sha256"])})
+            run.begin(SEEDS, {"sha256": _hashes(recipe, facts["identity"]["sha256"])})
             return
         kept = len(present) if finished else facts.get("kept", 0)  # shards of the run before its extension
         if gone := sorted(set(range(kept)) - set(present)):
             lost = run.file(SEEDS, gone[0])
             raise RunError(f"{lost} is missing, and cannot be made again: the run was extended since. Restore it")
-        rows = [row for shard in range(kept) for row in run.table(SEEDS, shard, ["source", "seed"]).to_pylist()]
-        old = [(row["source"], row["seed"]) for row in rows]
-        sources: tuple[Any, ...] = (*run.recipe.seeds.captions, *run.recipe.seeds.hub)
-        samples = [*(read_source(source, run.recipe) for source in sources), *read_domains(run.recipe)]
-        seeds = _choose(run.recipe, samples, old)
-        names = [*(name for sample in samples for name in sample.files), run.recipe.seeds.drop_contaminated]
-        identity = {"sha256": _hashes(run.recipe, {name: "" for name in names if name})}
+        tables = [run.table(SEEDS, shard, ["source", "seed"]) for shard in range(kept)]
+        old = [(row["source"], row["seed"]) for table in tables for row in table.to_pylist()]
+        sources: tuple[Any, ...] = (*recipe.seeds.captions, *recipe.seeds.hub)
+        samples = [*(read_source(source, recipe) for source in sources), *read_domains(recipe)]
+        seeds = _choose(recipe, samples, old)
+        names = [*(name for sample in samples for name in sample.files), recipe.seeds.drop_contaminated]
+        identity = {"sha256": _hashes(recipe, {name: "" for name in names if name})}
         # Nothing was written until here, so that whatever is wrong with the sources leaves the run as it was.
         if not (facts and extend):
             run.begin(SEEDS, identity)
-        facts = run.facts(SEEDS) | {"settings": run.recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
-        facts["shards"] = kept + math.ceil(len(seeds) / run.recipe.seeds.shard_rows)
+        facts = run.facts(SEEDS) | {"settings": recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
+        facts["shards"] = kept + math.ceil(len(seeds) / recipe.seeds.shard_rows)
         made = Counter(name for name, _ in old) + Counter(sample.name for sample, _ in seeds)
         facts["sources"] = facts.get("sources", {})
         for sample in samples:
@@ -71,7 +70,7 @@ def make_seeds(run: Run, extend: bool = False) -> None:
 def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
     """Return the sha256 of files by their names in the recipe; of those that are gone, the known one."""
     paths = {name: recipe.directory / name for name in known}
-    return known | {name: sha256(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {name: sha256(path) if path.is_file() else known[name] for name, path in paths.items()}
 
 
 def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -> list[Seed]:
@@ -85,17 +84,13 @@ def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -
     held, settings = set(old), recipe.seeds
     seeds = [(sample, text) for sample in samples for text in sample.texts() if (sample.name, text) not in held]
     seeds.sort(key=lambda seed: stable_hash(recipe.random_seed, "order", seed[0].name, seed[1]))
-    dropped: dict[int, str] = {}
-    if settings.drop_contaminated:
-        hits = find_contaminated((text for _, text in seeds), recipe.directory / settings.drop_contaminated)
-        dropped = dict.fromkeys(hits, "contaminated")
-    if settings.drop_duplicates:  # nothing repeats a seed that is dropped itself
-        texts = [*(text for _, text in old), *("" if row in dropped else seeds[row][1] for row in range(len(seeds)))]
-        found = find_duplicates(texts, settings.drop_duplicates, NGRAM[SEEDS.name], kept=len(old))
-        dropped |= {row - len(old): "duplicate" for row in found}
+    texts = [text for _, text in (*old, *seeds)]
+    questions = recipe.path(settings.drop_contaminated) if settings.drop_contaminated else None
+    duplicates, contaminated = find_repeats(texts, NGRAM[SEEDS.name], settings.drop_duplicates, questions, len(old))
+    dropped = dict.fromkeys(duplicates, "duplicate") | dict.fromkeys(contaminated, "contaminated")
     for row, reason in dropped.items():
-        seeds[row][0].dropped[reason] += 1
-    seeds = [seed for row, seed in enumerate(seeds) if row not in dropped]
+        seeds[row - len(old)][0].dropped[reason] += 1
+    seeds = [seed for row, seed in enumerate(seeds, len(old)) if row not in dropped]
     if not seeds and not old:
         why = "; ".join(f"{sample.name}: {reasons(sample.dropped)}" for sample in samples) or "there is no source"
         raise StageFailed(f"no caption became a seed. Dropped: {why}. Change the filters or the sources")

@@ -1,31 +1,51 @@
 """What one source gives: captions of a file or a data set of the Hub, one an image, filtered, drawn up to a limit; or
-sentences about the labels of fine-grained classes, put into templates of their domain (paper, Unicorn-1.2M-Seed)."""
+labels of fine-grained classes, put into templates of their domain (paper, Unicorn-1.2M-Seed)."""
 
 import glob
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..config import CaptionFile, HubCaptions, Name, Recipe, Section, Text
+from ..config import CaptionFile, Filters, HubCaptions, Name, Recipe, Section, Text
 from ..errors import RecipeError, SeedError
 from ..files import read_lines
 from ..logs import counted
 from ..recipe import read_yaml, validate
 from ..rows import stable_hash
-from .filters import plain_words, reject
-from .tables import BATCH_ROWS, BadRow, Cells, Rows, arrow_rows, located, read_file
+from .tables import BadRow, read_rows
 
 logger = logging.getLogger(__name__)
 MAX_CHARACTERS = 20_000  # of a caption
 _BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+_JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
 _SLOTS = ("{label}", "{a_label}", "{labels}")
 Label = Annotated[str, Field(pattern=r"\S")]
-_JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
+
+_MIN_LATIN = 0.75  # share of Latin letters among characters that are not white space
+_MIN_SIGNS = 3  # of five
+_PHONE_DIGITS = 9  # a date has eight
+
+_WORDS = read_yaml(Path(__file__).with_name("filters.yaml"), "word lists")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_LATIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ]+")
+_LINK = re.compile(
+    r"https?:/|\bwww\.|\b[\w-]+\.(?:com|org|net|edu|gov|info|biz|co\.uk|de|fr|ru|it|es|nl|io|tv|me)\b(?!\.\w)", re.I
+)
+_MARKUP = re.compile(r"</?[a-z!][^<>]*>|&(?:[a-z]{2,8}|#x?[0-9a-f]{2,6});|\[/?[a-z]{1,6}(?:=[^\]]*)?]|\{\{|\}\}", re.I)
+_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.\w|(?<!\w)@\w{2,}")  # e-mail, and the name of an account
+_NUMBER = re.compile(r"\+?\(?\d(?:[ ().\-/]{0,2}\d){6,}")
+_SHORT_PHONE = re.compile(r"\d{3}[-. ]\d{4}")
+_BOILERPLATE = re.compile(rf"\b(?:{'|'.join(_WORDS['boilerplate'])})\b|©|®|™|\|", re.I)
+_ENGLISH, _OTHER, _OTHER_OR_NAME = (
+    frozenset(_WORDS[key].split()) for key in ("english", "foreign", "foreign_or_names")
+)
+_LISTING = re.compile(r"[,;|/•·]|\s[-–—]\s")
 
 
 def reasons(dropped: Counter[str]) -> str:
@@ -41,24 +61,34 @@ class Sample:
     """
 
     def __init__(self, name: str, random_seed: int, files: list[str], limit: int | None = None, **facts: Any) -> None:
-        self.name, self.random_seed, self.files, self.limit, self.facts = name, random_seed, files, limit, facts
-        self.rows, self.read, self.dropped = 0, 0, Counter[str]()
-        self._found: dict[int, str] = {}  # by hash: the lowest are drawn
+        self.name, self.files, self.limit, self.facts = name, files, limit, facts
+        self.key, self.rows, self.read, self.dropped = (random_seed, name), 0, 0, Counter[str]()
+        self._found, self._highest = dict[int, str](), 2**63  # by hash: the lowest are drawn, none above the highest
 
     def add(self, text: str, group: str | None = None) -> None:
-        """Take a caption in; of the captions of one group (image) one is drawn."""
-        draw = stable_hash(self.random_seed, self.name, *(("text", text) if group is None else ("group", group)))
+        """Take a caption in; of the captions of one group (image) one is drawn. Up to twice the limit are held."""
+        draw = stable_hash(*self.key, *(("text", text) if group is None else ("group", group)))
+        if draw > self._highest:
+            self.dropped["over_limit"] += 1
+            return
         if (other := self._found.get(draw)) is not None:
             self.dropped["repeated" if other == text else "same_image"] += 1
-            text = min(text, other, key=lambda caption: stable_hash(self.random_seed, self.name, caption))
+            text = min(text, other, key=lambda caption: stable_hash(*self.key, caption))
         self._found[draw] = text
+        if self.limit and len(self._found) > 2 * self.limit:
+            self._cut()
+
+    def _cut(self) -> None:
+        kept = dict(sorted(self._found.items())[: self.limit])
+        self.dropped["over_limit"] += len(self._found) - len(kept)
+        self._found, self._highest = kept, max(kept, default=0)
 
     def texts(self) -> list[str]:
         """Return the captions that are drawn, and count the others in ``dropped``; call it once."""
-        drawn = [self._found[draw] for draw in sorted(self._found)[: self.limit]]
-        found = list(dict.fromkeys(drawn))  # two images may have the same caption
-        self.dropped += Counter(over_limit=len(self._found) - len(drawn), repeated=len(drawn) - len(found))
-        return found
+        self._cut()
+        texts = list(dict.fromkeys(self._found.values()))  # two images may have the same caption
+        self.dropped["repeated"] += len(self._found) - len(texts)
+        return texts
 
 
 def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
@@ -66,31 +96,24 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
 
     A SeedError says that it cannot be read, lacks a column, or has a broken row: any without filters, else most.
     """
-    filters, blocked, files = source.filters, list[str](), list[str]()
+    filters, blocked, broken, first = source.filters, list[str](), 0, ""
+    files = [source.path] if isinstance(source, CaptionFile) else []
     if filters and filters.blocked_words:
-        lines = read_lines(recipe.directory / filters.blocked_words, f"blocked_words of '{source.name}'")
-        files, blocked = [filters.blocked_words], [plain_words(line) for line in lines if not line.startswith("#")]
-        if not blocked:
-            raise SeedError(f"{recipe.directory / filters.blocked_words} holds no word; leave blocked_words out")
-    columns = [source.column, *filter(None, [source.group_column])]
-    if isinstance(source, HubCaptions):
-        where = f"data set {source.dataset} (config {source.config}, split {source.split}, revision {source.revision})"
-        rows = located(where, _hub_rows(where, source, columns))
-    else:
-        path = recipe.directory / source.path
-        files.append(source.path)
-        columns[0] = "text" if path.suffix.lower() == ".txt" else columns[0]
-        where, rows = str(path), located(path, read_file(path, columns))
+        files.append(filters.blocked_words)
+        path = recipe.directory / filters.blocked_words
+        lines = read_lines(path, f"blocked_words of '{source.name}'")
+        if not (blocked := [plain_words(line) for line in lines if not line.startswith("#")]):
+            raise SeedError(f"{path} holds no word; leave blocked_words out")
     facts = source.model_dump(include={"license", "dataset", "config", "split", "revision"})
-    sample, broken, first = Sample(source.name, recipe.random_seed, files, source.limit, **facts), 0, ""
+    sample = Sample(source.name, recipe.random_seed, files, source.limit, **facts)
     try:
-        for place, cells in counted(rows, f"seeds of {source.name}", "row"):
+        for place, cells in counted(read_rows(source, recipe.directory), f"seeds of {source.name}", "row"):
             captions, group = _captions(cells, source.column)
             sample.rows, sample.read = sample.rows + 1, sample.read + len(captions)
             for caption in captions:
                 reason = filters and isinstance(caption, str) and reject(caption, filters, blocked)
                 if isinstance(caption, BadRow):
-                    reason, fault = caption.reason, f"{where}, {place}: {caption.detail}"
+                    reason, fault = caption.reason, f"{place}: {caption.detail}"
                     if filters is None:
                         raise SeedError(f"{fault}. Correct it, or give the source filters to drop and count such rows")
                     if reason != "empty":
@@ -108,15 +131,7 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     return sample
 
 
-def _hub_rows(what: str, source: HubCaptions, columns: list[str]) -> Rows:
-    import datasets
-
-    place = {"split": source.split, "revision": source.revision}
-    stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
-    yield from arrow_rows(what, stream.iter(BATCH_ROWS), columns)
-
-
-def _captions(cells: Cells, column: str) -> tuple[list[str | BadRow], str | None]:
+def _captions(cells: list[Any] | BadRow, column: str) -> tuple[list[str | BadRow], str | None]:
     """Return the captions of a row, one or those of one image, and what names that image."""
     if isinstance(cells, BadRow):
         return [cells], None
@@ -148,6 +163,50 @@ def _caption(value: Any, column: str) -> str | BadRow:
     if _JSON.fullmatch(text):
         return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
     return text
+
+
+def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | None:
+    """Return the first reason why a caption (its white space single blanks) cannot be a seed, or None.
+
+    ``blocked`` are words and phrases that it must not hold, as ``plain_words`` makes them. Language is decided by
+    function words of seven languages, a heuristic of ours: a caption without any ("red sports car") counts as English,
+    and further languages in Latin letters may pass.
+    """
+    if not text:
+        return "empty"
+    if not settings.words[0] <= (count := text.count(" ") + 1) <= settings.words[1]:
+        return "too_short" if count < settings.words[0] else "too_long"
+    numbers = [found[0] for found in _NUMBER.finditer(text)]  # of telephones or cards, if they are long
+    long = any(sum(map(str.isdigit, found)) >= _PHONE_DIGITS or _SHORT_PHONE.fullmatch(found) for found in numbers)
+    if long or ("@" in text and _ADDRESS.search(text)):
+        return "personal"
+    for reason, pattern in (("link", _LINK), ("markup", _MARKUP), ("boilerplate", _BOILERPLATE)):
+        if pattern.search(text):
+            return reason
+    plain = plain_words(text)
+    if any(entry in plain for entry in blocked):
+        return "blocked_word"
+    if sum(map(len, _LATIN.findall(text))) < _MIN_LATIN * (len(text) - text.count(" ")):
+        return "alphabet"
+    words = plain.split()
+    if settings.language == "en":
+        other = sum(word in _OTHER for word in words) + sum(word in _OTHER_OR_NAME for word in words) // 2
+        if other > sum(word in _ENGLISH for word in words):
+            return "language"
+    count = max(1, len(words))
+    signs = (  # of a caption
+        0.1 <= sum(word in _ENGLISH for word in words) / count <= 0.75,  # function words
+        len(_LISTING.findall(text)) / count <= 0.25,  # else it is a list
+        sum(word[0].isupper() for word in _WORD.findall(text)[1:]) / max(1, count - 1) <= 0.5,
+        len(set(words)) / count >= 0.7,
+        sum(any(map(str.isdigit, word)) for word in words) / count <= 0.2,
+    )
+    return "unlike_caption" if sum(signs) < _MIN_SIGNS else None
+
+
+def plain_words(text: str) -> str:
+    """Return the case-folded words of a text between single blanks, one at each end: whole words are found in it."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
 class DomainFile(Section):
@@ -188,16 +247,15 @@ def read_domains(recipe: Recipe) -> list[Sample]:
         for path in paths:
             domain = read_domain(path)
             files = [str(path), *([str(path.parent / domain.labels_file)] if domain.labels_file else [])]
-            key = recipe.random_seed, f"domain_{domain.domain}"
-            sample = Sample(key[1], key[0], files, license=domain.license, labels=domain.source)
-            labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
+            facts = {"license": domain.license, "labels": domain.source}
+            samples.append(sample := Sample(f"domain_{domain.domain}", recipe.random_seed, files, None, **facts))
+            labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*sample.key, label))
             for label in labels[: wanted.labels_per_domain]:
                 forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
-                templates = sorted(set(domain.templates), key=lambda template: stable_hash(*key, label, template))
+                templates = sorted(set(domain.templates), key=lambda one: stable_hash(*sample.key, label, one))
                 for template in templates[: wanted.templates_per_label]:
                     slot = next(slot for slot in _SLOTS if slot in template)
                     text = " ".join(template.replace(slot, forms[slot]).split())
                     sample.rows, sample.read = sample.rows + 1, sample.read + 1
                     sample.add(text[0].upper() + text[1:])
-            samples.append(sample)
     return samples

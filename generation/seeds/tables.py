@@ -1,4 +1,4 @@
-"""Rows of the files that users bring: .txt (one text a line), .jsonl, .json, .csv, .tsv, .parquet.
+"""Rows of the files that users bring (.txt of one text a line, .jsonl, .json, .csv, .tsv, .parquet) and of the Hub.
 
 A row is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
 columns at stray commas, turn ids into numbers. A byte that is not UTF-8 becomes a lone surrogate of its row.
@@ -8,76 +8,82 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..config import CaptionFile, HubCaptions
 from ..errors import SeedError
 from ..files import unique_keys
 from ..recipe import read_yaml
 
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
-BATCH_ROWS = 1000
+_BATCH_ROWS = 1000
 _SPACED_QUOTE = re.compile(r'\s+".*"\s*', re.S)  # CSV: after ", " a quote begins no quoted field
 _DOUBLED_QUOTES = re.compile(r'"[^"]*(?:""[^"]*)+"')  # TSV: as programs write it that quote
 _FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of files")
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
+class BadRow(NamedTuple):
     """A row that cannot be used: a reason code for the counts, and what is wrong with it, in words."""
 
     reason: str
     detail: str
 
 
-Cells = list[Any] | BadRow
-Rows = Iterable[tuple[int, Cells]]
+Rows = Iterator[tuple[int, list[Any] | BadRow]]  # numbered from 1; a list has one value a column
 
 
-def located(what: object, rows: Rows) -> Iterator[tuple[str, Cells]]:
-    """Yield where each row is, such as ``line 7``, and its cells; a SeedError says that ``what`` cannot be read."""
-    unit, number = "line" if str(what).lower().endswith(_BY_LINE) else "row", 0
+def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tuple[str, list[Any] | BadRow]]:
+    """Yield where each row of a source is, such as ``a.csv, line 7``, and its caption or captions, and its group if
+    there is a ``group_column``, which rows of JSON may lack.
+
+    A path is relative to ``directory``; its suffix decides the format. .txt has one column, ``text``. A SeedError says
+    that the source cannot be read, is not what its name says, has no rows or lacks a column.
+    """
+    columns, number = [source.column, *filter(None, [source.group_column])], 0
     try:
+        if isinstance(source, CaptionFile):
+            path = directory / source.path
+            where, unit = str(path), "line" if path.suffix.lower() in _BY_LINE else "row"
+            rows = _file_rows(path, columns)
+        else:
+            import datasets
+
+            place = {"split": source.split, "revision": source.revision}
+            where, unit = f"data set {source.dataset} (config {source.config}, split {source.split}, ", "row"
+            where += f"revision {source.revision})"
+            stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place)
+            rows = _arrow_rows(where, stream.with_format("arrow").iter(_BATCH_ROWS), columns)
         for number, cells in rows:
-            yield f"{unit} {number}", cells
+            yield f"{where}, {unit} {number}", cells
     except SeedError:
         raise
     except Exception as error:  # whatever pyarrow, csv, json or the Hub's client raise
-        raise SeedError(f"{what} cannot be read: {error}") from error
+        raise SeedError(f"{where} cannot be read: {error}") from error
     if not number:
-        raise SeedError(f"{what} holds no rows")
+        raise SeedError(f"{where} holds no rows")
 
 
-def read_file(path: Path, columns: list[str]) -> Rows:
-    """Yield the number of each row of a file, from 1, and its values in ``columns``.
-
-    The suffix of ``path`` decides the format. A row of JSON may lack all columns but the first; .txt has one column,
-    ``text``. A SeedError says that the file is not what its name says or lacks a column.
-    """
+def _file_rows(path: Path, columns: list[str]) -> Rows:
     suffix, head = path.suffix.lower(), _head(path)
     if suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             _require(path, file.schema_arrow.names, columns)
-            yield from arrow_rows(path, file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False), columns)
+            yield from _arrow_rows(path, file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False), columns)
         return
     # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
     newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-        match suffix:
-            case ".txt":
-                _require(path, ["text"], columns)
-                bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
-                yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
-            case ".csv" | ".tsv":
-                yield from _csv(path, columns, lines)
-            case _:
-                objects = _json_lines(lines) if suffix == ".jsonl" else _json(lines.read(), columns)
-                yield from _objects(path, objects, columns)
+        if suffix == ".txt":
+            _require(path, ["text"], columns[1:])
+            bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
+            yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
+        else:
+            yield from (_csv_rows if suffix in (".csv", ".tsv") else _json_rows)(path, columns, lines)
 
 
 def _head(path: Path) -> bytes:
@@ -113,7 +119,7 @@ def _require(what: object, header: list[str], columns: list[str]) -> None:
             raise SeedError(f"{what} has {fault}; its columns: {', '.join(header)[:1000]}{first}")
 
 
-def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
+def _csv_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
     """Read CSV as RFC 4180 has it, or TSV, which has no quoting. Blank lines are not rows."""
     csv.field_size_limit(2**31 - 1)
     options, odd, remedy = dict[str, Any](), _SPACED_QUOTE, "remove the blank before the quote"
@@ -125,15 +131,15 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
     _require(path, header, columns)
     positions = [header.index(column) for column in columns]
     while True:
-        first, cells, fault = reader.line_num + 1, list[str](), ""
+        first, fault = reader.line_num + 1, ""
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:  # a stray quote may have swallowed lines: each counts
-            fault = f"is not valid CSV ({error}); write a quote inside a quoted field twice"
-            yield from ((number, BadRow("malformed", fault)) for number in range(first, reader.line_num))
-            first = max(first, reader.line_num)
+            bad = BadRow("malformed", f"is not valid CSV ({error}); write a quote inside a quoted field twice")
+            yield from ((number, bad) for number in range(first, max(first, reader.line_num) + 1))
+            continue
         if cells and len(cells) != len(header):
             extra = "".join(f", such as {cell!r}" for cell in cells[len(header) :][:1])
             fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}; put fields with commas into "
@@ -142,8 +148,25 @@ def _csv(path: Path, columns: list[str], lines: Iterable[str]) -> Rows:
             fault = "is the header again, as in joined files; remove it"
         elif quoted := next(filter(odd.fullmatch, cells), None):
             fault = f"holds {quoted[:80]!r}; {remedy}"
-        if fault or cells:
+        if cells:
             yield first, BadRow("malformed", fault) if fault else [cells[position] for position in positions]
+
+
+def _json_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
+    """Read JSON objects; each of the columns must be in one of them, and the first in all."""
+    seen = dict[str, None]()
+    for number, value in _json_lines(lines) if path.suffix.lower() == ".jsonl" else _json(lines.read(), columns):
+        if isinstance(value, BadRow):
+            yield number, value
+        elif not isinstance(value, dict):
+            yield number, BadRow("malformed", f"holds {str(value)[:80]!r}, not an object with the key '{columns[0]}'")
+        elif columns[0] not in value:
+            yield number, BadRow("no_column", f"has no column '{columns[0]}'; its columns: {', '.join(value)[:1000]}")
+        else:
+            seen |= dict.fromkeys(value)
+            yield number, [value.get(column) for column in columns]
+    if seen:
+        _require(path, list(seen), columns)
 
 
 def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
@@ -178,25 +201,7 @@ def _json(text: str, columns: list[str]) -> Iterable[tuple[int, Any]]:
     return enumerate(data if isinstance(data, list) else [data], 1)
 
 
-def _objects(path: Path, values: Iterable[tuple[int, Any]], columns: list[str]) -> Rows:
-    """Yield the cells of JSON objects; each of the columns must be in one of them."""
-    seen: dict[str, None] = {}
-    for number, value in values:
-        if isinstance(value, BadRow):
-            yield number, value
-        elif not isinstance(value, dict):
-            yield number, BadRow("malformed", f"holds {str(value)[:80]!r}, not an object with the key '{columns[0]}'")
-        elif columns[0] not in value:
-            yield number, BadRow("no_column", f"has no column '{columns[0]}'; its columns: {', '.join(value)[:1000]}")
-        else:
-            seen |= dict.fromkeys(value)
-            yield number, [value.get(column) for column in columns]
-    if seen:
-        _require(path, list(seen), columns)
-
-
-def arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows:
-    """Yield the rows of Arrow tables or batches, numbered from 1."""
+def _arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows:
     number = 0
     for table in tables:
         _require(what, table.schema.names, columns)
