@@ -126,7 +126,7 @@ def drop_caption_duplicates(run: Run) -> None:
     dropped |= {ids[row]: ("contaminated", question) for row, question in contaminated.items()}
     for shard in sorted({int(id[:5]) for id in dropped}):
         with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
-            record, base = run.record(CAPTIONS, shard), run.inputs(CAPTIONS, shard) or {}
+            record = run.record(CAPTIONS, shard)
             if not held or record is None:
                 raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")
             table, rejected, gone = run.table(CAPTIONS, shard), run.rejected(CAPTIONS, shard), []
@@ -135,11 +135,10 @@ def drop_caption_duplicates(run: Run) -> None:
                 reason, match = dropped[row["id"]]
                 raw = f"{row['caption']}\n\n[{reason}: {match}]"
                 gone.append(row | {"reason": reason, "raw": raw, "request": None})
-            tables = [*([rejected] if rejected else []), pa.Table.from_pylist(gone, REJECTED_SCHEMA)]
-            rejected, kept = pa.concat_tables(tables).sort_by("id"), table.filter(pc.invert(out))
+            rejected = pa.concat_tables([rejected, pa.Table.from_pylist(gone, REJECTED_SCHEMA)]).sort_by("id")
             counts = record.counts | {"rejected": dict(Counter(rejected["reason"].to_pylist()))}
-            extra = {key: value for key, value in record.inputs.items() if key not in base}
-            run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, extra, counts)
+            kept = table.filter(pc.invert(out))
+            run.commit(CAPTIONS, shard, len(kept), parquet(kept), rejected, record.inputs, counts)
     write_json(run.directory(CAPTIONS) / "stage.json", run.facts(CAPTIONS) | {"deduplicated": _searched(run)})
 
 
