@@ -5,7 +5,7 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,7 +42,7 @@ _ENDPOINT = typer.Option("--endpoint", metavar="URL", help="Base URL of a server
 Endpoint = Annotated[list[str] | None, _ENDPOINT]
 Kind = Annotated[str | None, typer.Option(help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")]
 Captions = Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")]
-Executor = Annotated[str | None, typer.Option(help="Run in many tasks: local, slurm or ray.")]
+Executor = Annotated[Literal["local", "slurm", "ray"] | None, typer.Option(help="Run in many tasks.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: all.")]
 Rank = Annotated[int, typer.Option(min=0, hidden=True)]

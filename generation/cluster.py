@@ -24,7 +24,6 @@ from .store import Run
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable, "-m", "generation"]
-EXECUTORS = ("local", "slurm", "ray")
 COMMANDS = ("seeds", "captions", "instructions", "judge", "embed", "transfer")
 DEFAULT_TIME = "24:00:00"  # of a Slurm job
 _running: set[subprocess.Popen[bytes]] = set()  # tasks of the local executor
@@ -36,8 +35,6 @@ def launch(executor: str, run: Run, commands: Sequence[str], tasks: int, workers
     ``tasks`` share the shards of each stage, ``workers`` run at once; the run remembers their recipe. A ClusterError
     says that Slurm or Ray is missing, or which tasks failed.
     """
-    if executor not in EXECUTORS:
-        raise ClusterError(f"--executor {executor} does not exist; there are: {', '.join(EXECUTORS)}")
     start, job = _ray_task(run.recipe.cluster) if executor == "ray" else _run_task, ""
     for command in commands:
         words = [*PYTHON, *command.split(), "--run-dir", str(run.path.resolve())]

@@ -22,7 +22,6 @@ from .vectors import VectorShard, check_unit
 
 # Files of a run that need no record: descriptions, shards in progress, logs, the report.
 _OTHER_FILES = re.compile(r"run\.json|(cluster|report)/.*|.*/(stage\.json|sessions\.jsonl|\d{5}\.[a-z.]+)")
-_HUB_FILES = re.compile(r"\..*|.*/\..*")  # .gitattributes, and the .cache of a download
 _SHOWN = 50
 Shard = tuple[Stage, int]
 File = tuple[Path, dict[str, Any], Shard | None]
@@ -176,15 +175,10 @@ def _check_built(path: Path) -> tuple[list[Fault], str]:
         listed: list[File] = [(path / name, {key: facts[key] for key in known}, None) for name, facts in files.items()]
     except (AttributeError, KeyError, TypeError) as error:
         raise DatasetError(f"{path / 'manifest.json'} is not a manifest of files; download it again") from error
-    faults = _check_files(listed)
-    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
-    extra = sorted(name for name in found - files.keys() if not _HUB_FILES.fullmatch(name))
-    rows = 0
-    for name in files if not faults else ():
-        if name.endswith(".parquet"):
-            table = read_table(path / name, ["id", "task"])  # a caption has one conversation a task
-            rows += len(table)
-            if len(table.group_by(table.column_names).aggregate([])) != len(table):
-                faults.append(Fault(path / name, "ids occur twice"))
-    notes = f", {len(extra)} files of others ({', '.join(extra[:3])})" if extra else ""
-    return faults, f"{path}: no fault found in {len(files)} files, {rows:,} rows in all configs{notes}"
+    faults, rows = _check_files(listed), 0
+    for name in [] if faults else [name for name in files if name.endswith(".parquet")]:
+        table = read_table(path / name, ["id", "task"])  # a caption has one conversation a task
+        rows += len(table)
+        if len(table.group_by(table.column_names).aggregate([])) != len(table):
+            faults.append(Fault(path / name, "ids occur twice"))
+    return faults, f"{path}: no fault found in {len(files)} files, {rows:,} rows in all configs"

@@ -31,30 +31,21 @@ def submitted(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def run_tasks(folder: Path, script: str, options: dict[str, str]) -> bool:
-    """Run all tasks of a job; return whether one failed."""
-    waits_for = re.findall(r"afterok:(\d+)", options.get("dependency", ""))
-    if any(json.loads((folder / f"{job}.json").read_text())["failed"] for job in waits_for):
-        return True
-    first, last, _ = map(int, re.findall(r"\d+", options["array"]))
-    failed = False
-    for task in range(first, last + 1):
-        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}
-        with open(options["output"].replace("%5a", f"{task:05d}"), "ab") as log:
-            done = subprocess.run(["bash", "-c", script], env=environment, stdout=log, stderr=log, check=False)
-        failed = failed or done.returncode != 0
-    return failed
-
-
 def main(folder: Path, path: Path) -> None:
-    """Be ``sbatch``: store a job, and run it if that is wanted."""
+    """Be ``sbatch``: store a job, and run its tasks if that is wanted; it has failed if one of them does."""
     script, job = path.read_text(), FIRST_JOB + len(submitted(folder))
     pairs = [line.removeprefix("#SBATCH --").partition("=") for line in script.splitlines() if "#SBATCH " in line]
     options = {name: value.strip('"') for name, _, value in pairs}
-    failed = run_tasks(folder, script, options) if os.environ.get("FAKE_SLURM_RUN") else None
-    (folder / f"{job}.json").write_text(
-        json.dumps({"job": job, "script": script, "options": options, "failed": failed})
-    )
+    before = re.findall(r"afterok:(\d+)", options.get("dependency", ""))
+    failed = any(json.loads((folder / f"{one}.json").read_text())["failed"] for one in before)
+    first, last, _ = map(int, re.findall(r"\d+", options["array"]))
+    for task in range(first, last + 1) if os.environ.get("FAKE_SLURM_RUN") and not failed else ():
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}
+        with open(options["output"].replace("%5a", f"{task:05d}"), "ab") as log:
+            done = subprocess.run(["bash", "-c", script], env=environment, stdout=log, stderr=log, check=False)
+        failed |= done.returncode != 0
+    stored = {"job": job, "script": script, "options": options, "failed": failed}
+    (folder / f"{job}.json").write_text(json.dumps(stored))
     print(f"Submitted batch job {job}")
 
 

@@ -1,5 +1,6 @@
 """Finished runs for tests, written shard by shard through ``generation.store.Run``; no model is involved."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,9 @@ _PLACES = ("garden", "kitchen", "market", "harbour", "meadow", "station", "libra
 
 
 def make_run(
-    path: Path,
-    shards: int = 3,
-    rows: int = 6,
-    dim: int = 16,
-    judged: bool = False,
-    salt: str = "",
+    path: Path, shards: int = 3, rows: int = 6, dim: int = 16, judged: bool = False, salt: str = "",
     recipe: dict[str, Any] | None = None,
-) -> Run:
+) -> Run:  # fmt: skip
     """Make a finished run, or add the shards that it lacks.
 
     Each shard has ``rows`` captions and one more seed, whose caption was rejected; half of the captions have a
@@ -51,10 +47,13 @@ def make_run(
     run.begin(TEXT_EMBEDDINGS, encoder | {"joint_with_images": True})
     for shard in range(shards):
         if run.record(SEEDS, shard) is None:
-            captions = _texts(run, shard, rows, salt, judged)
+            captions = _captions(run, shard, rows, salt, judged)
             for task in TASKS:
                 _conversations(run, task, shard, captions, judged)
-            _vectors(run, shard, captions, dim, salt)
+            generator = torch.Generator().manual_seed(stable_hash("vectors", shard, salt) % 2**31)
+            vectors = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator) + 0.5, dim=1).half()
+            own = {"vectors": vectors, "ids": list(captions), "input_hashes": [*map(text_hash, captions.values())]}
+            run.commit(TEXT_EMBEDDINGS, shard, rows, partial(write_vectors, **own, metadata={}))
     make_image_embeddings(run)
     return run
 
@@ -73,51 +72,40 @@ def _pick(words: tuple[str, ...], *key: object) -> str:
     return words[stable_hash(words[0], *key) % len(words)]
 
 
-def _texts(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str, str]:
+def _captions(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[str, str]:
     """Make a shard of seeds and of captions; return the captions by id."""
-    ids = [row_id(shard, row) for row in range(rows)]
-    things = {id: f"{_pick(_COLOURS, id, salt)} {_pick(_THINGS, id, salt)}" for id in ids}
-    seeds = {id: f"A {things[id]} in the {_pick(_PLACES, id)}." for id in ids}
-    captions = {
-        id: f"A {things[id]} stands in the {_pick(_PLACES, id)}, number {int(id)}{salt}. Its surface is smooth and "
-        f"slightly worn, and {_pick(_COLOURS, id, 'light')} light from the left falls on its upper edge."
-        for id in ids
-    }
-    sources = [("alpha", "beta")[row % 2] for row in range(rows)]
-    own = {"id": ids, "seed": list(seeds.values()), "source": sources, "license": [LICENSES[name] for name in sources]}
+    made: list[dict[str, Any]] = []
+    for row in range(rows):
+        id, source = row_id(shard, row), ("alpha", "beta")[row % 2]
+        thing, place = f"{_pick(_COLOURS, id, salt)} {_pick(_THINGS, id, salt)}", _pick(_PLACES, id)
+        caption = f"A {thing} stands in the {place}, number {int(id)}{salt}. Its surface is smooth and slightly worn, "
+        caption += f"and {_pick(_COLOURS, id, 'light')} light from the left falls on its upper edge."
+        own = {"id": id, "seed": f"A {thing} in the {place}.", "source": source, "license": LICENSES[source]}
+        own |= {"caption": caption, "instruction": "<image>\nDescribe the image in detail."}
+        made.append(own | {"words": len(caption.split()), "input_hash": text_hash(own["seed"])})
     lost = {"id": row_id(shard, rows), "seed": "A thing.", "source": "alpha", "license": LICENSES["alpha"]}
-    _commit(run, SEEDS, shard, {name: [*values, lost[name]] for name, values in own.items()})
-    made = {
-        "caption": list(captions.values()),
-        "instruction": ["<image>\nDescribe the image in detail."] * rows,
-        "words": [len(caption.split()) for caption in captions.values()],
-        "input_hash": [text_hash(seed) for seed in seeds.values()],
-    }
-    rejected = {"id": [row_id(shard, rows)], "reason": ["too_short"], "raw": ["A <b>kettle</b>."], "request": ["{}"]}
-    _commit(run, CAPTIONS, shard, own | made | _provenance("expand_caption", rows), rejected)
+    _commit(run, SEEDS, shard, [*made, lost])
+    rejected = {"id": lost["id"], "reason": "too_short", "raw": "A <b>kettle</b>.", "request": "{}"}
+    _commit(run, CAPTIONS, shard, _written("expand_caption", made), rejected)
     if judged:
         verdicts = ["confirmed"] * (rows - 1) + ["loses_seed"]
-        _judge(run, CAPTION_JUDGEMENTS, shard, ids, verdicts, [text_hash(seeds[id], captions[id]) for id in ids])
-    return captions
+        hashes = [text_hash(row["seed"], row["caption"]) for row in made]
+        _judge(run, CAPTION_JUDGEMENTS, shard, [row["id"] for row in made], verdicts, hashes)
+    return {row["id"]: row["caption"] for row in made}
 
 
 def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], judged: bool) -> None:
     ids = sorted(sorted(captions, key=lambda id: stable_hash(task, id))[: max(1, round(len(captions) / 2))])
-    turns = [_turns(task, captions[id]) for id in ids]
-    made = {
-        "id": ids,
-        "task": [task] * len(ids),
-        "conversations": turns,
-        "question_types": [["what", "how many"]] * len(ids),
-        "grounded": [[0.5, 1.0]] * len(ids),
-        "dropped": [["letter"]] * len(ids),
-        "input_hash": [text_hash(captions[id]) for id in ids],
-    }
-    _commit(run, INSTRUCTIONS[task], shard, made | _provenance(task, len(ids)), extra=selection_inputs(run, task))
+    same = {"task": task, "question_types": ["what", "how many"], "grounded": [0.5, 1.0], "dropped": ["letter"]}
+    made = [
+        same | {"id": id, "conversations": _turns(task, captions[id]), "input_hash": text_hash(captions[id])}
+        for id in ids
+    ]
+    _commit(run, INSTRUCTIONS[task], shard, _written(task, made), extra=selection_inputs(run, task))
     if judged:
-        items = [id for id in ids for _ in (0, 1)]
-        parts = [(captions[id], qa) for id, talk in zip(ids, turns, strict=True) for qa in items_of(talk)]
+        parts = [(captions[row["id"]], qa) for row in made for qa in items_of(row["conversations"])]
         hashes = [text_hash(text, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]) for text, qa in parts]
+        items = [id for id in ids for _ in (0, 1)]
         _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), hashes)
 
 
@@ -132,36 +120,27 @@ def _turns(task: str, caption: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
 
 
-def _vectors(run: Run, shard: int, captions: dict[str, str], dim: int, salt: str) -> None:
-    generator = torch.Generator().manual_seed(stable_hash("vectors", shard, salt) % 2**31)
-    vectors = torch.nn.functional.normalize(torch.randn(len(captions), dim, generator=generator) + 0.5, dim=1).half()
-    ids, hashes = list(captions), [*map(text_hash, captions.values())]
-    run.commit(TEXT_EMBEDDINGS, shard, len(ids), lambda path: write_vectors(path, vectors, ids, hashes, {}))
+def _judge(run: Run, stage: stages.Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
+    made = [
+        {"id": f"{id}/{hashed}", "verdict": verdict, "votes": "{}", "input_hash": hashed}
+        for id, verdict, hashed in zip(ids, verdicts, hashes, strict=True)
+    ]
+    _commit(run, stage, shard, _written("judge", made))
 
 
-def _provenance(name: str, rows: int) -> dict[str, Any]:
+def _written(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with what the engine adds."""
     facts = {"prompt": load_prompt(name).name, "model": MODEL, "sampling_seed": 1, "attempts": 1}
     facts |= {"prompt_tokens": 300, "completion_tokens": 150, "thinking_tokens": 0}
-    return {column: [value] * rows for column, value in facts.items()}
-
-
-def _judge(run: Run, stage: stages.Stage, shard: int, ids: list[str], verdicts: list[str], hashes: list[int]) -> None:
-    names = [f"{id}/{hash}" for id, hash in zip(ids, hashes, strict=True)]
-    columns = {"id": names, "verdict": verdicts, "votes": ["{}"] * len(ids), "input_hash": hashes}
-    _commit(run, stage, shard, columns | _provenance("judge", len(ids)))
+    return [row | facts for row in rows]
 
 
 def _commit(
-    run: Run, stage: stages.Stage, shard: int, columns: dict[str, Any], rejected: Any = None, extra: Any = None
+    run: Run, stage: stages.Stage, shard: int, rows: list[dict[str, Any]], rejected: Any = None, extra: Any = None
 ) -> None:
-    """Commit a shard; columns that are not given are null."""
-    rows = len(columns["id"])
-    counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * rows}
-    counts |= {"dropped": {"letter": rows}} if "dropped" in columns else {}
-    aside = _table(REJECTED_SCHEMA, rejected) if rejected else None
-    run.commit(stage, shard, rows, parquet(_table(stage.schema, columns)), aside, extra, counts)
-
-
-def _table(schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:
-    rows = len(columns["id"])
-    return pa.table({field.name: columns.get(field.name) or pa.nulls(rows, field.type) for field in schema}, schema)
+    """Commit a shard; columns that a row lacks are null."""
+    counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * len(rows)}
+    counts |= {"dropped": {"letter": len(rows)}} if "dropped" in rows[0] else {}
+    aside = pa.Table.from_pylist([rejected], REJECTED_SCHEMA) if rejected else None
+    table = parquet(pa.Table.from_pylist(rows, stage.schema))
+    run.commit(stage, shard, len(rows), table, aside, extra, counts)
