@@ -69,9 +69,7 @@ def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
     with pytest.raises(FatalServerError, match="no credit"):
         make_captions(run)
     server.script, before = None, contents(run.path)
-    ended = sum(
-        content.count(b"\n") for path, content in before.items() if path.name[:5].isdigit() and path.suffix == ".jsonl"
-    )
+    ended = sum(path.read_bytes().count(b"\n") for path in run.directory(CAPTIONS).glob("[0-9]*.jsonl"))
     ended += sum(record.rows for record in run.records(CAPTIONS).values())
     capsys.readouterr()
     estimate_run(run.path, recipe, 0)
