@@ -28,8 +28,7 @@ def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str
 
     ``dataset`` is a built directory, or ``hf://datasets/USER/NAME@REVISION``. ``output``, a file or for ``webdataset``
     a directory, must not exist, and appears whole or not at all. ``webdataset`` takes the vectors from ``embeddings``,
-    a built Unicorn-1.2M; None: those stored with the rows. A DatasetError says that the output exists or does not fit
-    the format, or that a file of the data set is missing or changed.
+    a built Unicorn-1.2M; None: those stored with the rows. A DatasetError says what does not fit.
     """
     if form not in FORMATS:
         raise DatasetError(f"format {form!r} is not one of {', '.join(FORMATS)}")
@@ -45,8 +44,7 @@ def export_dataset(dataset: str | Path, form: str, output: Path, embeddings: str
         if form == "webdataset":
             _write_tars(rows, output)
         else:
-            parts = (b"[\n", b",\n", b"\n]\n") if form == "llava" else (b"", b"\n", b"\n")
-            write_atomically(output, partial(_write_json, rows, *parts))
+            write_atomically(output, partial(_write_json, rows, form == "llava"))
         return bar.done
 
 
@@ -84,7 +82,9 @@ def message_content(value: str) -> list[dict[str, str]]:
     return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _write_json(rows: Iterator[Row], start: bytes, between: bytes, end: bytes, path: Path) -> None:
+def _write_json(rows: Iterator[Row], as_list: bool, path: Path) -> None:
+    """Write rows a line each, or as one JSON list."""
+    start, between, end = (b"[\n", b",\n", b"\n]\n") if as_list else (b"", b"\n", b"\n")
     with path.open("wb") as file:
         for number, row in enumerate(rows):
             file.write((between if number else start) + orjson.dumps(row))

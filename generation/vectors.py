@@ -34,10 +34,26 @@ def write_vectors(
     tensors = {"vectors": vectors.contiguous(), "input_hashes": torch.tensor(input_hashes, dtype=torch.int64)}
     characters = np.frombuffer(bytearray(encoded), np.uint8).reshape(-1, ID_BYTES)
     tensors |= {"ids": torch.from_numpy(characters), "sum": total}
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file, whose ``metadata`` are JSON values; equal arguments give equal bytes."""
     try:
         save_file(tensors, path, {"unicorn": json.dumps(metadata, sort_keys=True)})
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return what ``write_tensors`` wrote: tensors, which are views of the memory-mapped file, and metadata; an
+    EmbeddingError says that the file, ``what`` in words, is missing, truncated or foreign."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return tensors, dict(json.loads((file.metadata() or {})["unicorn"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"{path} is not a complete {what}: {error}; make it again") from error
 
 
 class VectorShard:
@@ -45,19 +61,12 @@ class VectorShard:
 
     ``vectors`` float16 [n, d]; ``ids`` uint8 [n, 10], ASCII; ``input_hashes`` int64 [n], ``text_hash`` of the text
     behind each row; of text embeddings also ``sum`` float64 [d], of the rows as they are stored, added in their order.
-    Bytes are not compared with a record: ``Run.verified`` does that. An ``EmbeddingError`` says that the file is
-    missing, truncated or not an embedding shard, or that its sum is not finite.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with safe_open(path, "pt") as file:
-                self.tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                self.metadata: dict[str, Any] = json.loads((file.metadata() or {})["unicorn"])
-            self.vectors = self.tensors["vectors"]
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise EmbeddingError(f"{path} is not a complete embedding shard: {error}; make it again") from error
+        self.tensors, self.metadata = read_tensors(path, "embedding shard")
+        self.vectors = self.tensors.get("vectors", torch.empty(0))
         rows, self.dimension = (*map(int, self.vectors.shape), 0, 0)[:2]
         found = {name: [tensor.dtype, *tensor.shape] for name, tensor in self.tensors.items()}
         right = {"vectors": [torch.float16, rows, self.dimension], "ids": [torch.uint8, rows, ID_BYTES]}
@@ -72,7 +81,7 @@ class VectorShard:
 
     @property
     def sum(self) -> torch.Tensor:
-        """The sum of the rows; an ``EmbeddingError`` says if it is not stored."""
+        """The sum of the rows, if it is stored."""
         if "sum" not in self.tensors:
             raise EmbeddingError(f"{self.path} holds no sum of its rows, as text embeddings do; make it again")
         return self.tensors["sum"]

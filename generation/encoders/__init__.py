@@ -14,9 +14,8 @@ def load_encoder(settings: Embed, directory: Path = Path(), device: str | None =
     """Return the encoder that a recipe in ``directory`` names, on a device by torch's name of it (None: the first GPU,
     or the CPU if there is none); an ``EmbeddingError`` if it cannot be found or fetched, or is of no usable kind."""
     import torch
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    from .base import DualEncoder, SentenceEncoder
+    from .base import ModelEncoder
     from .checkpoint import locate
     from .llm2clip import LLM2CLIPEncoder
 
@@ -24,9 +23,7 @@ def load_encoder(settings: Embed, directory: Path = Path(), device: str | None =
     auto = "float32" if place.type == "cpu" else "bfloat16"
     dtype = getattr(torch, auto if settings.dtype == "auto" else settings.dtype)
     checkpoint = locate(settings.encoder, directory, settings.trust_remote_code)
-    if settings.text_head is not None:
-        head = locate(settings.text_head, directory, settings.trust_remote_code)
-        return LLM2CLIPEncoder(checkpoint, head, place, dtype)
-    model = MODEL_MAPPING.get(type(checkpoint.config()), None)  # None: the class comes with the model, a dual encoder
-    is_dual = model is None or hasattr(model, "get_image_features")
-    return (DualEncoder if is_dual else SentenceEncoder)(checkpoint, place, dtype)
+    if settings.text_head is None:
+        return ModelEncoder(checkpoint, place, dtype)
+    head = locate(settings.text_head, directory, settings.trust_remote_code)
+    return LLM2CLIPEncoder(checkpoint, head, place, dtype)

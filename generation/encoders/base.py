@@ -1,4 +1,4 @@
-"""What all encoders share, and those that are one model of transformers: sentence encoders and dual encoders."""
+"""What all encoders share, and the encoder that is one model of transformers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from ..errors import EmbeddingError
 from .checkpoint import Checkpoint
@@ -29,17 +30,22 @@ class Encoder(ABC):
     pooling: str  # how the states of a text's tokens become one vector
     max_tokens: int  # of the longest input, special tokens included; longer texts are cut
     dimension: int  # d of the vectors
+    template = "{}"  # what a text is put into
+    head: Checkpoint | None = None  # LLM2CLIP: its CLIP checkpoint
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self._tokenizer = checkpoint.tokenizer()
+        self._tokenizer = checkpoint.load("tokenizer", AutoTokenizer.from_pretrained)
+        if len(self._tokenizer) <= len(self._tokenizer.all_special_tokens):  # transformers 5 reports no missing files
+            fault = "its tokenizer has no vocabulary; is tokenizer.json missing?"
+            raise EmbeddingError(f"encoder {checkpoint.path}: {fault}")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors, as JSON values: model, commit or hash of the weights, pooling, dtype, ..."""
         facts = {name: getattr(self, name) for name in ("kind", "pooling", "max_tokens", "dimension")}
         facts |= {"dtype": str(self.dtype).removeprefix("torch."), "joint_with_images": self.kind != "sentence"}
-        return self.checkpoint.identity() | facts
+        return self.checkpoint.identity() | facts | ({"text_head": self.head.identity()} if self.head else {})
 
     @cached_property
     def model(self) -> Any:
@@ -47,14 +53,13 @@ class Encoder(ABC):
         return self.checkpoint.model(AutoModel, self.device, self.dtype)
 
     @abstractmethod
-    def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        """Return the vectors of one batch, [rows, d], of any norm."""
+    def _features(self, rows: list[Tokens]) -> Any:
+        """Return the vectors of one batch, [rows, d], of any norm, or as ``pooler_output`` of what is returned."""
 
     @cached_property
-    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
-        """The image processor, and what maps its output, as keywords, to [rows, d]."""
-        fault = f"{self.checkpoint.name} has no image tower: it embeds text only, in a space without images"
-        raise EmbeddingError(f"encoder {fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder")
+    @abstractmethod
+    def _image_tower(self) -> tuple[Any, Callable[..., Any]]:
+        """The image processor, and what makes of its output, given as keywords, the same as ``_features``."""
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the vectors of texts, float32 [n, d], of norm 1; an ``EmbeddingError`` says that the model cannot be
@@ -67,7 +72,8 @@ class Encoder(ABC):
         mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         closing, rows, truncated = mask[::-1].index(0), list[Tokens](), 0
         for first in range(0, len(texts), 1024):  # ids as Python integers take nine times the memory
-            for ids in self._tokenizer(list(texts[first : first + 1024]), verbose=False)["input_ids"]:
+            filled = [self.template.format(text.strip()) for text in texts[first : first + 1024]]
+            for ids in self._tokenizer(filled, verbose=False)["input_ids"]:
                 if len(ids) > self.max_tokens:
                     ids = ids[: self.max_tokens - closing] + ids[len(ids) - closing :]
                     truncated += 1
@@ -97,19 +103,14 @@ class Encoder(ABC):
             inputs = processor(images=pictures, return_tensors="pt").to(self.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
             with torch.inference_mode():
-                vectors[first : first + BATCH_IMAGES] = normalize(tower(**inputs).float(), dim=-1).cpu()
+                vectors[first : first + BATCH_IMAGES] = unit_rows(tower(**inputs))
         return vectors
-
-    def _padded(self, rows: list[Tokens], **options: Any) -> Any:
-        """Return the model's inputs for a batch, on its device, padded by the tokenizer's own rules."""
-        ids = {"input_ids": [row.tolist() for row in rows]}
-        return self._tokenizer.pad(ids, return_tensors="pt", **options).to(self.device)
 
     @torch.inference_mode()
     def _unit_rows(self, rows: list[Tokens]) -> torch.Tensor:
         """Return float32 [rows, d] on the CPU, by halves where the device has too little memory for all."""
         try:
-            return normalize(self._features(rows).float(), dim=-1).cpu()
+            return unit_rows(self._features(rows))
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 fault = f"too little memory to encode one text of {len(rows[0])} tokens with {self.checkpoint.name}"
@@ -117,6 +118,11 @@ class Encoder(ABC):
                 raise EmbeddingError(f"{self.device} has {fault}; {remedy}") from error
         middle = len(rows) // 2  # after the handler, which would keep the failed batch's tensors alive
         return torch.cat([self._unit_rows(rows[:middle]), self._unit_rows(rows[middle:])])
+
+
+def unit_rows(features: Any) -> torch.Tensor:
+    """Return a model's features, or the ``pooler_output`` that holds them, float32 [n, d] of norm 1 on the CPU."""
+    return normalize(getattr(features, "pooler_output", features).float(), dim=-1).cpu()
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -129,59 +135,52 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         rows = rows[size:]
 
 
-class SentenceEncoder(Encoder):
-    """Mean of the last hidden states over a text's tokens. Text generators and models of other pooling are refused."""
-
-    kind, pooling = "sentence", "mean"
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, device, dtype)
-        config, pooling = checkpoint.config(), checkpoint.json("1_Pooling/config.json")
-        path, kind = checkpoint.path, config.model_type
-        if kind == "llama":
-            raise EmbeddingError(f"encoder {path} is a Llama: LLM2CLIP needs its CLIP checkpoint as embed.text_head")
-        if config.is_encoder_decoder or any("ForCausalLM" in name for name in config.architectures or ()):
-            raise EmbeddingError(f"encoder {path} generates text ({kind}): give a text encoder")
-        if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
-            raise EmbeddingError(f"encoder {path} was not trained for mean pooling (1_Pooling/config.json)")
-        self.dimension, limit = int(config.hidden_size), self._tokenizer.model_max_length
-        stated = checkpoint.json("sentence_bert_config.json").get("max_seq_length")  # of sentence-transformers
-        self.max_tokens = int(stated or min(limit, getattr(config, "max_position_embeddings", limit)))
-
-    def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        inputs = self._padded(rows)
-        hidden = self.model(**inputs).last_hidden_state  # [rows, tokens, d]
-        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        total: torch.Tensor = (hidden * mask).sum(1, dtype=torch.float32)
-        return total  # it has the direction of the mean
-
-
-class DualEncoder(Encoder):
-    """``get_text_features`` and ``get_image_features`` of CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...
+class ModelEncoder(Encoder):
+    """One model of transformers: a dual encoder (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...) makes features of texts and
+    images itself; of a sentence encoder the last hidden states of a text's tokens are averaged.
 
     Texts are padded as in training: SigLIP's to the full length without a mask
-    (https://huggingface.co/docs/transformers/model_doc/siglip), the others' to the longest of the batch.
+    (https://huggingface.co/docs/transformers/model_doc/siglip), the others' to the longest of the batch. An
+    ``EmbeddingError`` refuses text generators and models of other pooling.
     """
-
-    kind, pooling = "dual", "model"  # the model's own
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
-        config = checkpoint.config()
-        text, limit = getattr(config, "text_config", config), self._tokenizer.model_max_length
-        self.max_tokens = int(min(limit, getattr(text, "max_position_embeddings", limit)))
-        whole = {"padding": "max_length", "max_length": self.max_tokens}
-        self._padding = whole if config.model_type.startswith("siglip") else {}
-        self.dimension = self._unit_rows(self.tokenise(["a"])[0]).shape[1]  # configurations name it differently
+        path, config = checkpoint.path, checkpoint.load("configuration", AutoConfig.from_pretrained)
+        model = MODEL_MAPPING.get(type(config), None)  # None: the class comes with the model, a dual encoder
+        dual, limit = model is None or hasattr(model, "get_image_features"), self._tokenizer.model_max_length
+        self.kind, self.pooling = ("dual", "model") if dual else ("sentence", "mean")
+        limit = int(min(limit, getattr(getattr(config, "text_config", config), "max_position_embeddings", limit)))
+        if dual:
+            self.max_tokens, siglip = limit, config.model_type.startswith("siglip")
+            self._padding: dict[str, Any] = {"padding": "max_length", "max_length": limit} if siglip else {}
+            self.dimension = self._unit_rows(self.tokenise(["a"])[0]).shape[1]  # configurations name it differently
+            return
+        if config.model_type == "llama":
+            raise EmbeddingError(f"encoder {path} is a Llama: LLM2CLIP needs its CLIP checkpoint as embed.text_head")
+        if config.is_encoder_decoder or any("ForCausalLM" in name for name in config.architectures or ()):
+            raise EmbeddingError(f"encoder {path} generates text ({config.model_type}): give a text encoder")
+        pooling = checkpoint.json("1_Pooling/config.json")  # this file and the next: of sentence-transformers
+        if not pooling.get("pooling_mode_mean_tokens", pooling.get("pooling_mode", "mean") == "mean"):
+            raise EmbeddingError(f"encoder {path} was not trained for mean pooling (1_Pooling/config.json)")
+        self.max_tokens = int(checkpoint.json("sentence_bert_config.json").get("max_seq_length") or limit)
+        self._padding, self.dimension = {}, int(config.hidden_size)
+
+    def _features(self, rows: list[Tokens]) -> Any:
+        ids = {"input_ids": [row.tolist() for row in rows]}
+        inputs = self._tokenizer.pad(ids, return_tensors="pt", **self._padding).to(self.device)
+        if self.kind == "dual":
+            return self.model.get_text_features(**inputs)
+        hidden = self.model(**inputs).last_hidden_state  # [rows, tokens, d]
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1, dtype=torch.float32)  # it has the direction of the mean
 
     @cached_property
-    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
+    def _image_tower(self) -> tuple[Any, Callable[..., Any]]:
+        if self.kind != "dual":
+            fault = f"{self.checkpoint.name} has no image tower: it embeds text only, in a space without images"
+            raise EmbeddingError(
+                f"encoder {fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder"
+            )
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
-        return processor, lambda **inputs: _tensor(self.model.get_image_features(**inputs))
-
-    def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return _tensor(self.model.get_text_features(**self._padded(rows, **self._padding)))
-
-
-def _tensor(features: Any) -> torch.Tensor:
-    return getattr(features, "pooler_output", features)  # type: ignore[no-any-return] # remote code returns a tensor
+        return processor, self.model.get_image_features

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from ..errors import EmbeddingError
@@ -52,17 +51,6 @@ class Checkpoint:
         except (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError, SafetensorError) as error:
             hint = ". It needs Python code of its own: read it, then set embed.trust_remote_code" if code else ""
             raise EmbeddingError(f"encoder {self.path}: cannot load its {what}: {error}{hint}") from error
-
-    def config(self) -> Any:
-        """Return its configuration as transformers reads it."""
-        return self.load("configuration", AutoConfig.from_pretrained)
-
-    def tokenizer(self) -> Any:
-        """Return its tokenizer."""
-        tokenizer = self.load("tokenizer", AutoTokenizer.from_pretrained)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 does not report missing files
-            raise EmbeddingError(f"encoder {self.path}: its tokenizer has no vocabulary; is tokenizer.json missing?")
-        return tokenizer
 
     def model(self, kind: Any, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
         """Return the model, ready for inference; ``options`` are those of ``from_pretrained``. It is an

@@ -1,7 +1,7 @@
 """LLM2CLIP, the paper's encoder (Unicorn, Stage 3; https://arxiv.org/abs/2411.04997), without the llm2vec package,
 which cannot be installed next to transformers 5."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -23,14 +23,15 @@ ADAPTER = "text_adapter.adaptor."  # prefix of the adapter's tensors
 class LLM2CLIPEncoder(Encoder):
     """A language model (``checkpoint``) with text adapter and vision tower of a CLIP checkpoint (``head``).
 
-    A caption in Llama 3's template goes through the language model with attention in both directions. The hidden
-    states of its tokens and of the end-of-turn token are averaged, as by llm2vec 0.2.3 (``LLM2Vec.tokenize``,
-    ``get_pooling``; its separator ``!@#$%^&*()`` never reaches the model), but in float32, and without tokens of the
-    template where a text is cut. The adapter then maps the average into the space of the images.
+    Hidden states of a caption's tokens and of the end-of-turn token, with attention in both directions, are averaged
+    as by llm2vec 0.2.3 (``LLM2Vec.tokenize``, ``get_pooling``; its separator ``!@#$%^&*()`` never reaches the model),
+    but in float32, and without tokens of the template where a text is cut. The adapter maps the average to the images.
     """
 
     kind, pooling = "llm2clip", "mean"  # of the caption's tokens
+    template = f"{BEFORE}{{}}{AFTER}"  # Llama 3's
     max_tokens = 512  # paper, Stage 3; the template's tokens included
+    head: Checkpoint
 
     def __init__(self, checkpoint: Checkpoint, head: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
@@ -43,17 +44,12 @@ class LLM2CLIPEncoder(Encoder):
         self._adapter, self.dimension = load_adapter(head, int(config.get("hidden_size", 0)), device)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What decides the vectors; ``text_head`` is the CLIP checkpoint."""
-        return super().identity | {"text_head": self.head.identity()}
-
-    @cached_property
     def model(self) -> Any:
         """The language model; its weights are loaded at the first use."""
         return bidirectional(self.checkpoint.model(LlamaModel, self.device, self.dtype))
 
     @cached_property
-    def _image_tower(self) -> tuple[Any, Callable[..., torch.Tensor]]:
+    def _image_tower(self) -> tuple[Any, Callable[..., Any]]:
         # the released config.json states another projection_dim than the tensors have
         written = self.head.json("config.json").get("vision_config", {}) | {"projection_dim": self.dimension}
         vision = self.head.model(VisionTower, self.device, self.dtype, config=CLIPVisionConfig(**written))
@@ -64,12 +60,8 @@ class LLM2CLIPEncoder(Encoder):
             processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         return processor, lambda **inputs: vision(**inputs).image_embeds
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return what ``Encoder.tokenise`` does, of each text in its template."""
-        return super().tokenise([BEFORE + text.strip() + AFTER for text in texts])
-
-    def _features(self, rows: list[Tokens]) -> torch.Tensor:
-        return self._adapter(pooled_states(self.model, rows, self._before))  # type: ignore[no-any-return]
+    def _features(self, rows: list[Tokens]) -> Any:
+        return self._adapter(pooled_states(self.model, rows, self._before))
 
 
 def bidirectional(model: Any) -> Any:

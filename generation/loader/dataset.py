@@ -35,9 +35,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
 
     A row is ``id``, ``caption``, ``conversations`` (list of ``{"from": "human" or "gpt", "value": ...}``, ``<image>``
     once) and ``embeds`` [d], float16 as stored, or float32 if vectors are moved or noise is added: noise that is not
-    baked in is drawn here, anew each epoch, by (seed, epoch, id). ``dimension`` is d; ``statistics``, for
-    ``apply_to_images``, are those of the transfer that the loaded vectors have.
-
+    baked in is drawn anew each epoch, by (seed, epoch, id). ``statistics`` are of the transfer that the vectors have.
     A DatasetError says that this is no built data set, or that vectors and rows do not belong together; an
     EmbeddingError, that a shard or the images cannot be used, or that baked noise prevents another transfer.
     """
@@ -52,8 +50,17 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         seed: int = 0,  # of the noise
         cache: str | Path | None = None,  # directory for decoded texts; None: $XDG_CACHE_HOME/unicorn-data
     ) -> None:
-        self._rows, source = _opened(directory), _opened(embeddings or directory)
-        self._paths, self._texts, self.seed = _vector_files(self._rows, source), _decoded(self._rows, cache), seed
+        self._rows, source, self.seed = _opened(directory), _opened(embeddings or directory), seed
+        wanted, files = self._rows.manifest["vectors"], source.manifest["files"]
+        if not wanted.keys() & files.keys():
+            raise DatasetError(
+                f"{source.url} holds no vectors of these rows; give embeddings=, the built Unicorn-1.2M"
+            )
+        for name, known in wanted.items():
+            if (found := files.get(name, {}).get("sha256")) != known:
+                raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")
+        self._paths = {int(Path(name).stem): source.file(name, verify=False) for name in wanted}  # by shard
+        self._texts = _decoded(self._rows, cache)
         self._map()
         for number, path in self._paths.items():
             rows = np.flatnonzero(self._places[:, 0] == number)
@@ -138,17 +145,6 @@ def _opened(directory: str | Path) -> PublishedDataset:
     if (path / "run.json").exists():
         raise DatasetError(f"{path} is a run; build a data set from it: python unicorn_1_2m.py --run-dir {path}")
     return PublishedDataset(str(path))
-
-
-def _vector_files(rows: PublishedDataset, source: PublishedDataset) -> dict[int, Path]:
-    """Return the shards of vectors by number: the ones that the rows were built with."""
-    wanted, files = rows.manifest["vectors"], source.manifest["files"]
-    if not wanted.keys() & files.keys():
-        raise DatasetError(f"{source.url} holds no vectors of these rows; give embeddings=, the built Unicorn-1.2M")
-    for name, known in wanted.items():
-        if (found := files.get(name, {}).get("sha256")) != known:
-            raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")
-    return {int(Path(name).stem): source.file(name, verify=False) for name in wanted}
 
 
 def _decoded(built: PublishedDataset, cache: str | Path | None) -> Path:

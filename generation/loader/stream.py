@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,17 @@ from .dataset import Batch, UnicornDataset
 class UnicornStream(IterableDataset[Batch]):
     """The batches of this rank: ``DataLoader(stream, batch_size=None, num_workers=..., collate_fn=...)``.
 
-    Step s of all ranks together takes ``order[s * B * R : (s + 1) * B * R]`` (B rows a batch, R ranks), rank r every
-    R-th row of it from the r-th on; worker w of W makes batches w, w + W, ... So a position is one number, and resumes
-    exactly with any number of workers; with another B or R the same rows are left. No row is repeated: without
-    ``drop_last`` the last batch is short, and higher ranks may have one batch less. Seed and epoch decide the order;
-    without ``shuffle`` it is the stored one. ``rank`` and ``world_size`` are torchrun's ``$RANK`` and ``$WORLD_SIZE``,
-    or else 0 and 1.
+    Step s of all R ranks takes ``order[s * B * R : (s + 1) * B * R]`` (B rows a batch), rank r every R-th row of it
+    from the r-th on; worker w of W makes batches w, w + W, ... So a position is one number, and resumes exactly with
+    any number of workers; with another B or R the same rows are left. Without ``drop_last`` the last batch is short,
+    and higher ranks may have one batch less. Seed and epoch decide the order; without ``shuffle`` it is the stored
+    one. ``rank`` and ``world_size`` are torchrun's ``$RANK`` and ``$WORLD_SIZE``, or else 0 and 1.
     """
 
     def __init__(
-        self,
-        dataset: UnicornDataset,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> None:
+        self, dataset: UnicornDataset, batch_size: int, *, seed: int = 0, shuffle: bool = True,
+        drop_last: bool = False, rank: int | None = None, world_size: int | None = None,
+    ) -> None:  # fmt: skip
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self.seed, self.shuffle = seed, shuffle
         self.rank = int(os.environ.get("RANK", 0)) if rank is None else rank
@@ -79,12 +72,13 @@ class UnicornStream(IterableDataset[Batch]):
         self.set_epoch(self._start[0])
 
 
+@dataclass
 class Collate:
     """A ``collate_fn``: what ``tokenize`` makes of B conversations (tensors [B, ...], such as ``input_ids`` and
     ``labels``, by the model's own chat template), and ``embeds`` [B, d], one vector each."""
 
-    def __init__(self, tokenize: Callable[[list[Any]], Mapping[str, Any]], dtype: torch.dtype = torch.float16) -> None:
-        self.tokenize, self.dtype = tokenize, dtype
+    tokenize: Callable[[list[Any]], Mapping[str, Any]]
+    dtype: torch.dtype = torch.float16  # of the vectors
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Return a batch as tensors; a DatasetError says that ``tokenize`` returned another number of rows."""

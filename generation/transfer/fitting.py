@@ -50,8 +50,8 @@ def fit(
     """Fit a method to ``rows`` text embeddings of mean ``mean_text``, float64 [d].
 
     Only ``realign`` and ``decap`` read the ``texts`` (unit rows, float32 [any, d] at a time, which are overwritten);
-    ``anchor`` and ``realign`` need ``images``, as ``image_mean`` returns them; ``seed`` is that of baked noise. An
-    EmbeddingError says that images are missing or of another dimension, or that all texts are equal.
+    ``images`` are as ``image_mean`` returns them, ``seed`` that of baked noise. An EmbeddingError says that images are
+    missing or of another dimension, or that all texts are equal.
     """
     method, tensors = METHODS[section.method], {"mean_text": mean_text}
     facts: dict[str, Any] = {"method": section.method, "text_ops": method.text, "image_ops": method.image}
@@ -93,28 +93,24 @@ def fit(
 
 
 def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Iterator[torch.Tensor]:
-    """Yield unit image embeddings, float32 [at most 1024, d].
-
-    ``images`` are vectors [m, d] of any norm; a .npy file of them; a .safetensors file of one float matrix, or one
-    named ``embeddings`` or ``vectors``; or a folder of pictures, which ``encode`` makes vectors of in the order of
-    names. An EmbeddingError names the path that cannot be used, and the row that is zero or not finite.
-    """
-    where = images if isinstance(images, Path) else "images"
-    source = images if isinstance(images, torch.Tensor) else _stored(images)
+    """Yield unit image embeddings, float32 [at most 1024, d], of vectors [m, d] of any norm; of a .npy file of them;
+    of a .safetensors file of one float matrix, or one named ``embeddings`` or ``vectors``; or of a folder of pictures,
+    which ``encode`` makes vectors of in the order of names. An EmbeddingError names the path or the row that is of no
+    use."""
+    where, source = (images, _stored(images)) if isinstance(images, Path) else ("images", images)
     if isinstance(source, torch.Tensor) and (source.ndim != 2 or not source.is_floating_point()):
         raise EmbeddingError(f"{where}: {source.dtype} {list(source.shape)}, and floats [m, d] are needed")
+    if isinstance(source, list) and encode is None:
+        raise EmbeddingError(f"{where} is a folder; give a .safetensors or .npy file of its pictures' vectors")
     for first in range(0, len(source), IMAGE_ROWS):
-        chunk = source[first : first + IMAGE_ROWS]
-        if not isinstance(chunk, torch.Tensor):
-            if encode is None:
-                raise EmbeddingError(f"{where} is a folder; give a .safetensors or .npy file of its pictures' vectors")
-            chunk = encode(chunk)
-        norms = chunk.float().norm(dim=1, keepdim=True)
+        part = source[first : first + IMAGE_ROWS]
+        chunk = (encode(part) if encode and isinstance(part, list) else torch.as_tensor(part)).float()
+        norms = chunk.norm(dim=1, keepdim=True)
         if bool((wrong := ~(norms.isfinite() & (norms >= SMALLEST_NORM))).any()):
             row = int(wrong.nonzero()[0, 0])
             fault = "is zero" if bool(norms[row].isfinite()) else "holds NaN or Inf"
             raise EmbeddingError(f"{where}, row {first + row}: the image embedding {fault}; correct or remove the row")
-        yield chunk.float() / norms
+        yield chunk / norms
 
 
 def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tuple[torch.Tensor, int]:

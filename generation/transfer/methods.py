@@ -1,6 +1,5 @@
 """The transfer methods as lists of operations, applied and computed back; docs/transfer.md has formulas and papers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..errors import EmbeddingError
+from ..vectors import read_tensors, write_tensors
 
 SMALLEST_NORM = 1e-5  # a row below it has no direction: float16 rounds a unit row by about as much
 RECALL_TEMPERATURE = 0.01  # tau in DeCap's notebook
@@ -22,10 +20,9 @@ RECALL_ROWS = 256  # of the memory, with the largest weights; the others weigh l
 class Method:
     """The operations on texts and on real images, in order.
 
-    ``l2norm``: x / |x|. ``sub:NAME``, ``add:NAME``: x -+ a vector [d]; IMAGE_MEAN is the mean of the user's own
-    images. ``mul:NAME``: x times a number. ``noise``: x + eta n / sqrt(d), n normal; ``noise:sphere``: x + eta n/|n|.
-    ``recall:memory``: softmax(x M' / tau) M over the rows of M [m, d].
-    """
+    ``l2norm``: x / |x|. ``sub:NAME``, ``add:NAME``: x -+ a vector [d]; IMAGE_MEAN is the mean of the user's images.
+    ``mul:NAME``: x times a number. ``noise``: x + eta n / sqrt(d), n normal; ``noise:sphere``: x + eta n/|n|.
+    ``recall:memory``: softmax(x M' / tau) M over the rows of M [m, d]."""
 
     text: tuple[str, ...]
     image: tuple[str, ...] = ("l2norm",)
@@ -51,10 +48,9 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """A fitted method: all that is needed to treat further texts, and real images, alike.
-
-    ``tensors`` (float64) are what the operations name, and ``mean_text`` [d]; ``facts`` are ``method``, ``text_ops``,
-    ``image_ops``, ``rows``, ``images`` and ``noise`` (or None), and in a run ``settings``, ``encoder``, ``inputs``."""
+    """A fitted method: ``tensors`` (float64) are what its operations name, and ``mean_text`` [d]; ``facts`` are
+    ``method``, ``text_ops``, ``image_ops``, ``rows``, ``images``, ``noise``, and in a run ``settings``, ``encoder``,
+    ``inputs``."""
 
     tensors: dict[str, torch.Tensor]
     facts: dict[str, Any]
@@ -62,24 +58,19 @@ class Statistics:
     @classmethod
     def load(cls, path: Path) -> "Statistics":
         """Read ``transfer/<method>.safetensors``; an EmbeddingError says that it is missing, damaged or foreign."""
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                facts = json.loads((file.metadata() or {})["unicorn"])
-            if "mean_text" not in tensors or not {"method", "text_ops", "image_ops", "noise"} <= facts.keys():
-                raise ValueError("it lacks mean_text or text_ops")
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise EmbeddingError(f"{path} does not hold the statistics of a transfer: {error}") from error
+        tensors, facts = read_tensors(path, "statistics file of a transfer")
+        if "mean_text" not in tensors or not {"method", "text_ops", "image_ops", "noise"} <= facts.keys():
+            raise EmbeddingError(f"{path} is not a statistics file of a transfer: it holds {sorted(tensors)}")
         return cls(tensors, facts)
 
     def save(self, path: Path) -> None:
         """Write the statistics; equal statistics give equal bytes."""
-        save_file(self.tensors, path, {"unicorn": json.dumps(self.facts, sort_keys=True)})
+        write_tensors(path, self.tensors, self.facts)
 
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
-        """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten. With
-        ``numbers``, the ids of the rows as integers, a method that has noise adds that of (seed, number); baked noise
-        has a seed of its own. An EmbeddingError names a row that equals the mean."""
+        """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.
+        ``numbers``, the ids of the rows as integers, add the method's noise of (seed, number); baked noise has a seed
+        of its own. An EmbeddingError names a row that equals the mean."""
         noise, drawn = self.facts["noise"], None
         if noise and numbers:
             drawn = normal_rows(numbers, noise["seed"] if noise["baked"] else seed, rows.shape[1])
@@ -88,8 +79,8 @@ class Statistics:
     def invert(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the unit text embeddings, float32 [n, d], of which ``move`` made these rows; an EmbeddingError says
         that noise is baked into them, or that a shift is so long that two texts fit."""
-        method, noise = self.facts["method"], self.facts["noise"]
-        if noise and noise["baked"]:
+        method = self.facts["method"]
+        if (self.facts["noise"] or {}).get("baked"):
             fault = "noise is baked into these vectors, so no other transfer can start from their text embeddings"
             raise EmbeddingError(f"method {method}: {fault}; make the data set with transfer.bake_noise: false")
         x, shift, unit = rows.to(torch.float32, copy=True), torch.zeros(rows.shape[1]), False
@@ -112,26 +103,19 @@ class Statistics:
 
 
 def apply_to_images(
-    rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None, transfer: str | None = None
+    rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Treat real image embeddings [n, d], of any norm, so that a model trained on the synthetic ones can take them.
-
-    Methods fitted on text only need ``image_mean`` [d], the mean of unit embeddings of images like those that the
-    model will see (Unicorn, section 3.3). ``transfer`` names the method by which vectors were moved when they were
-    loaded, if it is not that of ``statistics``. The result is float32, of norm 1 except for ``mean_shift`` and
-    ``unicorn``, as in the papers. What does not fit raises EmbeddingError.
-    """
-    tensors, method = statistics.tensors, transfer or statistics.facts["method"]
-    dimension = len(tensors["mean_text"])
-    if method not in METHODS or (method == "decap" and "memory" not in tensors):
-        raise EmbeddingError(f"method {method!r} is not one of {', '.join(METHODS)}, or needs statistics of its own")
+    """Return real image embeddings [n, d], of any norm, as a model trained on the synthetic ones takes them: float32,
+    of norm 1 except for ``mean_shift`` and ``unicorn``. Methods fitted on text only need ``image_mean`` [d], of unit
+    embeddings of images like those to come (Unicorn, section 3.3). What does not fit raises an EmbeddingError."""
+    tensors, ops, dimension = statistics.tensors, statistics.facts["image_ops"], len(statistics.tensors["mean_text"])
     if rows.ndim != 2 or rows.shape[1] != dimension:
         raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {dimension}]")
-    ops = METHODS[method].image if transfer else statistics.facts["image_ops"]
     if "sub:IMAGE_MEAN" in ops:
         if image_mean is None or image_mean.shape != (dimension,) or not bool(image_mean.isfinite().all()):
-            needed = f"method {method} subtracts the mean of your own image embeddings, which text cannot supply"
-            raise EmbeddingError(f"{needed}: give image_mean=, finite and of shape [{dimension}]")
+            needed = "subtracts the mean of your own image embeddings, which text cannot supply"
+            method = statistics.facts["method"]
+            raise EmbeddingError(f"method {method} {needed}: give image_mean=, finite and of shape [{dimension}]")
         tensors = tensors | {"IMAGE_MEAN": image_mean}
     return _apply(rows.to(torch.float32, copy=True), ops, tensors)
 
