@@ -15,14 +15,8 @@ SEEDS = [f"A {c} {t} in a {p}." for c in ("red", "blue") for t in _THINGS for p 
 
 def command(*arguments: object, timeout_s: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` in the clone's root to its end."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+    line, env = [sys.executable, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
 
 
 def generation(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,6 @@ def script(body: dict[str, Any], n: int) -> str | None:
     """Let rows 3 fail always, and rows 1 where the sampling seed is even."""
     row = body["messages"][-1]["content"].split()[-1]
     return "bad too_short" if row == "3" or (row == "1" and body["seed"] % 2 == 0) else None
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer("tgi", script=script, latency_s=0.02, limit=LIMIT) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +79,18 @@ def ended(run: Run) -> int:
     return journaled + len(rows(run)) + len(rejected(run))
 
 
-def test_kill_9_loses_nothing_and_repeats_at_most_what_was_in_flight(
-    tmp_path: Path, server: FakeServer, undisturbed: Run
-) -> None:
-    run, chance = make_run(tmp_path / "run", SHARDS, ROWS), random.Random(0)
-    kills = 0
-    for _ in range(8):
-        target = server.counts["answers"] + chance.randrange(1, 16)
-        process = start(run, server)
-        wait_until(lambda: server.counts["answers"] >= target or process.poll() is not None)  # noqa: B023
-        time.sleep(chance.uniform(0, 0.03))
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 6
-    assert finish(start(run, server)) == 0
+def test_kill_9_loses_nothing_and_repeats_at_most_what_was_in_flight(tmp_path: Path, undisturbed: Run) -> None:
+    run, chance, kills = make_run(tmp_path / "run", SHARDS, ROWS), random.Random(0), 0
+    with FakeServer("tgi", script=script, latency_s=0.02, limit=LIMIT) as server:
+        for _ in range(8):
+            target = server.counts["answers"] + chance.randrange(1, 16)
+            process = start(run, server)
+            wait_until(lambda: server.counts["answers"] >= target or process.poll() is not None)  # noqa: B023
+            time.sleep(chance.uniform(0, 0.03))
+            process.kill()
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+        assert kills >= 6 and finish(start(run, server)) == 0
     assert data(run) == data(undisturbed)
     first = {sampling_seed(shard, row, 1) for shard in range(SHARDS) for row in range(ROWS)}
     again = sum(count - 1 for (_, seed), count in asked(server).items() if seed in first)
@@ -108,13 +99,11 @@ def test_kill_9_loses_nothing_and_repeats_at_most_what_was_in_flight(
 
 
 @pytest.mark.parametrize("ranks", [[(0, 2), (1, 2)], [(0, 1), (0, 1)]], ids=["ranks", "no ranks"])
-def test_two_processes_share_a_run(
-    tmp_path: Path, server: FakeServer, undisturbed: Run, ranks: list[tuple[int, int]]
-) -> None:
+def test_two_processes_share_a_run(tmp_path: Path, undisturbed: Run, ranks: list[tuple[int, int]]) -> None:
     run = make_run(tmp_path / "run", SHARDS, ROWS)
-    server.limit = None
-    processes = [start(run, server, *rank) for rank in ranks]
-    assert [finish(process) for process in processes] == [0, 0]
+    with FakeServer("tgi", script=script, latency_s=0.02) as server:
+        processes = [start(run, server, *rank) for rank in ranks]
+        assert [finish(process) for process in processes] == [0, 0]
     assert data(run) == data(undisturbed)
     assert sum(asked(server).values()) - len(asked(server)) <= 2  # warm-ups
 
@@ -132,8 +121,8 @@ def test_a_signal_lets_requests_in_flight_finish_also_in_a_background_job(
         before = server.counts["requests"]
         assert finish(process) == 130
         assert server.counts["requests"] <= before + 4  # may have been on their way
-    assert ended(run) >= len(asked(server)) - 1 - 4  # but for the warm-up, and rows that have attempts left
-    with FakeServer("tgi", script=script) as server:
+        assert ended(run) >= len(asked(server)) - 1 - 4  # but for the warm-up, and rows that have attempts left
+        server.latency_s, server.limit = 0, None
         assert finish(start(run, server)) == 0
     assert data(run) == data(undisturbed)
     assert [session["rows"] > 0 for session in run.sessions(CAPTIONS)] == [True, True]

@@ -4,11 +4,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from shutil import copytree, rmtree
 
+import psutil
 import pytest
 
 from generation.builders.build import build
@@ -67,48 +66,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer("tgi") as server:
-        yield server
-
-
-def is_running(text: str) -> bool:
-    """Return whether a process has the text in its command line."""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            if text.encode() in file.read_bytes():
-                return True
-    return False
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_sigterm_ends_every_command_within_the_grace_period(
-    name: str, finished: Path, server: FakeServer, tmp_path: Path
-) -> None:
-    line, removed, kind = COMMANDS[name]
+def test_sigterm_ends_every_command_within_the_grace_period(name: str, finished: Path, tmp_path: Path) -> None:
+    words, removed, kind = COMMANDS[name]
     copytree(finished, tmp_path, dirs_exist_ok=True)
     if removed:
         rmtree(tmp_path / "run" / removed)
-    script, first, *others = line.split()
-    words = [first, *(str(tmp_path / word) if word in PATHS else word for word in others)]
+    script, first, *others = words.split()
+    line = [sys.executable, "-c", CHILD, kind, str(tmp_path / "hangs"), script, first]
+    line += [str(tmp_path / word) if word in PATHS else word for word in others]
     answered = WARM_UPS if kind == "server" else 0
-    server.script = lambda body, n: Reply(action="hang") if n >= answered else None
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, kind, str(tmp_path / "hangs"), script, *words]
-        + (["--endpoint", server.url] if kind != "disk" else []),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts `command &`
-    )
-    while not (tmp_path / "hangs").exists() and server.counts["requests"] <= answered + 1:
-        assert process.poll() is None, process.communicate(timeout=10)
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731 (as a shell starts `command &`)
+    with FakeServer("tgi", script=lambda body, n: Reply(action="hang") if n >= answered else None) as server:
+        line += ["--endpoint", server.url] if kind != "disk" else []
+        process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
+        while not (tmp_path / "hangs").exists() and server.counts["requests"] <= answered + 1:
+            assert process.poll() is None, process.communicate(timeout=10)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in said
     deadline = time.monotonic() + 20  # the grace period of tasks that the command started
-    while is_running(str(tmp_path)):
+    while any(str(tmp_path) in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])):
         assert time.monotonic() < deadline
         time.sleep(0.1)
