@@ -31,7 +31,7 @@ class CaptionTask:
         self.prompt = load_prompt(self.settings.prompt)
         self.extra: Mapping[str, str] = {}
         answers = [example.answer for example in self.prompt.examples]
-        self.shown = shingles([self.prompt.system or "", self.prompt.user, *answers])
+        self.shown = frozenset(shingles([self.prompt.system or "", self.prompt.user, *answers]))
 
     def items(self, run: Run, shard: int) -> list[Item]:
         """Return the seeds of a shard."""

@@ -27,7 +27,7 @@ CASES = yaml.safe_load(Path(__file__).with_name("text_cases.yaml").read_text(enc
 CAPTION_CODES = {row[0] for row in CASES["caption_codes"]}
 # The last four are those of answers, see below.
 ITEM_CODES = {row[0] for row in CASES["item_codes"]} | {"too_long", "cut_off", "not_json", "duplicate_question"}
-SHOWN = shingles(["A spotted dog runs over the meadow with a ball in its mouth."])
+SHOWN = frozenset(shingles(["A spotted dog runs over the meadow with a ball in its mouth."]))
 SCENE = (
     "A brown dog carries a ball over the wet beach near a red kite. A child in a blue coat stands beside the water "
     "and laughs. Behind them a wooden pier, 40 metres long, reaches into the sea; four gulls sit on it."

@@ -56,7 +56,7 @@ def kept(row: dict[str, Any], task: str) -> list[dict[str, Any]]:
 
 def test_good_captions_are_kept() -> None:
     prompt = load_prompt("expand_caption")
-    texts = shingles([prompt.system or "", prompt.user, *(example.answer for example in prompt.examples)])
+    texts = frozenset(shingles([prompt.system or "", prompt.user, *(one.answer for one in prompt.examples)]))
     assert {caption: fault for seed, caption in PAIRS if (fault := caption_fault(caption, seed, shown=texts))} == {}
 
 
@@ -107,5 +107,5 @@ def test_example_captions_are_sound_and_may_not_be_repeated() -> None:
     for example in load_prompt("expand_caption").examples:
         seed, text = example.values["seed"], example.answer
         assert caption_fault(text, seed) is None
-        assert caption_fault(text, seed, shown=shingles([text])) == "repeats_prompt"
+        assert caption_fault(text, seed, shown=frozenset(shingles([text]))) == "repeats_prompt"
         assert len(text.split()) == pytest.approx(int(example.values["words"]), rel=0.1)

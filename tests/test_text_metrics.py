@@ -39,49 +39,31 @@ def test_evaluate_loads_every_folder_offline_and_without_this_project(tmp_path: 
     assert quality["letters"] == {"A": 1, "B": 0, "C": 0, "D": 0}
 
 
-def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
-
-
-def bleu(tokens: list[str], others: list[list[str]]) -> float:
-    """Return BLEU-4 as its paper defines it, one n-gram and one reference at a time."""
-    logs = 0.0
-    for n in (1, 2, 3, 4):
-        own = grams(tokens, n)
-        clipped = sum(min(own.count(g), max(grams(other, n).count(g) for other in others)) for g in set(own))
-        if n == 1 and not clipped:
-            return 0.0
-        logs += math.log((clipped or 0.1) / max(1, len(own))) / 4
-    nearest = min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
-    return (1.0 if len(tokens) > nearest else math.exp(1 - nearest / len(tokens))) * math.exp(logs)
-
-
 @settings(max_examples=40, deadline=None)
 @given(texts)
 def test_figures_of_captions_agree_with_a_reference(captions: list[list[str]]) -> None:
     joined = [" ".join(words) for words in captions]
-    made = caption_diversity.measure(joined) | caption_diversity.compare(joined)
+    made = caption_diversity.measure(joined)
     lengths = sorted(map(len, captions))
     shares = [[words.count(word) / len(words) for word in set(words)] for words in captions]
-    scores = [bleu(own, captions[:place] + captions[place + 1 :]) for place, own in enumerate(captions)]
     means = {"mean_words": lengths, "type_token_ratio": [len(set(words)) / len(words) for words in captions]}
-    means |= {"entropy_bits": [-sum(p * math.log2(p) for p in own) for own in shares], "self_bleu": scores}
+    means |= {"entropy_bits": [-sum(p * math.log2(p) for p in own) for own in shares]}
     for name, values in means.items():
         assert made[name] == pytest.approx(np.mean(values), abs=1e-9)
     for percent in (5, 25, 50, 75, 95):
         assert made[f"words_p{percent:02d}"] == np.percentile(lengths, percent, method="inverted_cdf")
     for n in (1, 2, 3):
-        found = [gram for words in captions for gram in grams(words, n)]
+        found = [tuple(words[place : place + n]) for words in captions for place in range(len(words) - n + 1)]
         assert made[f"distinct_{n}"] == pytest.approx(len(set(found)) / max(1, len(found)))
 
 
 def test_samples_are_seeded_and_empty_sets_give_zeros() -> None:
     many = [f"a {number} cat" for number in range(50)]
-    assert caption_diversity.compare(many, 10, seed=1) == caption_diversity.compare(many, 10, seed=1)
-    assert caption_diversity.compare(many, 10)["sampled"] == 10
+    assert caption_diversity.measure(many, 10, seed=1) == caption_diversity.measure(many, 10, seed=1)
+    assert caption_diversity.measure(many, 10)["sampled"] == 10
     with pytest.raises(ValueError, match="at least 1, but is 0"):
-        caption_diversity.compare(many, 0)
-    assert set((caption_diversity.measure([]) | caption_diversity.compare([])).values()) == {0}
+        caption_diversity.measure(many, 0)
+    assert set(caption_diversity.measure([]).values()) == {0}
     assert instruction_quality.measure([], [], [], [])["letters_p"] == 1.0
 
 

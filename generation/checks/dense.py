@@ -4,40 +4,37 @@ import re
 from collections.abc import Iterator
 from itertools import chain, groupby
 
-from .facts import COLOURS, NUMBERS, QUOTED, changes, lettering, measures, subject
+from .facts import COLOURS, FRAMING, NAMED, NUMBERS, QUOTED, changes, lettering, measures, subject
 from .text import (
-    ENGLISH,
     FUNCTION_WORDS,
-    Shingle,
+    Words,
     content,
     form_faults,
     is_finished,
     loops,
-    pattern,
     shingles,
     stems,
     talk_fault,
     tokens,
-)  # fmt: skip
+)
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space
 _LOST_SHARE = 1 / 3  # of the seed's content words, or one of them, may be lacking; faithful captions lack fewer
-_FRAMING, _NAMED = frozenset(ENGLISH["framing"].split()), pattern("named")
 _MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
 
 
 def finish(text: str, finish_reason: str) -> str:
     """Return ``text`` without outer spaces; if it was cut for length, up to its last finished sentence."""
     text = text.strip()
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)] if finish_reason == "length" else []
-    return next(
-        (text[:end] for end in ends[::-1] if is_finished(text[:end])), "" if finish_reason == "length" else text
-    )
+    if finish_reason != "length":
+        return text
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return next((text[:end] for end in ends[::-1] if is_finished(text[:end])), "")
 
 
 def caption_fault(
-    text: str, seed: str, min_words: int = 51, max_words: int = 483, shown: frozenset[Shingle] = frozenset()
+    text: str, seed: str, min_words: int = 51, max_words: int = 483, shown: frozenset[Words] = frozenset()
 ) -> str | None:
     """Return the reason code for which ``text`` is not a dense caption of ``seed``, or None.
 
@@ -46,7 +43,7 @@ def caption_fault(
     return next((code for code, found in _faults(text, seed, min_words, max_words, shown) if found), None)
 
 
-def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Shingle]) -> Iterator[tuple[str, object]]:
+def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Words]) -> Iterator[tuple[str, object]]:
     words = text.split()
     yield "empty", not words
     yield "bad_characters", max(map(len, words)) > _LONG_STRING
@@ -60,11 +57,11 @@ def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Shingle]
     yield "unfinished", not is_finished(text)
     yield "loop", loops(text)
     yield "mood", talk == "mood" and talk_fault(seed) != "mood"
-    yield "repeats_prompt", shown and shingles([text]) & shown
+    yield "repeats_prompt", not shown.isdisjoint(shingles([text]))
     # What follows is how a caption may depart from its seed, as far as rules can see.
     said, asked = tokens(text), tokens(seed)
     runs = (tuple(run) for grammar, run in groupby(asked, FUNCTION_WORDS.__contains__) if not grammar)
-    phrases = [run for run in runs if _FRAMING.isdisjoint(run)]  # without "a good photo of"
+    phrases = [run for run in runs if FRAMING.isdisjoint(run)]  # without "a good photo of"
     yield "lost_lettering", any(not quoted <= set(said) for quoted in lettering(seed))
     held, wanted = stems(said), content({*chain(*phrases)} - NUMBERS.keys() - COLOURS.keys())
     yield "lost_seed", len(wanted - held) > max(len(wanted) > 1, _LOST_SHARE * len(wanted))
@@ -74,4 +71,4 @@ def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Shingle]
     yield "changed_colour", not in_grey and changes(asked, said, COLOURS)
     yield "invented_lettering", any(not quoted <= set(asked) for quoted in lettering(text))
     yield "invented_measurement", not measures(text) <= measures(seed)
-    yield "invented_name", any(name.lower() not in {"", *asked} for found in _NAMED.findall(text) for name in found)
+    yield "invented_name", any(name.lower() not in {"", *asked} for found in NAMED.findall(text) for name in found)

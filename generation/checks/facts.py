@@ -17,34 +17,37 @@ def _kinds(name: str) -> Kinds:
 COLOURS, NUMBERS, _IMPLIED = map(_kinds, ("colours", "numbers", "implied"))
 # A seed's "a couple" and "gold" may become other words; these may not.
 _PLAIN = {"gray", *ENGLISH["colours"], *ENGLISH["numbers"], *filter(str.isdigit, NUMBERS)}
-_NOT_COUNTED = frozenset(ENGLISH["not_counted"].split())
+FRAMING, _NOT_COUNTED = (frozenset(ENGLISH[name].split()) for name in ("framing", "not_counted"))
 _is_plural = re.compile("|".join([".*s", *ENGLISH["plurals"].split()])).fullmatch
 _NEAR = 6  # words between a value and its noun, at most
 
 # A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
 _AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
-QUOTED, _LETTERING, _MEASURE, _MEASURES_ON = map(pattern, ("quoted", "lettering", "measure", "measures_on"))
+NAMED, QUOTED, _LETTERING = map(pattern, ("named", "quoted", "lettering"))
+_MEASURE, _MEASURES_ON = map(pattern, ("measure", "measures_on"))
 
 
 def values(words: Iterable[str], kinds: Kinds) -> frozenset[str]:
     """Return the values of one kind that the words may stand for."""
-    return frozenset[str]().union(*(kinds.get(word, ()) for word in words))
+    return frozenset[str]().union(*(kinds[word] for word in kinds.keys() & words))
 
 
 def changes(seed: Sequence[str], said: Sequence[str], kinds: Kinds) -> bool:
     """Return whether a text lacks a plain colour or count of its seed, or gives the seed's nouns another one."""
-    shown = {"", "1", *(word.lstrip("0") for word in said)}
+    held = values(said, kinds) | values(said, _IMPLIED)
     for place, word in enumerate(seed):
+        value = kinds.get(word, frozenset())
+        digits = kinds is NUMBERS and not value & held and re.fullmatch("[0-9]{1,4}", word)  # clock, score or year
+        if not value and not digits:
+            continue
         after = list(takewhile(lambda other: other not in FUNCTION_WORDS, seed[place + 1 :]))
         if kinds is NUMBERS and not _NOT_COUNTED.isdisjoint([*seed[max(0, place - 1) : place], *after]):
             continue
-        value = kinds.get(word, frozenset())
-        missing = not value & (values(said, kinds) | values(said, _IMPLIED))
-        counts = word in _PLAIN and (kinds is COLOURS or any(map(_is_plural, after[:3])))
-        if counts and value and (missing or disagrees(value, stems(after), said, kinds)):
+        counts = value and word in _PLAIN and (kinds is COLOURS or any(map(_is_plural, after[:3])))
+        if counts and (not value & held or disagrees(value, stems(after), said, kinds)):
             return True
-        if kinds is NUMBERS and missing and re.fullmatch("[0-9]{1,4}", word) and word.lstrip("0") not in shown:
-            return True  # of a clock, a score or a year
+        if digits and word.lstrip("0") not in {"", "1", *(other.lstrip("0") for other in said)}:
+            return True
     return False
 
 

@@ -2,12 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from operator import eq
 from pathlib import Path
 
 from ..recipe import read_yaml
+
+Words = tuple[str, ...]  # words in a row
 
 ENGLISH = read_yaml(Path(__file__).with_name("english.yaml"), "word lists")
 FUNCTION_WORDS = frozenset(ENGLISH["function_words"].split())
@@ -31,18 +34,20 @@ def pattern(name: str) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=64)  # each check of a text asks for them
-def tokens(text: str) -> tuple[str, ...]:
+def sentences(text: str) -> tuple[Words, ...]:
+    """Return the words of each sentence, without sentences that have none."""
+    found = map(_TOKEN.findall, _SENTENCE_GAP.split(text.lower()))
+    return tuple(tuple(words) for words in found if words)
+
+
+@lru_cache(maxsize=64)
+def tokens(text: str) -> Words:
     """Return the lower-cased words of a text, without the marks between them; ``snow-covered`` is two.
 
     >>> tokens("The potter's 'snow-covered' yard isn't empty.")
     ('the', "potter's", 'snow', 'covered', 'yard', "isn't", 'empty')
     """
-    return tuple(_TOKEN.findall(text.lower()))
-
-
-def sentences(text: str) -> list[tuple[str, ...]]:
-    """Return the words of each sentence, without sentences that have none."""
-    return [tuple(words) for sentence in _SENTENCE_GAP.split(text.lower()) if (words := _TOKEN.findall(sentence))]
+    return tuple(chain.from_iterable(sentences(text)))
 
 
 def stems(words: Iterable[str]) -> set[str]:
@@ -77,8 +82,6 @@ def stem(word: str) -> str:
 
 _GENERAL = frozenset(stems(ENGLISH["general"].split()))
 
-Shingle = tuple[str, ...]  # words in a row
-
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]{2,}")
 _FOREIGN, _IN_NAMES = (frozenset(ENGLISH[name].split()) for name in ("foreign_words", "foreign_in_names"))
 _SENTENCE_MIN, _LIST_MAX = 8, 30  # words; shorter sentences say little about their language, and some are lists
@@ -86,7 +89,6 @@ _SHARE = 0.12  # of a sentence's words: fewer function words, or more words of o
 _ENDED = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<!\be\.g)[.!?][\"')\]’”»]*$")
 _REPEATS = ((6, 3), (12, 2))  # a run of so many words that occurs so often is a loop
 _REPEATED_WORDS = 4  # a sentence of so many words that occurs twice is a loop
-_SHINGLE = 8  # words in a row that two texts do not share by chance
 _BAD_CHARACTERS, _MARKUP = pattern("bad_characters"), pattern("markup")
 _TRIGGERS = {code: frozenset(words.split()) for code, words in ENGLISH["triggers"].items()}
 _TALK = {code: pattern(code) for code in _TRIGGERS}
@@ -115,11 +117,11 @@ def is_finished(text: str) -> bool:
 def loops(text: str) -> bool:
     """Return whether a run of words follows itself twice, or a long run or a whole sentence occurs again."""
     words = tokens(text)
-    if len(set(_runs(words, 4))) >= len(words) - 3:  # true of most texts, and of none that loops
+    if len(set(shingles([text], 4))) >= len(words) - 3:  # true of most texts, and of none that loops
         return False
     if any(b"\x01" * max(4, 2 * size) in bytes(map(eq, words, words[size:])) for size in range(1, 6)):
         return True
-    if any(max(Counter(_runs(words, size)).values(), default=0) >= times for size, times in _REPEATS):
+    if any(max(Counter(shingles([text], size)).values(), default=0) >= times for size, times in _REPEATS):
         return True
     long = [sentence for sentence in sentences(text) if len(sentence) >= _REPEATED_WORDS]
     return len(set(long)) < len(long)
@@ -132,10 +134,7 @@ def talk_fault(text: str) -> str | None:
     return next((code for code in likely if _TALK[code].search(lowered)), None)
 
 
-def shingles(texts: Iterable[str]) -> frozenset[Shingle]:
-    """Return all runs of eight words in the texts: what a prompt shows and no answer may repeat."""
-    return frozenset().union(*(_runs(tokens(text), _SHINGLE) for text in texts))
-
-
-def _runs(words: Sequence[str], size: int) -> list[Shingle]:
-    return list(zip(*(words[start:] for start in range(size)), strict=False))
+def shingles(texts: Iterable[str], size: int = 8) -> list[Words]:
+    """Return all runs of so many words in each text. Two texts do not share one of eight words by chance."""
+    parts = [[tokens(text)[start:] for start in range(size)] for text in texts]
+    return [run for part in parts for run in zip(*part, strict=False)]

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import evaluate
@@ -82,5 +81,4 @@ class InstructionQuality(evaluate.Measurement):  # type: ignore[misc]
         texts = {"description": _DESCRIPTION, "citation": _CITATION, "inputs_description": _KWARGS}
         return evaluate.MeasurementInfo(module_type="measurement", features=datasets.Features(columns), **texts)
 
-    def _compute(self, **columns: list[Any]) -> dict[str, object]:
-        return measure(**columns)
+    _compute = staticmethod(measure)
