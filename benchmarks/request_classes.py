@@ -89,7 +89,7 @@ async def bodies(kind: str) -> list[tuple[str, dict[str, Any]]]:
                 prompt = load_prompt(path.stem)
                 schema = prompt.answer_schema(6, 8) if "QA Pairs" in str(prompt.json_schema) else prompt.json_schema
                 request = Request(prompt.messages(prompt.warm_up), prompt.sampling, 7, schema)
-                found.append((f"{path.stem}, thinking {thinking}", json.loads(endpoint.body(request))))
+                found.append((f"{path.stem}, thinking {thinking}", endpoint.fields(request)))
     return found
 
 

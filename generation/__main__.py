@@ -40,7 +40,7 @@ Config = Annotated[Path | None, typer.Option(help="Recipe (YAML). Needed once: t
 Extend = Annotated[bool, typer.Option("--extend", help="Add the seeds that the run does not have yet.")]
 _ENDPOINT = typer.Option("--endpoint", metavar="URL", help="Base URL of a server; repeatable. Key: $TGI_API_KEY.")
 Endpoint = Annotated[list[str] | None, _ENDPOINT]
-Kind = Annotated[str | None, typer.Option(help="auto, tgi, tgi_generate, vllm, sglang, llama.cpp or openai.")]
+Kind = Annotated[str | None, typer.Option(help="auto, tgi, vllm, sglang, llama.cpp or openai.")]
 Captions = Annotated[bool, typer.Option("--captions", help="Check captions against their seeds instead.")]
 Executor = Annotated[Literal["local", "slurm", "ray"] | None, typer.Option(help="Run in many tasks.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Tasks that share the shards of each stage.")]

@@ -96,7 +96,7 @@ class Server(Section):
     """The text-generation servers."""
 
     endpoints: tuple[str, ...] = ()  # base URLs; none: the embedded model (SmolLM2-135M on the CPU)
-    kind: Literal["auto", "tgi", "tgi_generate", "vllm", "sglang", "llama.cpp", "openai"] = "auto"
+    kind: Literal["auto", "tgi", "vllm", "sglang", "llama.cpp", "openai"] = "auto"
     model: str | None = None  # which of several served models
     model_name: str | None = None  # for the card, where the server names a path or nothing
     thinking: Literal["off", "low", "on"] = "off"  # thinking costs 5 to 50 times the tokens

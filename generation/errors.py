@@ -64,8 +64,4 @@ class RateLimited(ServerError):
 
 
 class TransientError(ServerError):
-    """Retry: a failure that may pass, such as a dropped connection, HTTP 5xx or a time-out."""
-
-
-class BatchFailed(TransientError):
-    """Retry, then isolate: HTTP 424 fails a whole batch for what may be the fault of one row."""
+    """Retry: a failure that may pass, such as a dropped connection, HTTP 424 or 5xx, or a time-out."""

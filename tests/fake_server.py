@@ -4,7 +4,7 @@
     async with FakeServer("tgi", limit=8) as server: ...       in the test's event loop
     with FakeServer("llama.cpp") as server: ...                in a thread of its own
 
-It answers as TGI (chat and /generate), vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or
+It answers as TGI, vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or
 SGLang's gateway does (servers.md, tgi-facts.md), and fails in their words. Default answers depend on messages and seed
 only (``fake_answers``). It imports nothing of ``generation``.
 """
@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import re
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
@@ -41,7 +40,6 @@ _GAUGES = {
     "sglang": 'sglang:num_queue_reqs{model_name="m"}',
     "llama.cpp": "llamacpp:requests_deferred",
 }
-_TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n|$)", re.DOTALL)
 Body = dict[str, Any]
 
 
@@ -157,7 +155,7 @@ class FakeServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         transport = request.transport
-        generates = request.method == "POST" and request.path in ("/v1/chat/completions", "/generate")
+        generates = request.method == "POST" and request.path == "/v1/chat/completions"
         self._busy.add(transport)
         self.in_flight += generates
         try:
@@ -198,7 +196,6 @@ class FakeServer:
             return web.Response(status=408) if self.kind == "gateway" else self._refused(*full)
         if reply and reply.text is None:
             return await _as_scripted(request, reply)
-        body = _as_chat(body) if request.path == "/generate" else body
         if refusal := self._check(body):
             return refusal
         messages, max_tokens = body["messages"], body.setdefault("max_tokens", 256)
@@ -220,7 +217,7 @@ class FakeServer:
                     await asyncio.wait([failed], timeout=seconds)
                 if failed.done():
                     return self._failed(failed.result())
-                return self._answer(body, reply, request.path == "/generate")
+                return self._answer(body, reply)
             finally:
                 self._running.discard(failed)
 
@@ -253,7 +250,7 @@ class FakeServer:
         error = {"message": message, "type": error_type, "param": None, "code": status}
         return _response({"object": "error", **error} if self.kind == "sglang" else {"error": error}, status)
 
-    def _answer(self, body: Body, reply: Reply, native: bool) -> web.Response:
+    def _answer(self, body: Body, reply: Reply) -> web.Response:
         messages, most = body["messages"], 4 * body["max_tokens"]  # characters
         text, thinking, reason = reply.text or "", reply.thinking[:most], reply.finish_reason
         if len(text) + len(thinking) > most:
@@ -263,9 +260,6 @@ class FakeServer:
         if self.kind == "tgi":
             headers |= {"x-prompt-tokens": str(prompt), "x-generated-tokens": str(tokens)}
             headers |= {"x-total-time": "100", "x-queue-time": "5" if self.in_flight > len(self._running) else "0"}
-        if native:
-            details = {"finish_reason": "eos_token" if reason == "stop" else reason, "generated_tokens": tokens}
-            return _response({"generated_text": text, "details": {**details, "seed": 1, "tokens": []}}, 200, headers)
         message: Body = {"role": "assistant", "content": text}
         usage: Body = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
         if thinking and self.thinking not in ("reasoning", "reasoning_content"):
@@ -331,17 +325,6 @@ async def _as_scripted(request: web.BaseRequest, reply: Reply) -> web.StreamResp
     if request.transport is not None:
         request.transport.abort()
     return response
-
-
-def _as_chat(body: Body) -> Body:
-    """Return a body of TGI's ``/generate`` as one of the chat route."""
-    turns = _TURN.findall(body["inputs"]) or [("user", body["inputs"])]
-    messages = [{"role": role, "content": content} for role, content in turns if content]  # the last may be empty
-    parameters = body.get("parameters", {})
-    chat = {**parameters, "messages": messages, "max_tokens": parameters.get("max_new_tokens", 100)}
-    if grammar := parameters.get("grammar"):
-        chat["response_format"] = {"value": {}, "json_schema": {"schema": grammar["value"]}}
-    return chat
 
 
 def _response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

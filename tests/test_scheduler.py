@@ -13,7 +13,7 @@ from generation.config import Server
 from generation.errors import FatalServerError, RequestRejected
 from generation.prompts import Sampling
 from generation.tgi import endpoint_state
-from generation.tgi.limit import DECREASE, AdaptiveLimit
+from generation.tgi.endpoint_state import DECREASE, AdaptiveLimit
 from generation.tgi.protocol import Answer, Request
 from generation.tgi.scheduler import RequestStats, connect
 from tests.fake_server import FakeServer, Reply

@@ -163,8 +163,8 @@ class SimulatedServer:
     async def queue_size(self) -> int | None:
         return max(0, len(self.flying) - self.plan.slots)
 
-    def max_tokens(self, request: Request) -> int:
-        return request.sampling.max_tokens
+    def fields(self, request: Request) -> dict[str, Any]:
+        return {"max_tokens": request.sampling.max_tokens}
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
         if hasattr(self, "state") and self.state.running > self.state.limit.ceiling:

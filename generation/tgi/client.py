@@ -10,6 +10,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -20,21 +21,21 @@ from yarl import URL
 
 from .. import config
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
-from .dialects import DIALECTS, SIDE_ROUTES, THINKING_TOKENS, chat_body, describe, native_body, refused_fields
-from .protocol import API_KEY_VARIABLE, Answer, Request, ServerInfo, count, failure, read_answer
+from . import protocol
+from .protocol import API_KEY_VARIABLE, Answer, Fields, Request, ServerInfo
 
 logger = logging.getLogger(__name__)
 SIDE_S = 10.0  # for a reply of any route but generation
 CONNECT_S = 10.0  # for a new connection
 KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
-_TOKENIZE = {"tgi": "/chat_tokenize", "tgi_generate": "/chat_tokenize", "vllm": "/tokenize"}
+THINKING_TOKENS = {"off": 0, "low": 1024, "on": 4096}  # added to max_tokens where the model may think
+_TOKENIZE = {"tgi": "/chat_tokenize", "vllm": "/tokenize"}
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
     r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:{.*})? +(\S+)",
     re.MULTILINE,
 )
 _certificates = cache(lambda file: ssl.create_default_context())  # reads ``file``, in 50 ms
-Fields = dict[str, Any]
 Session = aiohttp.ClientSession
 
 
@@ -51,10 +52,10 @@ class Endpoint:
     ``url`` is the base URL as messages show it, and ``info`` what the server is, once connected."""
 
     def __init__(self, url: str, settings: config.Server, session: Session) -> None:
-        self._settings, self._session, self._native = settings, session, settings.kind == "tgi_generate"
-        self._base, chat_url = _parse(url)
-        self._ask_url = self._route("/generate") if self._native else chat_url
+        self._settings, self._session = settings, session
+        self._base, self._url = _parse(url)
         self.url, host = str(self._base.with_query(None)).rstrip("/"), self._base.host or ""
+        self._kind: str = "openai" if settings.kind == "auto" else settings.kind
         self.info: ServerInfo | None = None
         self._headers = {"Content-Type": "application/json"}
         if key := os.environ.get(API_KEY_VARIABLE):
@@ -63,7 +64,6 @@ class Endpoint:
             self._headers["Authorization"] = f"Bearer {key}"
         local = host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host)
         self._proxy = None if local else getproxies().get(self._base.scheme)  # trust_env would look for every request
-        self._dialect = DIALECTS["openai" if settings.kind == "auto" else settings.kind]
         self._left_out: set[str] = set()  # fields that this server does not take
         self._answered = self._thinks = False  # a request; although thinking is off
         self._clocks: set[asyncio.Timeout] = set()  # of requests in flight
@@ -73,23 +73,21 @@ class Endpoint:
         that it is healthy, the generation route decides. A ``ServerError`` says that it cannot be reached, is not
         ready, refuses the key, or serves several models."""
         async with open_session() as session:
-            found = await asyncio.gather(*(self._side(route, None, session) for route in SIDE_ROUTES))
-            replies = dict(zip(SIDE_ROUTES, found, strict=True))
-            info = describe(self.url, {route: reply for route, reply in replies.items() if reply}, self._settings)
-            known = info.kind.startswith("tgi") or info.served_model is not None
+            found = await asyncio.gather(*(self._side(route, None, session) for route in protocol.SIDE_ROUTES))
+            replies = dict(zip(protocol.SIDE_ROUTES, found, strict=True))
+            info = protocol.describe(self.url, replies, self._settings)
+            known = info.kind == "tgi" or info.served_model is not None
             if not known or replies["/health"] is None:
                 await self._try_generation(info.served_model, session)
         if self.info is None or known:  # else what it said before
-            self.info, self._dialect = info, DIALECTS[info.kind]
+            self.info, self._kind = info, info.kind
         return self.info
 
     async def _try_generation(self, model: str | None, session: Session) -> None:
         """Raise a ServerError unless the generation route, asked for one token, gives an answer or refuses it."""
         fields: Fields = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-        fields |= {"model": model} if model else {}
-        fields = {"inputs": "Hi", "parameters": {"max_new_tokens": 1}} if self._native else fields
         try:
-            await self._send(self._ask_url, fields, session=session)
+            await self._send("", fields | ({"model": model} if model else {}), session=session)
         except (RateLimited, RequestRejected, TransientError) as error:
             if error.status in (404, 405) and not self._answered:
                 raise FatalServerError(f"{error}; give the server's base URL", error.status) from None
@@ -105,53 +103,56 @@ class Endpoint:
     async def queue_size(self) -> int | None:
         """Return how many requests wait for a slot, by ``/metrics``; None where it does not say."""
         try:
-            content, _ = await self._send(self._route("/metrics"))
+            _, content, _ = await self._send("/metrics")
         except ServerError:
             return None
         sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
-        return sum(map(count, sizes)) if sizes else None
+        return sum(map(protocol.count, sizes)) if sizes else None
 
     async def count_tokens(self, request: Request) -> int | None:
         """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
         route = _TOKENIZE.get(self.info.kind) if self.info else None
-        reply = (await self._side(route, self._fields(request)) if route else None) or {}
+        reply = (await self._side(route, self.fields(request)) if route else None) or {}
         tokens = reply.get("tokenize_response")
-        return len(tokens) if isinstance(tokens, list) else count(reply.get("count")) or None
+        return len(tokens) if isinstance(tokens, list) else protocol.count(reply.get("count")) or None
 
-    def max_tokens(self, request: Request) -> int:
-        """Return the tokens to allow: of the answer, and of thinking unless the answer is begun already."""
-        budget = THINKING_TOKENS["low" if self._thinks else self._settings.thinking]
-        return request.sampling.max_tokens + (0 if request.prefix else budget)
-
-    def body(self, request: Request) -> bytes:
-        """Return the JSON of a request to the chat route."""
-        return orjson.dumps(self._fields(request))
-
-    def _fields(self, request: Request) -> Fields:
-        model = self.info.served_model if self.info else self._settings.model
-        fields = chat_body(request, self._dialect, model, self._settings.thinking, self.max_tokens(request))
+    def fields(self, request: Request) -> Fields:
+        """Return the body of the generation route; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0).
+        ``max_tokens`` are those of the answer, and of thinking unless the answer is begun already."""
+        begun, thinking = bool(request.prefix), self._settings.thinking
+        more = 0 if begun else THINKING_TOKENS["low" if self._thinks else thinking]
+        fields: Fields = request.sampling.__dict__ | protocol.NEUTRAL[self._kind]
+        fields |= {"max_tokens": request.sampling.max_tokens + more, "seed": request.seed, "stream": False}
+        fields |= {"messages": request.messages} | (protocol.CONTINUE.get(self._kind, {}) if begun else {})
+        if self._kind != "tgi":
+            thinks = thinking != "off" and not begun
+            model = self.info.served_model if self.info else self._settings.model
+            fields |= {"model": model} if model else {}
+            fields["chat_template_kwargs"] = {"enable_thinking": thinks, "thinking": thinks}  # Qwen; DeepSeek
+            fields |= {} if thinks and thinking == "on" else {"reasoning_effort": "low"}  # gpt-oss: cannot be off
+        if request.schema:
+            named = {"name": "answer", "schema": request.schema}
+            fields["response_format"] = {"type": "json_schema", "json_schema": {**named, "strict": True}}
+            fields["response_format"] |= {"value": named} if self._kind == "tgi" else {}
         return {name: fields[name] for name in fields.keys() - self._left_out} if self._left_out else fields
 
     async def ask(self, request: Request, timeout_s: float) -> Answer:
         """Return the answer to a request; neutral fields that the server refuses are left out from then on. The class
         of the ``ServerError`` that is raised else says how to react."""
         while True:
-            fields = await self._native_fields(request) if self._native else self._fields(request)
+            fields = self.fields(request)
             try:
-                content, headers = await self._send(self._ask_url, fields, timeout_s)
-                reply = _json(content)
-                if isinstance(reply, dict) and reply.get("error") and not {"choices", "generated_text"} & reply.keys():
-                    raise self._failure("POST", self._ask_url, 200, content, headers)  # so proxies send errors
-                answer = read_answer(reply, headers, request.prefix)
+                reply, content, headers = await self._send("", fields, timeout_s)
+                answer = protocol.read_answer(reply, headers, request.prefix)
             except RequestRejected as error:
-                refused = refused_fields(str(error), fields, self._dialect) if error.status in (400, 422) else set()
+                refused = protocol.refused_fields(str(error), fields) if error.status in (400, 422) else set()
                 if not refused:
                     raise
                 if new := sorted(refused - self._left_out):
                     self._left_out.update(new)
                     logger.warning("%s does not take %s: left out from now on", self.url, ", ".join(new))
                 continue
-            except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
                 shown = f"({error!r}): {content[:300].decode('utf-8', 'replace')}"
                 raise TransientError(f"POST {self.url}: unexpected answer {shown}", 200) from None
             self._answered = True
@@ -162,32 +163,22 @@ class Endpoint:
             if answer.finish_reason != "length":
                 return answer
 
-    async def _native_fields(self, request: Request) -> Fields:
-        rendered = (await self._side("/chat_tokenize", {"messages": request.messages}) or {}).get("templated_text")
-        if not isinstance(rendered, str):
-            raise TransientError(f"{self.url}/chat_tokenize gives no templated_text")
-        return native_body(request, rendered, self.max_tokens(request))
-
-    def _route(self, path: str) -> URL:
-        return self._base.with_path(self._base.path.rstrip("/") + path, keep_query=True)
-
     async def _side(self, path: str, fields: Fields | None = None, session: Session | None = None) -> Fields | None:
         """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
         try:
-            content, _ = await self._send(self._route(path), fields, session=session)
-            reply = _json(content)
+            reply, _, _ = await self._send(path, fields, session=session)
         except ServerError:
             return None
-        except (ValueError, RecursionError):
-            return {}
         return reply if isinstance(reply, dict) else {}
 
     async def _send(
-        self, url: URL, fields: Fields | None = None, timeout_s: float = SIDE_S,
-        session: Session | None = None,
-    ) -> tuple[bytes, Mapping[str, str]]:  # fmt: skip
-        """Return body and headers of a reply with status 200 to a POST of ``fields``, or to a GET without them."""
+        self, route: str, fields: Fields | None = None, timeout_s: float = SIDE_S, session: Session | None = None
+    ) -> tuple[Any, bytes, Mapping[str, str]]:
+        """Return JSON ({} if it is none), body and headers of a reply with status 200 to a POST of ``fields``, or to a
+        GET without them; the empty ``route`` is that of generation."""
+        url = self._base.with_path(self._base.path.rstrip("/") + route, keep_query=True) if route else self._url
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
+        reply, call = Fields(), f"{method} {url.with_query(None)}"
         clock = asyncio.timeout(timeout_s)
         self._clocks.add(clock)
         try:
@@ -196,33 +187,25 @@ class Endpoint:
                     method, url, data=data, headers=self._headers, proxy=self._proxy, allow_redirects=False
                 )
                 content, status = await response.read(), response.status
-        except TimeoutError as error:  # aiohttp's are also ClientErrors
-            said = str(error) or (f"no answer in {timeout_s:g} s" if clock.when() else "no sign of life")
-            raise TransientError(f"{_call(method, url)}: {said}") from None
-        except aiohttp.ClientSSLError as error:
-            hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
-            raise FatalServerError(f"{_call(method, url)}: no secure connection ({error}); {hint}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TransientError(f"{_call(method, url)}: {type(error).__name__}: {error}") from None
+            said = f"{type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError):  # asyncio's, or one of aiohttp's
+                said = str(error) or (f"no answer in {timeout_s:g} s" if clock.when() else "no sign of life")
+            elif isinstance(error, aiohttp.ClientSSLError):
+                hint = "name its authority's certificate in $SSL_CERT_FILE, or give http:// if it does not speak TLS"
+                raise FatalServerError(f"{call}: no secure connection ({error}); {hint}") from None
+            raise TransientError(f"{call}: {said}") from None
         finally:
             self._clocks.discard(clock)
-        if status == 200:
-            return content, response.headers
-        raise self._failure(method, url, status, content, response.headers)
-
-    def _failure(self, method: str, url: URL, status: int, content: bytes, headers: Mapping[str, str]) -> ServerError:
-        return failure(_call(method, url), status, content, headers, "Authorization" in self._headers, self._answered)
-
-
-def _call(method: str, url: URL) -> str:
-    return f"{method} {url.with_query(None)}"
-
-
-def _json(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except ValueError:  # NaN, lone surrogates
-        return json.loads(content)
+        with suppress(ValueError, RecursionError):
+            try:
+                reply = orjson.loads(content)
+            except ValueError:
+                reply = json.loads(content)  # takes NaN and lone surrogates
+        headers, keyed = response.headers, "Authorization" in self._headers
+        if status != 200 or (isinstance(reply, dict) and reply.get("error") and "choices" not in reply):  # of a proxy
+            raise protocol.failure(call, status, content, headers, keyed, self._answered)
+        return reply, content, headers
 
 
 def _parse(text: str) -> tuple[URL, URL]:

@@ -6,17 +6,22 @@ the server closed its listener does not bring it back. Times are those of the ev
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
+import orjson
+
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from .client import Endpoint
-from .limit import QUEUE_SHARE, START_LIMIT, AdaptiveLimit
 from .protocol import Answer, Request, ServerInfo
 
 logger = logging.getLogger(__name__)
+START_LIMIT = 8  # where the server publishes no limit
+DECREASE, ROUND = 0.9, 32
+QUEUE_SHARE = 0.3  # of an answer's time, or of the requests in flight: more waiting in the server only adds latency
 FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: treated as away
 LOOK_S = 5.0  # between looks at an endpoint that is up
 STALL_S = 60.0  # requests in flight and no sign of life: connect anew; twice as long, and away: ask elsewhere
@@ -28,6 +33,36 @@ SLOW_S = 10.0  # a warm-up that takes longer is explained
 TICK_S = 0.005  # what is due so soon is due now: timers may fire early, under uvloop by more than 1 ms
 MAY_PASS = (None, 408, 429, 502, 503, 504)  # HTTP status of a server that is not there yet
 CHARACTERS_A_TOKEN = 5  # of prompts that the server does not count; English has 4 to 5, so no good prompt is refused
+
+
+class AdaptiveLimit:
+    """How many requests one endpoint gets at a time: ``value``, at most ``ceiling``.
+
+    It doubles with every limit's worth of answers until the first sign of congestion (slow start). At each sign it
+    falls by a tenth; then it grows by one with every limit's worth of answers, or every ``ROUND`` if that is more. A
+    sign counts in full only if its request was sent after the last decrease, for the requests of one burst carry the
+    same news; but the more of them are refused, the less the server holds. Times are the event loop's.
+    """
+
+    def __init__(self, ceiling: int, start: int = START_LIMIT) -> None:
+        self.ceiling, self.value = ceiling, float(min(start, ceiling))
+        self._decreased_at, self._before, self._refused = -math.inf, 0.0, 0  # last decrease; value before it; refused
+
+    def answered(self, sent_at: float, now: float, queue_share: float, saturated: bool) -> None:
+        """Count an answer: the limit grows if it was ``saturated``, that is if more requests waited to be sent."""
+        if queue_share > QUEUE_SHARE:
+            self.congested(sent_at, now, refused=False)
+        elif saturated:
+            self.value = min(self.value + (1 / max(self.value, ROUND) if self._before else 1), self.ceiling)
+
+    def congested(self, sent_at: float, now: float, refused: bool = True) -> None:
+        """Lower the limit: a request was refused, or waited too long in the server."""
+        if sent_at >= self._decreased_at:
+            self._decreased_at, self._before, self._refused = now, self.value, 0
+        elif not refused:
+            return
+        self._refused += 1
+        self.value = max(1.0, min(self._before * DECREASE, self._before - self._refused))
 
 
 class EndpointState:
@@ -51,10 +86,6 @@ class EndpointState:
     def is_up(self) -> bool:
         """Return whether requests may be sent."""
         return self.reachable and self._time() + TICK_S >= self.full_until
-
-    def is_free(self) -> bool:
-        """Return whether one more request may be sent."""
-        return self.running < int(self.limit.value) and not self.reserved and self.is_up()
 
     def started(self) -> float:
         """Count a request that is sent; return the time."""
@@ -150,13 +181,9 @@ class EndpointState:
 
     async def _warm_up(self, request: Request) -> None:
         """See that a request is answered, and let the server compile its schema; else raise a ServerError."""
-        endpoint, url, context = (
-            self.endpoint,
-            self.endpoint.url,
-            self.endpoint.info and self.endpoint.info.max_total_tokens,
-        )
-        tokens = endpoint.max_tokens(request)
-        counted = await endpoint.count_tokens(request) if context else None
+        url, context = self.endpoint.url, self.endpoint.info and self.endpoint.info.max_total_tokens
+        tokens = self.endpoint.fields(request)["max_tokens"]
+        counted = await self.endpoint.count_tokens(request) if context else None
         prompt = counted or sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
         if context and prompt + tokens > context:
             raise FatalServerError(
@@ -196,11 +223,11 @@ class Fleet:
 
     def body(self, request: Request) -> bytes:
         """Return the JSON of a request as an endpoint is sent it."""
-        return next(state.endpoint for state in self.states if state.endpoint.info).body(request)
+        return orjson.dumps(next(state.endpoint for state in self.states if state.endpoint.info).fields(request))
 
     def least_loaded(self) -> EndpointState | None:
         """Return the free endpoint with the smallest share of its limit in use."""
-        free = [state for state in self.states if state.is_free()]
+        free = [s for s in self.states if s.running < int(s.limit.value) and not s.reserved and s.is_up()]
         return min(free, key=lambda state: state.running / state.limit.value, default=None)
 
     def failures(self) -> str:

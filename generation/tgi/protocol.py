@@ -1,4 +1,7 @@
-"""Requests, answers and errors as values, and how the replies of every server are read. Nothing here does I/O."""
+"""What servers take and give: requests, answers and errors as values, and the differences between the kinds of server.
+
+Sources: TGI 3.3.7 (``router/src``) and the chat routes of vLLM 0.33, SGLang 0.5 and llama.cpp. Nothing here does I/O.
+"""
 
 import json
 import re
@@ -8,13 +11,36 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
-from ..errors import BatchFailed, FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
+from .. import config
+from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from ..prompts import Message, Sampling
 
+Fields = dict[str, Any]
 API_KEY_VARIABLE = "TGI_API_KEY"
+SIDE_ROUTES = ("/info", "/version", "/v1/models", "/props", "/server_info", "/get_server_info", "/health")
+# What each kind takes in /v1/chat/completions: fields that stay neutral (else it uses generation_config.json), and
+# those that make it continue a last assistant message. TGI reads "model" as an adapter and cannot switch thinking;
+# llama.cpp continues by itself; what a server of kind "openai" does not know, it names, and it is left out.
+_OPENAI = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+NEUTRAL: dict[str, Fields] = {
+    **{"tgi": {}, "llama.cpp": {"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}},
+    **dict.fromkeys(("vllm", "sglang", "openai"), _OPENAI),
+}
+CONTINUE: dict[str, Fields] = {
+    **dict.fromkeys(("vllm", "openai"), {"add_generation_prompt": False, "continue_final_message": True}),
+    "sglang": {"continue_final_message": True},
+}
+_OPTIONAL = {*_OPENAI, "repeat_penalty", "chat_template_kwargs", "reasoning_effort"}
+_REFUSAL = re.compile(
+    "unknown|unexpected|unrecogni[sz]ed|unsupported|extra|forbidden|additional|invalid|must be|"
+    "not (be )?(supported|support|permitted|allowed|accepted)",
+    re.I,
+)
+_OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # owned_by in /v1/models
+_VERSIONS = (("version", "build_info"), ("docker_label", "sha"))  # TGI 3.3.6 and 3.3.7 name one version
 _STATUS: dict[int, type[ServerError]] = {
-    **{402: FatalServerError, 424: BatchFailed, 429: RateLimited},
-    **dict.fromkeys((404, 408, 409, 425, 499), TransientError),
+    **{402: FatalServerError, 429: RateLimited},
+    **dict.fromkeys((404, 408, 409, 424, 425, 499), TransientError),  # 424: TGI fails a batch, maybe for one row
 }
 # vLLM: "The engine is currently busy and cannot accept new requests", "... has reached its prefill token backlog
 # limit"; SGLang: "The request queue is full."; TGI: "Model is overloaded"; Envoy: "reset reason: overflow".
@@ -64,7 +90,7 @@ class Answer(NamedTuple):
 class ServerInfo(NamedTuple):
     """What an endpoint says of itself."""
 
-    kind: str  # a key of dialects.DIALECTS
+    kind: str  # a key of NEUTRAL
     model_id: str  # for provenance: server.model_name, else the server's name for it, else "unknown"
     served_model: str | None = None  # the name to send as "model"
     version: str | None = None
@@ -74,20 +100,14 @@ class ServerInfo(NamedTuple):
 
 
 def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
-    """Return the answer of ``/v1/chat/completions`` or TGI's ``/generate``. If it has another shape, or the server
-    aborted the request, a LookupError, TypeError, AttributeError or ValueError is raised."""
-    if native := isinstance(reply, dict) and "generated_text" in reply:
-        choice = reply.get("details") or {}
-        message = {"content": reply["generated_text"]}
-        usage = {"completion_tokens": choice.get("generated_tokens"), "prompt_tokens": headers.get("x-prompt-tokens")}
-    else:
-        choice, usage = reply["choices"][0], reply.get("usage")
-        message = choice["message"]
-    reason = choice.get("finish_reason")
+    """Return the answer of ``/v1/chat/completions``. If it has another shape, or the server aborted the request, a
+    LookupError, TypeError, AttributeError or ValueError is raised."""
+    choice, usage = reply["choices"][0], reply.get("usage")
+    message, reason = choice["message"], choice.get("finish_reason")
     if reason in _ABORTED:
         raise ValueError(f"the server aborted the request: finish_reason {reason}")
     reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
-    text = _joined(message.get("content")) or ("" if native else _joined(message.get("refusal")))
+    text = _joined(message.get("content")) or _joined(message.get("refusal"))
     thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))
     if thinking and not text.strip() and (reason == "stop" or prefix):
         text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
@@ -124,6 +144,54 @@ def count(value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         return 0
     return int(number) if 0 < number < 2**31 else 0  # False for NaN
+
+
+def refused_fields(message: str, body: Fields) -> set[str]:
+    """Return the fields of ``body`` that a refusal names and that can be left out: the neutral ones, and those of
+    thinking, since a server that does not know them cannot switch it."""
+    optional = _OPTIONAL | ({"frequency_penalty"} if body.get("frequency_penalty") == 0 else set())
+    named = {name for name in optional & body.keys() if re.search(rf"\b{name.removesuffix('_kwargs')}", message)}
+    return named if _REFUSAL.search(message) else set()
+
+
+def describe(url: str, routes: Mapping[str, Fields | None], settings: config.Server) -> ServerInfo:
+    """Return what a server is, by the JSON objects of its side channels; a ``FatalServerError`` if it serves several
+    models and ``server.model`` names none."""
+    replies = {route: reply for route, reply in routes.items() if reply}
+    if not _text(replies.get("/info", {}).get("model_id")):  # that of another service on the same host
+        replies.pop("/info", None)
+    said = {key: value for route in reversed(SIDE_ROUTES) for key, value in replies.get(route, {}).items()}
+    listed = replies.get("/v1/models", {}).get("data")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    models = {entry["id"]: entry for entry in reversed(entries) if _text(entry.get("id"))}
+    guesses = ["tgi"] if "/info" in replies else []
+    guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
+    guesses += ["llama.cpp"] if "default_generation_settings" in said else []
+    guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []
+    kind = settings.kind if settings.kind != "auto" else [*guesses, "openai"][0]
+    served = settings.model or next(reversed(models), None)
+    if len(models) > 1 and not settings.model and kind != "tgi":
+        names = ", ".join(sorted(models)[:20])
+        raise FatalServerError(f"{url} serves several models ({names}): name one in server.model")
+    slot = said.get("default_generation_settings")
+    said |= models.get(served or "", {}) | ({"n_ctx": slot.get("n_ctx")} if isinstance(slot, dict) else {})
+    contexts = map(said.get, ("max_total_tokens", "max_model_len", "context_length", "n_ctx"))
+    at_once = map(said.get, ("max_concurrent_requests", "total_slots", "max_running_requests"))
+    version, image = (_text(said.get(one)) or _text(said.get(other)) for one, other in _VERSIONS)
+    return ServerInfo(
+        kind=kind,
+        model_id=settings.model_name or (kind == "tgi" and _text(said.get("model_id"))) or served or "unknown",
+        served_model=served,
+        version=f"{version} ({image})" if version and image else version,
+        model_revision=_text(said.get("model_sha")),
+        max_concurrent=next(filter(None, map(count, at_once)), None),
+        max_total_tokens=next(filter(None, map(count, contexts)), None),
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Return a short string, or None for any other value."""
+    return value if isinstance(value, str) and 0 < len(value) <= 300 else None
 
 
 def failure(

@@ -18,8 +18,7 @@ from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, UnicornError
 from .client import Endpoint, open_session
 from .embedded import EMBEDDED_SLOTS, embedded_server
-from .endpoint_state import TICK_S, EndpointState, Fleet
-from .limit import START_LIMIT
+from .endpoint_state import START_LIMIT, TICK_S, EndpointState, Fleet
 from .protocol import Answer, Request
 
 BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
