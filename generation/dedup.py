@@ -25,14 +25,11 @@ from .rows import REJECTED_SCHEMA, stable_hash
 from .stages import CAPTIONS, SEEDS, Stage
 from .store import Run
 
-Hashes = NDArray[np.uint64]
 NGRAM = {SEEDS.name: 2, CAPTIONS.name: 3}  # words
 THRESHOLD = 0.8  # of the report and of duplicate groups, where the recipe sets none
 _BENCHMARK_NGRAM = 8  # words, as PaLM's contamination check (Chowdhery et al. 2022, section 8)
-_SIGNATURE = 128  # MinHash values a row
-_BANDS = (1, 2, 4, 8, 16, 32, 64, _SIGNATURE)
+_SIGNATURE = 128  # MinHash values a row, in 1, 2, 4 ... or 128 bands
 _RECALL = 0.9  # of pairs at the threshold; above 0.99 at 0.1 above it
-_EXAMPLES = 5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying modulo 2**64 loses nothing
 _word_hash = lru_cache(maxsize=65_536)(stable_hash)
 
@@ -44,7 +41,7 @@ def _plain(character: str) -> str:
     return character if category[0] in "LMNS" else "" if category == "Cf" else " "
 
 
-def ngrams(text: str, n: int) -> Hashes:
+def ngrams(text: str, n: int) -> NDArray[np.uint64]:
     """Return the set of a text's word n-grams as ascending hashes; a text of fewer words is one n-gram.
 
     Compatibility forms (NFKC), case, punctuation and white space make no difference.
@@ -63,12 +60,11 @@ def ngrams(text: str, n: int) -> Hashes:
 def find_repeats(
     texts: Iterable[str], n: int, threshold: float | None = None, benchmark: Path | None = None, kept: int = 0
 ) -> tuple[dict[int, tuple[int, float]], dict[int, str]]:
-    """Return two kinds of texts by position: those that repeat an earlier one, and those that hold a question.
+    """Return which texts repeat an earlier one that is in neither result (by position: the earlier one, and their
+    similarity), and which hold a question of a file ``benchmark`` (the question). The first ``kept`` are in neither.
 
-    The first have the position of an earlier text that is in neither, and the similarity of both: at least
-    ``threshold``, the Jaccard similarity of word ``n``-grams, 0.1 to 1 (None: not searched). The second share 8 words
-    in a row with a question of the file ``benchmark``; texts and questions of fewer words count as a whole. The first
-    ``kept`` texts are in neither. A text without words repeats nothing.
+    ``threshold`` is the least Jaccard similarity of word ``n``-grams, 0.1 to 1 (None: not searched). To hold a
+    question is to share 8 words in a row; texts and questions of fewer words count as a whole.
     """
     duplicates, contaminated = dict[int, tuple[int, float]](), dict[int, str]()
     if not (threshold or benchmark):
@@ -80,7 +76,8 @@ def find_repeats(
     known = dict(reversed(held))  # the first question that holds an n-gram
     # A pair of similarity s agrees in one of b bands of r values with probability 1 - (1 - s**r)**b.
     least = threshold or 1.0
-    bands = next(b for b in _BANDS if b == _SIGNATURE or 1 - (1 - least ** (_SIGNATURE // b)) ** b >= _RECALL)
+    powers = (2**power for power in range(8))
+    bands = next(b for b in powers if b == _SIGNATURE or 1 - (1 - least ** (_SIGNATURE // b)) ** b >= _RECALL)
     index, grams = RMinHashLSH(least, _SIGNATURE, bands), dict[int, NDArray[np.uint32]]()
     for row, text in enumerate(counted(texts, "duplicates", "row")):
         if known and row >= kept and (hits := known.keys() & ngrams(text, _BENCHMARK_NGRAM).tolist()):
@@ -168,8 +165,8 @@ def report_duplicates(run: Run, stage_name: str, threshold: float = THRESHOLD, b
     lines = [f"{stage_name}: {len(texts):,} rows; near: similarity >= {threshold:g} of word {n}-grams"]
     lines += ["| reason | rows | share |", "|---|---|---|"]
     lines += [f"| {reason} | {count:,} | {count / max(1, len(texts)):.2%} |" for reason, count in counts.items()]
-    for row, (match, part) in islice(found.items(), _EXAMPLES):
+    for row, (match, part) in islice(found.items(), 5):
         lines.append(f"\nsimilarity {part:.2f}:\n  {texts[match]}\n  {texts[row]}")
-    for row, question in islice(hits.items(), _EXAMPLES):
+    for row, question in islice(hits.items(), 5):
         lines.append(f"\nholds the benchmark question {question!r}:\n  {texts[row]}")
     return "\n".join(lines)

@@ -118,36 +118,26 @@ def test_hostile_texts_repeat_themselves_and_nothing_else() -> None:
     assert find([]) == find(["", ""]) == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "question"),
-    [
-        ("It says: how many RED boats are tied to the old pier", QUESTIONS[0]),
-        ("of the scarf that the tall woman by the window: a colour", QUESTIONS[2]),
-        ("is it raining", QUESTIONS[1]),
-        ("The scarf that the tall woman by the window. How many red boats are tied to the", QUESTIONS[0]),
-        ("how many red boats are tied to an old wooden pier", None),
-        ("Is it raining on the old wooden pier today?", None),
-        *(("It is raining.", None), ("", None), ("🐕", None)),
-    ],
-)
-def test_eight_words_in_a_row_or_a_whole_short_text_are_a_hit(tmp_path: Path, text: str, question: str | None) -> None:
+def test_eight_words_in_a_row_or_a_whole_short_text_are_a_hit(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("\n".join(QUESTIONS) + "\n")
-    assert find_contaminated(["A dog.", text, *HOSTILE], tmp_path / "q.txt") == ({1: question} if question else {})
+    hits = {
+        "It says: how many RED boats are tied to the old pier": QUESTIONS[0],
+        "of the scarf that the tall woman by the window: a colour": QUESTIONS[2],
+        "is it raining": QUESTIONS[1],
+        "The scarf that the tall woman by the window. How many red boats are tied to the": QUESTIONS[0],
+    }
+    others = ["how many red boats are tied to an old wooden pier", "Is it raining on the old wooden pier today?"]
+    texts = [*hits, *others, "It is raining.", *HOSTILE]
+    assert find_contaminated(texts, tmp_path / "q.txt") == dict(enumerate(hits.values()))
 
 
 def test_a_benchmark_file_has_one_question_a_line_or_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("Is it\u2028raining?\r\nOr not?\n", encoding="utf-8")
     assert find_contaminated(["Is it?", "Or not", "is it raining"], tmp_path / "q.txt").keys() == {1, 2}
     os.mkfifo(tmp_path / "pipe.txt")
-    for name, content in {
-        "none.txt": None,
-        "pipe.txt": None,
-        "a.txt": b"",
-        "b.txt": b"A?\n\nB?",
-        "c.txt": b"\xff",
-    }.items():
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
+    for name, content in {"a.txt": b"", "b.txt": b"A?\n\nB?", "c.txt": b"\xff"}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("none.txt", "pipe.txt", "a.txt", "b.txt", "c.txt"):
         with pytest.raises(SeedError, match=rf"benchmark questions .*{name}"):
             find_contaminated(["A dog."], tmp_path / name)
 

@@ -69,13 +69,12 @@ def texts(run: Run, name: str = "own") -> list[str]:
     return [row["seed"] for row in rows(run) if row["source"] == name]
 
 
-def shards(run: Run) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((run.path / "seeds").glob("0*"))}
+def shards(run: Run, pattern: str = "0*") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run.path / "seeds").glob(pattern))}
 
 
-def account(run: Run, name: str = "own") -> dict[str, Any]:
-    found: dict[str, Any] = run.facts(SEEDS)["sources"][name]
-    return found
+def account(run: Run, name: str = "own") -> Any:
+    return run.facts(SEEDS)["sources"][name]
 
 
 def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(tmp_path: Path, capsys: Any) -> None:
@@ -109,18 +108,15 @@ def test_another_source_or_a_higher_limit_moves_no_draw(tmp_path: Path) -> None:
 
 def test_no_more_than_twice_the_limit_is_held_whatever_the_order(tmp_path: Path) -> None:
     rows = [(f"Picture {number % 300} shows scene {number % 7}.", str(number % 300)) for number in range(2000)]
-    drawn = set()
-    for order in (rows, rows[::-1], sorted(rows)):
-        sample, held = Sample("own", 0, [], limit=20), 0
-        for text, group in order:
-            sample.add(text, group)
+    drawn = []
+    for order, limit in ((rows, None), (rows, 20), (rows[::-1], 20), (sorted(rows), 20)):
+        sample, held = Sample("own", 0, [], limit), 0
+        for row in order:
+            sample.add(*row)
             held = max(held, len(sample._found))
-        drawn.add(tuple(sample.texts()))
-        assert held <= 40 and sample.dropped.total() == len(rows) - 20
-    whole = Sample("own", 0, [])
-    for text, group in rows:
-        whole.add(text, group)
-    assert drawn == {tuple(whole.texts()[:20])}
+        drawn.append(sample.texts())
+        assert held <= 2 * (limit or 150) and sample.dropped.total() == len(rows) - len(drawn[-1])
+    assert drawn[1:] == [drawn[0][:20]] * 3
 
 
 def test_one_caption_an_image_is_drawn_and_repeats_do_not_count(tmp_path: Path) -> None:
@@ -139,11 +135,7 @@ def test_captions_are_dropped_by_reason_and_all_are_accounted_for(tmp_path: Path
     captions = ["A brown dog sleeps on a rug.", "A brown dog sleeps on  a rug.", "A dog", "", "A cat on www.x.com"]
     captions += ["A brown dog sleeps on a rug today.", "A grey cat looks out of the window.", "A slur on a red wall"]
     held = "A sign at the harbour wall of the little town asks how many red boats are tied to the old pier"
-    captions += [
-        held,
-        held.replace(" to the old", " at the old"),
-        "A bell \x07 in a wooden tower",
-    ]  # repeats what is gone
+    captions += [held, held.replace(" to the old", " at the old"), "A bell \x07 in a wooden tower"]
     lines(tmp_path / "words.txt", "# words", "slur")
     lines(tmp_path / "questions.txt", "Say: how many red boats are tied to the old pier today?")
     own = source(lines(tmp_path / "own.txt", *captions), filters={"blocked_words": "words.txt"})
@@ -199,19 +191,15 @@ def test_the_bundled_seeds_are_distinct() -> None:
     assert all(len(set(read.labels or ())) == len(read.labels or ()) for read in found)
 
 
-def state(run: Run) -> dict[str, tuple[bytes, int]]:
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run.path / "seeds").glob("*")}
-
-
 def test_a_finished_stage_is_left_alone_even_if_its_files_are_gone(tmp_path: Path) -> None:
     kept = source(numbered(tmp_path / "kept.txt", "cat", 3), "kept")
     own = source(numbered(tmp_path / "own.txt", "dog", 3))
     run = make(tmp_path, [kept, own], shard_rows=4)
-    before = state(run)
+    before = shards(run, "*")
     make(tmp_path, [kept, own], shard_rows=4)
     (tmp_path / "kept.txt").unlink()
     make(tmp_path, [kept, own], shard_rows=4)
-    assert state(run) == before
+    assert shards(run, "*") == before
     numbered(tmp_path / "own.txt", "dog", 4)
     with pytest.raises(RunError, match=r"own\.txt: '\w{64}' -> '\w{64}'\. Restore them"):
         make(tmp_path, [kept, own], shard_rows=4)
@@ -239,10 +227,10 @@ def test_an_extension_appends_only_new_seeds_in_new_shards(tmp_path: Path) -> No
 def test_an_extension_repeats_nothing_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
     good = source(lines(tmp_path / "good.txt", "A brown dog sleeps on a rug.", "A brown dog sleeps on a rug today."))
     run = make(tmp_path, [good])
-    before = state(run)
+    before = shards(run, "*")
     with pytest.raises(SeedError):
         make(tmp_path, [good, source(lines(tmp_path / "bad.txt", ""), "bad")], drop_duplicates=0.7, extend=True)
-    assert state(run) == before
+    assert shards(run, "*") == before
     more = source(lines(tmp_path / "more.txt", "A brown dog sleeps on a rug now.", "Two boats."), "more")
     run = make(tmp_path, [good, more], drop_duplicates=0.7, extend=True)
     assert (texts(run, "more"), account(run, "more")["dropped"]) == (["Two boats."], {"duplicate": 1})
@@ -349,14 +337,8 @@ def test_a_data_set_of_the_hub_is_streamed_and_drawn(tmp_path: Path, monkeypatch
         return load("parquet", data_files=str(tmp_path / "data.parquet"), split="train", streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", from_disk)
-    hub = {
-        "name": "coco",
-        "dataset": "user/coco",
-        "revision": "a" * 40,
-        "license": "MIT",
-        "column": "set",
-        "limit": 20,
-    }
+    hub = source("", "coco", dataset="user/coco", revision="a" * 40, column="set", limit=20)
+    del hub["path"]
     run = make(tmp_path / "a", hub=[hub])
     assert asked == [("user/coco", None, "train", "a" * 40, True)]
     assert len({text.split()[1] for text in texts(run, "coco")}) == len(texts(run, "coco")) == 20

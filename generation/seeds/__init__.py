@@ -25,10 +25,9 @@ Seed = tuple[Sample, str]
 def make_seeds(run: Run, extend: bool = False) -> None:
     """Read all sources of the recipe and write them as shards of seeds, in an order drawn at random.
 
-    A finished stage is left as it is, an unfinished one is made again; ``extend`` adds the seeds that a finished run
-    does not have yet, as new shards. ``stage.json`` says what each source gave, and what was dropped and why. Errors:
-    SeedError, a source cannot be used; StageFailed, no caption became a seed; RunError, the stage was begun with other
-    settings or files and ``extend`` is off, or another process makes it.
+    A finished stage is left as it is, an unfinished one made again; ``extend`` adds the seeds that the run does not
+    have yet, as new shards. Errors: SeedError, a source cannot be used; StageFailed, no caption became a seed;
+    RunError, the stage was begun with other settings or files and ``extend`` is off, or another process makes it.
     """
     with run.claim(SEEDS) as held:
         if not held:
@@ -39,9 +38,8 @@ def make_seeds(run: Run, extend: bool = False) -> None:
             run.begin(SEEDS, {"sha256": _hashes(recipe, facts["identity"]["sha256"])})
             return
         kept = len(present) if finished else facts.get("kept", 0)  # shards of the run before its extension
-        if gone := sorted(set(range(kept)) - set(present)):
-            lost = run.file(SEEDS, gone[0])
-            raise RunError(f"{lost} is missing, and cannot be made again: the run was extended since. Restore it")
+        if gone := [run.file(SEEDS, shard) for shard in range(kept) if shard not in present]:
+            raise RunError(f"{gone[0]} is missing, and cannot be made again: the run was extended since. Restore it")
         tables = [run.table(SEEDS, shard, ["source", "seed"]) for shard in range(kept)]
         old = [(row["source"], row["seed"]) for table in tables for row in table.to_pylist()]
         sources: tuple[Any, ...] = (*recipe.seeds.captions, *recipe.seeds.hub)
@@ -55,10 +53,11 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         facts = run.facts(SEEDS) | {"settings": recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
         facts["shards"] = kept + math.ceil(len(seeds) / recipe.seeds.shard_rows)
         made = Counter(name for name, _ in old) + Counter(sample.name for sample, _ in seeds)
-        facts["sources"] = facts.get("sources", {})
-        for sample in samples:
-            counts = {"rows": sample.rows, "read": sample.read, "seeds": made[sample.name], "dropped": +sample.dropped}
-            facts["sources"] |= {sample.name: sample.facts | counts}
+        facts["sources"] = facts.get("sources", {}) | {
+            one.name: one.facts
+            | {"rows": one.rows, "read": one.read, "seeds": made[one.name], "dropped": +one.dropped}
+            for one in samples
+        }
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         _commit(run, seeds, kept)
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": True})

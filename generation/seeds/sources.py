@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..config import CaptionFile, Filters, HubCaptions, Name, Recipe, Section, Text
-from ..errors import RecipeError, SeedError
+from ..errors import SeedError
 from ..files import read_lines
 from ..logs import counted
 from ..recipe import read_yaml, validate
@@ -27,24 +27,12 @@ _JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
 _SLOTS = ("{label}", "{a_label}", "{labels}")
 Label = Annotated[str, Field(pattern=r"\S")]
 
-_MIN_LATIN = 0.75  # share of Latin letters among characters that are not white space
-_MIN_SIGNS = 3  # of five
-_PHONE_DIGITS = 9  # a date has eight
-
 _WORDS = read_yaml(Path(__file__).with_name("filters.yaml"), "word lists")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LATIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ]+")
-_LINK = re.compile(
-    r"https?:/|\bwww\.|\b[\w-]+\.(?:com|org|net|edu|gov|info|biz|co\.uk|de|fr|ru|it|es|nl|io|tv|me)\b(?!\.\w)", re.I
-)
-_MARKUP = re.compile(r"</?[a-z!][^<>]*>|&(?:[a-z]{2,8}|#x?[0-9a-f]{2,6});|\[/?[a-z]{1,6}(?:=[^\]]*)?]|\{\{|\}\}", re.I)
-_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+\.\w|(?<!\w)@\w{2,}")  # e-mail, and the name of an account
-_NUMBER = re.compile(r"\+?\(?\d(?:[ ().\-/]{0,2}\d){6,}")
-_SHORT_PHONE = re.compile(r"\d{3}[-. ]\d{4}")
-_BOILERPLATE = re.compile(rf"\b(?:{'|'.join(_WORDS['boilerplate'])})\b|©|®|™|\|", re.I)
-_ENGLISH, _OTHER, _OTHER_OR_NAME = (
-    frozenset(_WORDS[key].split()) for key in ("english", "foreign", "foreign_or_names")
-)
+_PATTERNS = {str(reason): re.compile("|".join(parts), re.I) for reason, parts in _WORDS["patterns"].items()}
+_PATTERNS["boilerplate"] = re.compile(rf"\b(?:{'|'.join(_WORDS['boilerplate'])})\b|©|®|™|\|", re.I)
+_ENGLISH, _OTHER, _NAMES = (frozenset(_WORDS[key].split()) for key in ("english", "foreign", "foreign_or_names"))
 _LISTING = re.compile(r"[,;|/•·]|\s[-–—]\s")
 
 
@@ -172,25 +160,19 @@ def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | N
     function words of seven languages, a heuristic of ours: a caption without any ("red sports car") counts as English,
     and further languages in Latin letters may pass.
     """
-    if not text:
-        return "empty"
     if not settings.words[0] <= (count := text.count(" ") + 1) <= settings.words[1]:
         return "too_short" if count < settings.words[0] else "too_long"
-    numbers = [found[0] for found in _NUMBER.finditer(text)]  # of telephones or cards, if they are long
-    long = any(sum(map(str.isdigit, found)) >= _PHONE_DIGITS or _SHORT_PHONE.fullmatch(found) for found in numbers)
-    if long or ("@" in text and _ADDRESS.search(text)):
-        return "personal"
-    for reason, pattern in (("link", _LINK), ("markup", _MARKUP), ("boilerplate", _BOILERPLATE)):
+    for reason, pattern in _PATTERNS.items():
         if pattern.search(text):
             return reason
     plain = plain_words(text)
     if any(entry in plain for entry in blocked):
         return "blocked_word"
-    if sum(map(len, _LATIN.findall(text))) < _MIN_LATIN * (len(text) - text.count(" ")):
+    if sum(map(len, _LATIN.findall(text))) < 0.75 * (len(text) - text.count(" ")):
         return "alphabet"
     words = plain.split()
     if settings.language == "en":
-        other = sum(word in _OTHER for word in words) + sum(word in _OTHER_OR_NAME for word in words) // 2
+        other = sum(word in _OTHER for word in words) + sum(word in _NAMES for word in words) // 2
         if other > sum(word in _ENGLISH for word in words):
             return "language"
     count = max(1, len(words))
@@ -201,7 +183,7 @@ def reject(text: str, settings: Filters, blocked: Iterable[str] = ()) -> str | N
         len(set(words)) / count >= 0.7,
         sum(any(map(str.isdigit, word)) for word in words) / count <= 0.2,
     )
-    return "unlike_caption" if sum(signs) < _MIN_SIGNS else None
+    return "unlike_caption" if sum(signs) < 3 else None
 
 
 def plain_words(text: str) -> str:
@@ -219,16 +201,20 @@ class DomainFile(Section):
     labels: Annotated[tuple[Label, ...], Field(min_length=1)] | None = None
     labels_file: str | None = None  # one label a line; relative to the domain file
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for template in self.templates:
+            if sum(template.count(slot) for slot in _SLOTS) != 1:
+                raise ValueError(f"template {template!r} must hold one of {', '.join(_SLOTS)}, once")
+        if (self.labels is None) == (self.labels_file is None):
+            raise ValueError("give either labels or labels_file")
+        return self
+
 
 def read_domain(path: Path) -> DomainFile:
     """Read and check a domain file; ``labels`` of the result are filled, wherever they were."""
     what = f"domain file {path}"
     domain = validate(DomainFile, read_yaml(path, "domain file"), what)
-    for template in domain.templates:
-        if sum(template.count(slot) for slot in _SLOTS) != 1:
-            raise RecipeError(f"{what}: template {template!r} must hold one of {', '.join(_SLOTS)}, once")
-    if (domain.labels is None) == (domain.labels_file is None):
-        raise RecipeError(f"{what}: give either labels or labels_file")
     labels = domain.labels or tuple(read_lines(path.parent / str(domain.labels_file), f"labels_file of {what}"))
     return domain.model_copy(update={"labels": labels})
 
@@ -247,8 +233,8 @@ def read_domains(recipe: Recipe) -> list[Sample]:
         for path in paths:
             domain = read_domain(path)
             files = [str(path), *([str(path.parent / domain.labels_file)] if domain.labels_file else [])]
-            facts = {"license": domain.license, "labels": domain.source}
-            samples.append(sample := Sample(f"domain_{domain.domain}", recipe.random_seed, files, None, **facts))
+            facts: dict[str, Any] = {"license": domain.license, "labels": domain.source}
+            samples.append(sample := Sample(f"domain_{domain.domain}", recipe.random_seed, files, **facts))
             labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*sample.key, label))
             for label in labels[: wanted.labels_per_domain]:
                 forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}

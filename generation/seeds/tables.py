@@ -22,8 +22,6 @@ from ..recipe import read_yaml
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
 _BATCH_ROWS = 1000
-_SPACED_QUOTE = re.compile(r'\s+".*"\s*', re.S)  # CSV: after ", " a quote begins no quoted field
-_DOUBLED_QUOTES = re.compile(r'"[^"]*(?:""[^"]*)+"')  # TSV: as programs write it that quote
 _FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of files")
 
 
@@ -38,11 +36,10 @@ Rows = Iterator[tuple[int, list[Any] | BadRow]]  # numbered from 1; a list has o
 
 
 def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tuple[str, list[Any] | BadRow]]:
-    """Yield where each row of a source is, such as ``a.csv, line 7``, and its caption or captions, and its group if
-    there is a ``group_column``, which rows of JSON may lack.
+    """Yield where each row of a source is, such as ``a.csv, line 7``, with its captions, and its group if it has one.
 
-    A path is relative to ``directory``; its suffix decides the format. .txt has one column, ``text``. A SeedError says
-    that the source cannot be read, is not what its name says, has no rows or lacks a column.
+    A path is relative to ``directory``; its suffix decides the format. A SeedError says that the source cannot be
+    read, is not what its name says, has no rows or lacks a column.
     """
     columns, number = [source.column, *filter(None, [source.group_column])], 0
     try:
@@ -51,13 +48,13 @@ def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tu
             where, unit = str(path), "line" if path.suffix.lower() in _BY_LINE else "row"
             rows = _file_rows(path, columns)
         else:
-            import datasets
-
             place = {"split": source.split, "revision": source.revision}
             where, unit = f"data set {source.dataset} (config {source.config}, split {source.split}, ", "row"
             where += f"revision {source.revision})"
-            stream = datasets.load_dataset(source.dataset, source.config, streaming=True, **place)
-            rows = _arrow_rows(where, stream.with_format("arrow").iter(_BATCH_ROWS), columns)
+            from datasets import load_dataset
+
+            stream = load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
+            rows = _arrow_rows(where, stream.iter(_BATCH_ROWS), columns)
         for number, cells in rows:
             yield f"{where}, {unit} {number}", cells
     except SeedError:
@@ -122,11 +119,11 @@ def _require(what: object, header: list[str], columns: list[str]) -> None:
 def _csv_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
     """Read CSV as RFC 4180 has it, or TSV, which has no quoting. Blank lines are not rows."""
     csv.field_size_limit(2**31 - 1)
-    options, odd, remedy = dict[str, Any](), _SPACED_QUOTE, "remove the blank before the quote"
+    odd, remedy = re.compile(r'\s+".*"\s*', re.S), "remove the blank before the quote"  # it begins no quoted field
+    reader = csv.reader(lines, strict=True)
     if path.suffix.lower() == ".tsv":
-        options, odd = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, _DOUBLED_QUOTES
-        remedy = "TSV has no quoting: write each quote once"
-    reader = csv.reader(lines, strict=True, **options)
+        odd, remedy = re.compile(r'"[^"]*(?:""[^"]*)+"'), "TSV has no quoting: write each quote once"
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     header = next(filter(None, reader))
     _require(path, header, columns)
     positions = [header.index(column) for column in columns]
@@ -140,16 +137,17 @@ def _csv_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
             bad = BadRow("malformed", f"is not valid CSV ({error}); write a quote inside a quoted field twice")
             yield from ((number, bad) for number in range(first, max(first, reader.line_num) + 1))
             continue
-        if cells and len(cells) != len(header):
+        if not cells:
+            continue
+        if len(cells) != len(header):
             extra = "".join(f", such as {cell!r}" for cell in cells[len(header) :][:1])
             fault = f"has {len(cells)} fields{extra}, where the header has {len(header)}; put fields with commas into "
             fault += "quotes, remove stray separators"
-        elif cells and cells[1:] == header[1:] and cells[0].removeprefix("\ufeff") == header[0]:
+        elif cells[1:] == header[1:] and cells[0].removeprefix("\ufeff") == header[0]:
             fault = "is the header again, as in joined files; remove it"
         elif quoted := next(filter(odd.fullmatch, cells), None):
             fault = f"holds {quoted[:80]!r}; {remedy}"
-        if cells:
-            yield first, BadRow("malformed", fault) if fault else [cells[position] for position in positions]
+        yield first, BadRow("malformed", fault) if fault else [cells[position] for position in positions]
 
 
 def _json_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
