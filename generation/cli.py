@@ -19,10 +19,7 @@ _UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its o
 def run_command(application: typer.Typer, arguments: list[str], program: str) -> int:
     """Run a typer application with ``--log-json``, signals and errors handled; return the exit status.
 
-    Args:
-        application: the application.
-        arguments: of the command line; ``--log-json`` and ``--log-json=FILE`` are taken out here, for all commands.
-        program: what the command line begins with, to print it when the user stops it.
+    ``program`` is what the command line begins with, and is printed with ``arguments`` when the user stops it.
     """
     for number in range(3):  # a file must not get the number of a closed stream: libraries write to it
         try:

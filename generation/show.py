@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 from .errors import RunError
 from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TEXT_EMBEDDINGS, image_embeddings
@@ -38,18 +37,14 @@ def _parts(run: Run, id: str) -> Iterator[tuple[str, str]]:
     shard = int(id[:5])
     for stage in (stage for stage in STAGES if stage.schema is not None and run.record(stage, shard)):
         for note, table in (("", run.table(stage, shard)), (", rejected", run.rejected(stage, shard))):
-            rows = (row for row in table.to_pylist() if row["id"].partition("/")[0] == id)
-            yield from ((stage.name + note, _text(row)) for row in rows)
+            for row in (row for row in table.to_pylist() if row["id"].partition("/")[0] == id):
+                known = {name: value or "unknown" for name, value in row.items()}  # imported rows have no seed
+                form = next((form for name, form in _FORMS.items() if name in row), None)
+                turns = (f"{turn['from']}: {turn['value']}" for turn in (row["conversations"] if not form else ()))
+                yield stage.name + note, form.format(**known) if form else "\n".join(turns)
     made = [image_embeddings(path.name) for path in sorted(run.path.glob("image_embeddings/*"))]
     for stage in (TEXT_EMBEDDINGS, *made):
         if run.record(stage, shard) and id in (opened := VectorShard(run.verified(stage, shard))).ids:
             vector = opened.vectors[opened.ids.index(id)].float()
             shown = ", ".join(f"{value:+.4f}" for value in vector[:6].tolist())
             yield stage.name, f"[{shown}, ...]  d = {len(vector)}, norm {float(vector.norm()):.4f}"
-
-
-def _text(row: dict[str, Any]) -> str:
-    known = {name: value or "unknown" for name, value in row.items()}  # imported rows have no seed
-    if form := next((form for name, form in _FORMS.items() if name in row), None):
-        return form.format(**known)
-    return "\n".join(f"{turn['from']}: {turn['value']}" for turn in row["conversations"])

@@ -11,19 +11,12 @@ TASKS = ("multiple_choice", "question_answering", "complex_reasoning")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the pipeline.
+    """One stage of the pipeline."""
 
-    Attributes:
-        name: its directory in the run, such as ``instructions/multiple_choice``.
-        command: the command that makes it, for messages.
-        source: the stage whose shards it reads, one output shard for each; None for seeds.
-        schema: columns of its rows; None for vectors.
-    """
-
-    name: str
-    command: str
-    source: "Stage | None" = None
-    schema: pa.Schema | None = None
+    name: str  # its directory in the run, such as ``instructions/multiple_choice``
+    command: str  # the command that makes it, for messages
+    source: "Stage | None" = None  # the stage whose shards it reads, one output shard for each; None for seeds
+    schema: pa.Schema | None = None  # columns of its rows; None for vectors
 
     @property
     def suffix(self) -> str:

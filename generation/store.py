@@ -29,19 +29,12 @@ REJECTED = ".rejected.parquet"
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a finished shard.
+    """What is known of a finished shard."""
 
-    Attributes:
-        rows: in its data file.
-        files: ``bytes`` and ``sha256`` of each of its files, by name.
-        inputs: what it was made from: sha256 of upstream files by their path in the run, and further values.
-        counts: figures of the stage, such as ``rejected`` by reason and tokens.
-    """
-
-    rows: int
-    files: dict[str, dict[str, Any]]
-    inputs: dict[str, str]
-    counts: dict[str, Any] = field(default_factory=dict)
+    rows: int  # in its data file
+    files: dict[str, dict[str, Any]]  # ``bytes`` and ``sha256`` of each of its files, by name
+    inputs: dict[str, str]  # what it was made from: sha256 of upstream files by path in the run, and further values
+    counts: dict[str, Any] = field(default_factory=dict)  # figures of the stage: tokens, ``rejected`` by reason
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
