@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Make the due shards of text embeddings, as task ``rank`` of ``world_size``; each task uses one GPU. Rows whose
-    caption did not change keep their vector. A RunError says that there are no captions, or that the stage was begun
-    with another encoder; an EmbeddingError, that it is of no use."""
+    """Make the due shards of text embeddings, as task ``rank`` of ``world_size``, each on one GPU; captions that did
+    not change keep their vector. A RunError says that there are no captions, or that the stage was begun with another
+    encoder; an EmbeddingError, that it is of no use."""
     if not run.shards(CAPTIONS):
         raise RunError(f"{run.path}: no captions yet. Run `python -m generation captions --run-dir {run.path}`")
     shards = [shard for shard in run.due(TEXT_EMBEDDINGS) if shard % world_size == rank]
@@ -56,14 +56,19 @@ def _make_shard(run: Run, encoder: "Encoder", shard: int, bar: Progress) -> dict
         inputs, identity = run.inputs(TEXT_EMBEDDINGS, shard), run.facts(TEXT_EMBEDDINGS)["identity"]
         ids, captions = run.table(CAPTIONS, shard, ["id", "caption"]).to_pydict().values()
         hashes = list(map(text_hash, captions))
-        kept, keys = _kept(run, shard, identity), list(zip(ids, hashes, strict=True))
+        keys, kept = list(zip(ids, hashes, strict=True)), dict[tuple[str, int], torch.Tensor]()
+        try:
+            if run.record(TEXT_EMBEDDINGS, shard):  # of other captions
+                old = VectorShard(run.verified(TEXT_EMBEDDINGS, shard))
+                if old.metadata.get("encoder") == identity:
+                    kept = dict(zip(zip(old.ids, old.input_hashes, strict=True), old.vectors, strict=True))
+        except (RunError, EmbeddingError) as error:
+            logger.warning("shard %05d: encoding all captions again: %s", shard, error)
         tokens, truncated = encoder.tokenise(captions)
-        vectors, new = torch.empty(len(ids), encoder.dimension, dtype=torch.float16), list[int]()
-        for row, key in enumerate(keys):
-            if key in kept:
-                vectors[row] = kept[key]
-            else:
-                new.append(row)
+        vectors = torch.empty(len(ids), encoder.dimension, dtype=torch.float16)
+        for row in (row for row, key in enumerate(keys) if key in kept):
+            vectors[row] = kept[keys[row]]
+        new = [row for row, key in enumerate(keys) if key not in kept]
         bar.update(len(ids) - len(new))
         vectors[new] = encoder.encode_tokens([tokens[row] for row in new], bar.update).half()
         check_unit(vectors, f"vectors by {encoder.checkpoint.name} of {run.file(CAPTIONS, shard)}")
@@ -75,19 +80,6 @@ def _make_shard(run: Run, encoder: "Encoder", shard: int, bar: Progress) -> dict
         write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata=facts)
         run.commit(TEXT_EMBEDDINGS, shard, len(ids), write, counts=counts)
         return counts | {"rows": len(ids)}
-
-
-def _kept(run: Run, shard: int, identity: dict[str, Any]) -> dict[tuple[str, int], torch.Tensor]:
-    """Return the vectors of an earlier version of a shard by id and hash of the caption, if they can be trusted."""
-    if run.record(TEXT_EMBEDDINGS, shard) is None:
-        return {}
-    try:
-        old = VectorShard(run.verified(TEXT_EMBEDDINGS, shard))
-    except (RunError, EmbeddingError) as error:
-        logger.warning("shard %05d: encoding all captions again: %s", shard, error)
-        return {}
-    keys = zip(old.ids, old.input_hashes, strict=True)
-    return dict(zip(keys, old.vectors, strict=True)) if old.metadata.get("encoder") == identity else {}
 
 
 def _warn(run: Run) -> None:

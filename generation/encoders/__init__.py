@@ -20,8 +20,7 @@ def load_encoder(settings: Embed, directory: Path = Path(), device: str | None =
     from .llm2clip import LLM2CLIPEncoder
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    auto = "float32" if place.type == "cpu" else "bfloat16"
-    dtype = getattr(torch, auto if settings.dtype == "auto" else settings.dtype)
+    dtype = getattr(torch, settings.dtype.replace("auto", "float32" if place.type == "cpu" else "bfloat16"))
     checkpoint = locate(settings.encoder, directory, settings.trust_remote_code)
     if settings.text_head is None:
         return ModelEncoder(checkpoint, place, dtype)

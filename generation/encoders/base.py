@@ -37,8 +37,9 @@ class Encoder(ABC):
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._tokenizer = checkpoint.load("tokenizer", AutoTokenizer.from_pretrained)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_tokens):  # transformers 5 reports no missing files
-            fault = "its tokenizer has no vocabulary; is tokenizer.json missing?"
-            raise EmbeddingError(f"encoder {checkpoint.path}: {fault}")
+            raise EmbeddingError(
+                f"encoder {checkpoint.path}: no vocabulary in its tokenizer; is tokenizer.json missing?"
+            )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -62,13 +63,12 @@ class Encoder(ABC):
         """The image processor, and what makes of its output, given as keywords, the same as ``_features``."""
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the vectors of texts, float32 [n, d], of norm 1; an ``EmbeddingError`` says that the model cannot be
-        loaded, or that its device has too little memory for one text."""
+        """Return the vectors of texts, float32 [n, d], of norm 1; an EmbeddingError says what cannot be loaded."""
         return self.encode_tokens(self.tokenise(texts)[0])
 
     def tokenise(self, texts: Sequence[str]) -> tuple[list[Tokens], int]:
-        """Return the token ids of each text, and how many texts were cut to ``max_tokens``, as by the tokenizer's own
-        truncation (which does not count): closing special tokens stay."""
+        """Return the token ids of each text, and how many texts were cut to ``max_tokens``, as the tokenizer would do
+        without counting: closing special tokens stay."""
         mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         closing, rows, truncated = mask[::-1].index(0), list[Tokens](), 0
         for first in range(0, len(texts), 1024):  # ids as Python integers take nine times the memory
@@ -89,8 +89,8 @@ class Encoder(ABC):
         return vectors
 
     def encode_images(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
-        """Return the vectors of picture files or PIL images, as ``encode``; an ``EmbeddingError`` names a picture that
-        cannot be decoded to its end, or says that the model has no image tower."""
+        """Return the vectors of picture files or PIL images, as ``encode``; an EmbeddingError names a picture that
+        cannot be decoded, or says that the model has no image tower."""
         (processor, tower), vectors = self._image_tower, torch.empty(len(images), self.dimension)
         for first in range(0, len(images), BATCH_IMAGES):
             pictures = list[Image.Image]()
@@ -136,12 +136,11 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 class ModelEncoder(Encoder):
-    """One model of transformers: a dual encoder (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...) makes features of texts and
+    """One model of transformers. A dual encoder (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ...) makes features of texts and
     images itself; of a sentence encoder the last hidden states of a text's tokens are averaged.
 
-    Texts are padded as in training: SigLIP's to the full length without a mask
-    (https://huggingface.co/docs/transformers/model_doc/siglip), the others' to the longest of the batch. An
-    ``EmbeddingError`` refuses text generators and models of other pooling.
+    Texts are padded to the longest of the batch, SigLIP's as in training to the full length without a mask
+    (https://huggingface.co/docs/transformers/model_doc/siglip). Text generators and other poolings are refused.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
@@ -178,9 +177,9 @@ class ModelEncoder(Encoder):
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., Any]]:
         if self.kind != "dual":
-            fault = f"{self.checkpoint.name} has no image tower: it embeds text only, in a space without images"
-            raise EmbeddingError(
-                f"encoder {fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder"
+            fault = (
+                f"encoder {self.checkpoint.name} has no image tower: it embeds text only, in a space without images"
             )
+            raise EmbeddingError(f"{fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder")
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
         return processor, self.model.get_image_features

@@ -42,7 +42,7 @@ class Checkpoint:
 
     def load(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
         """Return ``load(path, **options)`` for a ``from_pretrained`` function, never from the network; an
-        ``EmbeddingError`` that names ``what`` if it fails, or would run code that no commit pins."""
+        EmbeddingError names ``what`` if it fails, or would run code that no commit pins."""
         code = str(self.json("config.json").get("auto_map") or "")
         if self.trust_remote_code and "--" in code:
             raise EmbeddingError(f"encoder {self.name} runs code of another repository, which no commit pins: {code}")
@@ -53,8 +53,8 @@ class Checkpoint:
             raise EmbeddingError(f"encoder {self.path}: cannot load its {what}: {error}{hint}") from error
 
     def model(self, kind: Any, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
-        """Return the model, ready for inference; ``options`` are those of ``from_pretrained``. It is an
-        ``EmbeddingError`` if weights are missing, which transformers would draw at random."""
+        """Return the model, ready for inference; an EmbeddingError names missing weights, which transformers would
+        draw at random."""
         options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, report = self.load("model", kind.from_pretrained, **options)
         missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))  # not used

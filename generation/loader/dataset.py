@@ -53,9 +53,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         self._rows, source, self.seed = _opened(directory), _opened(embeddings or directory), seed
         wanted, files = self._rows.manifest["vectors"], source.manifest["files"]
         if not wanted.keys() & files.keys():
-            raise DatasetError(
-                f"{source.url} holds no vectors of these rows; give embeddings=, the built Unicorn-1.2M"
-            )
+            raise DatasetError(f"{source.url} holds no vectors of these rows; give embeddings=, their Unicorn-1.2M")
         for name, known in wanted.items():
             if (found := files.get(name, {}).get("sha256")) != known:
                 raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")

@@ -1,7 +1,5 @@
-"""The statistics of a method: the mean of the texts, which the encoder's sums give, for ReAlign one more pass, and the
-mean of unpaired images: a folder of pictures, or a file of vectors."""
+"""The statistics of a method, from the mean of the texts, and of unpaired images: pictures, or a file of vectors."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +13,6 @@ from safetensors.torch import load_file
 
 from .. import config
 from ..errors import EmbeddingError
-from ..files import sha256
 from ..recipe import validate
 from .methods import METHODS, SMALLEST_NORM, Statistics
 
@@ -93,10 +90,9 @@ def fit(
 
 
 def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Iterator[torch.Tensor]:
-    """Yield unit image embeddings, float32 [at most 1024, d], of vectors [m, d] of any norm; of a .npy file of them;
-    of a .safetensors file of one float matrix, or one named ``embeddings`` or ``vectors``; or of a folder of pictures,
-    which ``encode`` makes vectors of in the order of names. An EmbeddingError names the path or the row that is of no
-    use."""
+    """Yield unit image embeddings, float32 [at most 1024, d], of vectors [m, d] of any norm, of a .npy file of them,
+    of a .safetensors file of one float matrix (or one named ``embeddings`` or ``vectors``), or of a folder of pictures
+    in the order of names, by ``encode``. An EmbeddingError names the path or the row that is of no use."""
     where, source = (images, _stored(images)) if isinstance(images, Path) else ("images", images)
     if isinstance(source, torch.Tensor) and (source.ndim != 2 or not source.is_floating_point()):
         raise EmbeddingError(f"{where}: {source.dtype} {list(source.shape)}, and floats [m, d] are needed")
@@ -124,14 +120,6 @@ def image_mean(images: Path | torch.Tensor, encode: Encode | None = None) -> tup
         fault = f"{where}: {count} image embedding{equal} cannot say where images lie"
         raise EmbeddingError(f"{fault}; give two that differ, or better 10,000: the error of their mean is below 0.01")
     return mean, count
-
-
-def images_sha256(path: Path) -> str:
-    """Return a hash of a file, or of the names and bytes of the pictures in a folder."""
-    if not path.exists():
-        raise EmbeddingError(f"images {path}: there is no such file or folder")
-    files = picture_files(path) if path.is_dir() else [path]
-    return hashlib.sha256("".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The transfer of a run: statistics from the sums of its text-embedding shards, then each shard in one pass."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from ..logs import Progress
 from ..stages import SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run, changes
 from ..vectors import VectorShard, check_unit
-from .fitting import fit, image_mean, images_sha256
+from .fitting import fit, image_mean, picture_files
 from .methods import Statistics
 
 CHUNK_ROWS = 256  # small buffers, used again and again, are what makes the transfer as fast as the disk
@@ -125,7 +126,13 @@ def _statistics(run: Run) -> Statistics:
     images = run.recipe.path(section.images) if isinstance(section, ImageTransfer) else None
     files = (record.files.items() for record in run.records(TEXT_EMBEDDINGS).values())
     facts["inputs"] = {name: file["sha256"] for name, file in chain.from_iterable(files)}
-    facts["inputs"] |= {"random_seed": run.recipe.random_seed, "images": images and images_sha256(images)}
+    facts["inputs"] |= {"random_seed": run.recipe.random_seed, "images": None}
+    if images and not images.exists():
+        raise EmbeddingError(f"images {images}: there is no such file or folder")
+    if images:
+        pictures = picture_files(images) if images.is_dir() else [images]
+        named = "".join(f"{file.relative_to(images)} {sha256(file)}\n" for file in pictures)
+        facts["inputs"]["images"] = hashlib.sha256(named.encode()).hexdigest()
     with suppress(EmbeddingError):  # not made yet, or damaged
         if facts.items() <= (known := Statistics.load(path)).facts.items():
             return known
