@@ -143,11 +143,9 @@ def _examples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _funnel(stage: dict[str, Any]) -> dict[str, Any]:
     """Return rows, rejected rows and dropped questions by reason, and tokens of a stage."""
     counts = [shard["counts"] | {"rows": shard["rows"]} for shard in stage["shards"].values()]
-    rejected, dropped = (
-        sum((Counter(one.get(key)) for one in counts), Counter[str]()) for key in ("rejected", "dropped")
-    )
+    lost = [sum((Counter(one.get(key)) for one in counts), Counter[str]()) for key in ("rejected", "dropped")]
     rows, tokens = (sum(one.get(key) or 0 for one in counts) for key in ("rows", "completion_tokens"))
-    return {"rows": rows, "rejected": rejected.most_common(), "dropped": dropped, "tokens": tokens}
+    return {"rows": rows, "rejected": lost[0].most_common(), "dropped": lost[1], "tokens": tokens}
 
 
 def _prompts(identities: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import pyarrow as pa
 from .captions import CaptionTask, make_captions
 from .checks.items import QA, read_object
 from .config import Judge, Server
-from .engine import GenerationTask, Item, generate, retry
-from .engine.journal import UnfinishedShard
+from .engine import GenerationTask, Item, UnfinishedShard, generate, retry
 from .errors import RunError
 from .files import parquet, read_table
 from .instructions import InstructionTask, conversation, items_of, make_instructions, selection_inputs
@@ -59,7 +58,7 @@ class JudgeTask:
         item.values["shown"].append(shown := dict(zip(options, order, strict=True)))
         answers = "\n".join(f"{new}: {options[old]}" for new, old in shown.items())
         values = {"caption": item.values["caption"], "question": item.values["Question"], "answers": answers}
-        schema = json.loads(json.dumps(self.prompt.schema))
+        schema = json.loads(json.dumps(self.prompt.json_schema))
         schema["properties"]["Right"] |= {"items": {"enum": list(shown)}, "maxItems": len(shown)}
         seed = stable_hash("judge", item.input_hash, attempt) % (2**31 - 1) + 1
         return Request(self.prompt.messages(values), self.prompt.sampling, seed, schema)
@@ -167,11 +166,9 @@ def _drop(run: Run, stage: Stage, shard: int) -> bool:
         kept = [row for row in rows if "reason" not in row]
         rejected = [*before.to_pylist(), *(row for row in rows if "reason" in row)]
         if changed:
-            lost, dropped = (
-                (row["reason"] for row in rejected),
-                (code for row in kept for code in row.get("dropped", ())),
-            )
-            counts = {"accepted": len(kept), "rejected": dict(Counter(lost)), "dropped": dict(Counter(dropped))}
+            lost = Counter(row["reason"] for row in rejected)
+            dropped = Counter(code for row in kept for code in row.get("dropped", ()))
+            counts = {"accepted": len(kept), "rejected": dict(lost), "dropped": dict(dropped)}
             aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
             left = parquet(pa.Table.from_pylist(kept, source.schema))
             run.commit(source, shard, len(kept), left, aside, record.inputs, record.counts | counts)

@@ -25,11 +25,11 @@ def check(schema: dict[str, Any]) -> None:
     assert schema.get("maxItems", 0) <= 10
 
 
-@pytest.mark.parametrize("name", [path.stem for path in PROMPTS.glob("*.yaml") if load_prompt(path.stem).schema])
+@pytest.mark.parametrize("name", [path.stem for path in PROMPTS.glob("*.yaml") if load_prompt(path.stem).json_schema])
 def test_tgi_compiles_the_schema_and_its_grammar_takes_good_answers_only(name: str) -> None:
     prompt = load_prompt(name)
-    judges = "Right" in str(prompt.schema)
-    schema: Any = prompt.schema if judges else prompt.answer_schema(6, 8)
+    judges = "Right" in str(prompt.json_schema)
+    schema: Any = prompt.json_schema if judges else prompt.answer_schema(6, 8)
     check(schema)
     grammar = re.compile(build_regex_from_schema(json.dumps(schema)))
     options: Any = {"Options": dict.fromkeys("ABCD", "x")} if "Options" in str(schema) else {}

@@ -13,7 +13,7 @@ from generation.errors import RecipeError
 from generation.prompts import PROMPTS, Prompt, load_prompt
 
 BUNDLED = {path.stem: load_prompt(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))}
-WITH_ITEMS = [name for name, prompt in BUNDLED.items() if "QA Pairs" in str(prompt.schema)]
+WITH_ITEMS = [name for name, prompt in BUNDLED.items() if "QA Pairs" in str(prompt.json_schema)]
 MINIMAL: dict[str, Any] = {
     "id": "mine",
     "version": "1.0.0",
@@ -53,7 +53,7 @@ def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(load
         ("assistant", "Now A {seed} {caption} fox.:"),
     ]
     assert prompt.answer_schema(2, 5)["properties"]["QA Pairs"] == {"type": "array", "minItems": 2, "maxItems": 5}
-    assert prompt.answer_schema(2, 5) is not prompt.schema
+    assert prompt.answer_schema(2, 5) is not prompt.json_schema
     with pytest.raises(RecipeError, match="QA Pairs"):
         load(MINIMAL).answer_schema(1, 2)
     with pytest.raises(RecipeError, match=r"'yours' does not exist.*mine"):
@@ -95,12 +95,12 @@ def test_a_bundled_prompt_keeps_the_rules_of_the_servers(name: str) -> None:
     roles = [turn["role"] for turn in prompt.messages(prompt.warm_up)]
     alternating = roles[1:] if roles[0] == "system" else roles
     assert alternating == (["user", "assistant"] * len(roles))[: len(alternating)]
-    if prompt.schema:  # jsonschema refuses what the grammar compilers do
-        Draft202012Validator.check_schema(prompt.schema)
-        assert all(key in json.dumps(prompt.schema) for key in ("required", "additionalProperties"))
+    if prompt.json_schema:  # jsonschema refuses what the grammar compilers do
+        Draft202012Validator.check_schema(prompt.json_schema)
+        assert all(key in json.dumps(prompt.json_schema) for key in ("required", "additionalProperties"))
         assert not prompt.answer_prefix, "a grammar cannot continue a begun answer"
         for example in prompt.examples:
-            Draft202012Validator(prompt.schema).validate(example.answer)
+            Draft202012Validator(prompt.json_schema).validate(example.answer)
 
 
 @pytest.mark.parametrize("name", WITH_ITEMS)

@@ -155,10 +155,8 @@ def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]
 
     for config, folder in FOLDERS.items():
         (output / folder).mkdir()
-        files, row_bytes = (
-            defaultdict[int, list[int]](list),
-            TEXT_BYTES + (config != "default") * 2 * run.facts["dimension"],
-        )
+        files, row_bytes = defaultdict[int, list[int]](list), TEXT_BYTES
+        row_bytes += 2 * run.facts["dimension"] if config == WITH_EMBEDDINGS else 0
         for start, shard in zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False):
             files[start * row_bytes // FILE_BYTES].append(shard)
         for number, shards in enumerate(files.values()):

@@ -5,18 +5,7 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 
 from .facts import COLOURS, FRAMING, NAMED, NUMBERS, QUOTED, changes, lettering, measures, subject
-from .text import (
-    FUNCTION_WORDS,
-    Words,
-    content,
-    form_faults,
-    is_finished,
-    loops,
-    shingles,
-    stems,
-    talk_fault,
-    tokens,
-)
+from .text import FUNCTION_WORDS, Words, content, form_faults, is_finished, loops, shingles, stems, talk_fault, tokens
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
 _LONG_STRING = 45  # characters without a space

@@ -58,11 +58,6 @@ class Prompt(Section):
     openings: tuple[str, ...] = ()  # likewise
 
     @property
-    def schema(self) -> dict[str, Any] | None:  # type: ignore[override]  # hides a deprecated method of pydantic
-        """JSON schema of the answer, or None for plain text."""
-        return self.json_schema
-
-    @property
     def name(self) -> str:
         """``id@version``, as rows and cards cite it."""
         return f"{self.id}@{self.version}"

@@ -12,13 +12,9 @@ from .contents import collect
 
 
 def write_report(
-    run: Run,
-    output: Path | None = None,
-    rows: int = 300,
-    images: Path | None = None,
-    pairs: tuple[Path, Path] | None = None,
-    usd_per_million: tuple[float, float] | None = None,
-) -> Path:
+    run: Run, output: Path | None = None, rows: int = 300, images: Path | None = None,
+    pairs: tuple[Path, Path] | None = None, usd_per_million: tuple[float, float] | None = None,
+) -> Path:  # fmt: skip
     """Write the report of a run, finished or not, and return its path; the same run gives the same bytes.
 
     ``output`` is the directory to write to (None: ``report`` in the run), ``rows`` the number of captions, and of
@@ -38,9 +34,8 @@ def page(facts: dict[str, object]) -> str:
     They are embedded as JSON without ``<``, and shown as text only. A content security policy lets no script run but
     the page's own, whose hash it names.
     """
-    html, style, script = (
-        Path(__file__).with_name(f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
-    )
+    folder = Path(__file__).parent
+    html, style, script = ((folder / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     return render(html, {"digest": digest, "style": style, "script": script, "data": data}) + "\n"

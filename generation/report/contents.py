@@ -21,6 +21,9 @@ def collect(
     """Return everything that the page shows; arguments as for ``write_report``."""
     texts, sources, sample = _texts(run, rows), run.facts(SEEDS).get("sources", {}), GapSample.of_run(run)
     by_source: dict[str, Counter[str]] = texts.pop("by_source")
+    verdicts = {stage: Counter[str]() for stage in STAGES if stage.command == "judge"}
+    for stage, counts in verdicts.items():
+        counts.update(one for shard in run.shards(stage) for one in run.table(stage, shard)["verdict"].to_pylist())
     model, encoder = (run.facts(stage).get("identity", {}) for stage in (CAPTIONS, TEXT_EMBEDDINGS))
     return {
         "name": run.recipe.name,
@@ -33,10 +36,10 @@ def collect(
         "sources": [
             {"source": name}
             | {key: sources.get(name, {}).get(key) for key in ("license", "read", "seeds")}
-            | {key: counts[name] for key, counts in by_source.items()}
+            | {key: by_source[key][name] for key in ("captions", "conversations")}
             for name in dict.fromkeys([*sources, *sorted(by_source["captions"])])
         ],
-        "verdicts": {stage.name: _verdicts(run, stage) for stage in STAGES if stage.command == "judge"},
+        "verdicts": {stage.name: found for stage, found in verdicts.items()},
         "rejected": _rejected(run, rows),
         "gap": measure_gap(run, sample, images, pairs),
         "cloud": cloud(sample, {row["id"]: number for number, row in enumerate(texts["rows"])}),
@@ -49,10 +52,6 @@ def _counts(run: Run, stage: Stage, name: str) -> dict[str, int]:
     """Return one kind of counts of a stage, summed over its records, the most frequent first."""
     counts = sum((Counter(record.counts.get(name)) for record in run.records(stage).values()), Counter[str]())
     return dict(counts.most_common())
-
-
-def _verdicts(run: Run, stage: Stage) -> dict[str, int]:
-    return Counter(one for shard in run.shards(stage) for one in run.table(stage, shard)["verdict"].to_pylist())
 
 
 def _stages(run: Run, prices: tuple[float, float] | None) -> list[Facts]:
@@ -96,10 +95,7 @@ def _funnel(run: Run, sources: Facts) -> list[Facts]:
 def _texts(run: Run, rows: int) -> Facts:
     """Return figures of all captions and conversations, and a sample of whole rows, those with conversations first."""
     words, letters, kept = Counter[int](), Counter[str](), list[tuple[bool, int, Facts]]()
-    types, by_source = (
-        defaultdict[str, Counter[str]](Counter),
-        {"captions": Counter[str](), "conversations": Counter[str]()},
-    )
+    types, by_source = (defaultdict[str, Counter[str]](Counter) for _ in range(2))
     for shard in counted(run.shards(CAPTIONS), "report: texts", "shard"):
         table = run.table(CAPTIONS, shard, ["id", "seed", "source", "caption", "words"])
         sources = dict(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))
