@@ -58,9 +58,8 @@ def test_tasks_make_what_one_process_makes(executor: str, tmp_path: Path) -> Non
     assert b"sesame" not in written and b"wrong" not in written
 
 
-@pytest.mark.parametrize("options", [(), ("--executor", "local")])
-def test_seeds_are_added_with_or_without_an_executor(options: tuple[str, ...], tmp_path: Path) -> None:
-    place = ("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", *options)
+def test_seeds_are_added_by_an_executor(tmp_path: Path) -> None:
+    place = ("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", "--executor", "local")
     assert generation(*place).returncode == 0
     with (tmp_path / "seeds.txt").open("a") as file:
         file.write("A green lamp in a shop.\n")

@@ -55,7 +55,12 @@ def test_files_of_another_shape_are_named(run: Run, tmp_path: Path) -> None:
     assert run.sessions(CAPTIONS) == [{"rows": 1}]
 
 
-def test_a_file_system_without_locks_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_has_one_holder_and_a_file_system_without_locks_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run.claim(CAPTIONS, 0) as mine, run.claim(CAPTIONS, 0) as again, run.claim(CAPTIONS, 1) as other:
+        assert (mine, again, other) == (True, False, True)
+
     def flock(file: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -125,25 +130,6 @@ def test_of_processes_that_begin_a_stage_one_wins(run: Run) -> None:
         results = pool.starmap(_begin, [(run.path, model) for model in "abab"], chunksize=1)
     winner = run.facts(CAPTIONS)["identity"]["model"]
     assert results.count(winner) == 2 and sum("begun with other settings" in text for text in results) == 2
-
-
-def _hold(path: Path, held: "multiprocessing.Queue[bool]", free: "multiprocessing.Queue[bool]") -> None:
-    with Run(path).claim(CAPTIONS, 0) as ok:
-        held.put(ok)
-        free.get(timeout=60)
-
-
-def test_a_claimed_shard_is_held_until_its_process_ends_even_by_kill(run: Run) -> None:
-    held: multiprocessing.Queue[bool] = multiprocessing.Queue()
-    process = multiprocessing.Process(target=_hold, args=(run.path, held, multiprocessing.Queue()))
-    process.start()
-    assert held.get(timeout=60)
-    with run.claim(CAPTIONS, 0) as mine, run.claim(CAPTIONS, 1) as other:
-        assert (mine, other) == (False, True)
-    process.kill()
-    process.join()
-    with run.claim(CAPTIONS, 0, wait_s=10) as mine:
-        assert mine
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
