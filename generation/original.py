@@ -1,8 +1,7 @@
 """Make a run of the JSON files that the authors released (Yu2020/Unicorn on the Hub), instead of generating data.
 
-Each file is one JSON list of LLaVA rows: {"id": "0010278167", "caption": "...", "conversations": [...]}. In the
-pre-training file the only answer is the caption; in an instruction file ``id`` is that of the caption. The release
-names no task: options make it multiple choice, answers of 20 words or more on average complex reasoning (our bound).
+Each is one JSON list of LLaVA rows. In the pre-training file the only answer is the caption; in an instruction file
+``id`` is that of the caption. The release names no task: options make it multiple choice, long answers reasoning.
 """
 
 import json
@@ -29,7 +28,7 @@ SOURCE = "unicorn_original"
 LICENSE = "not given; see the release, Yu2020/Unicorn"
 MODEL = "Qwen2.5-72B-Instruct (as its authors say)"
 SHARD_ROWS = 10_000
-LONG_ANSWER_WORDS = 20.0
+LONG_ANSWER_WORDS = 20.0  # or more on average: complex reasoning (our bound)
 _PEEKED = 1000  # rows that tell a file's kind
 _CHUNK, _MAX_ROW = 1 << 20, 1 << 24  # characters
 _SEPARATOR = re.compile(r"\s*,?\s*")
@@ -87,16 +86,35 @@ def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False,
     files = {path.name: sha256(path) for path in paths}
     if len(files) < len(paths):
         raise SeedError(f"two of {names} have the same name; give each file once, under its own name")
-    license, place = license or LICENSE, os.path.realpath(run_dir.parent)
-    recipe = parse_recipe({"name": SOURCE, "directory": place}, f"run directory {run_dir}")
+    license, directory = license or LICENSE, os.path.realpath(run_dir.parent)
+    recipe = parse_recipe({"name": SOURCE, "directory": directory}, f"run directory {run_dir}")
     run = Run(run_dir, None if (run_dir / "run.json").is_file() else recipe, create=True)
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values()):
         run.begin(stage, {"imported": files, "keep_defects": keep_defects, "license": license, "model": MODEL})
-    known: Known = {}
-    captions, conversations = Tally(keep_defects), Tally(keep_defects)
+    known, captions, conversations = Known(), Tally(keep_defects), Tally(keep_defects)
     rows = counted((row for path in paths if pretraining[path] for row in read_rows(path)), "captions", "row")
     for shard, part in enumerate(iter(lambda: list(islice(rows, SHARD_ROWS)), [])):
-        _commit_captions(run, shard, part, known, captions, license)
+        ids, taken = [row_id(shard, number) for number in range(len(part))], list[Row]()
+        columns = [ids, pa.nulls(len(ids), pa.string()), [SOURCE] * len(ids), [license] * len(ids)]
+        run.commit(SEEDS, shard, len(ids), parquet(pa.table(columns, SEED_SCHEMA)))
+        for id, (place, row) in zip(ids, part, strict=True):
+            faults = dict[str, bool]()
+            if not (fatal := _fatal_defect(row)):
+                caption, turns, original = row["caption"], row["conversations"], row.get("id")
+                odd = not isinstance(original, str) or not _ID.fullmatch(original)
+                faults = {"id_missing": original is None, "id_odd": odd, "id_duplicate": str(original) in known}
+                faults |= {"caption_empty": not caption.strip(), **_turns_faults(turns)}
+                faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != caption}
+            if captions.rejects(("", shard), place, id, row, fatal, faults):
+                continue
+            if isinstance(original, str):
+                known.setdefault(original, (shard, id, text_hash(caption)))
+            plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
+            own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "words": len(caption.split())}
+            own |= {"source": SOURCE, "license": license, "input_hash": text_hash(""), "model": MODEL}
+            own |= {"conversations": None if turns == plain else turns}
+            taken.append(own | {"original_id": None if original is None else str(original)})
+        captions.commit(run, CAPTIONS, ("", shard), taken)
     others = (row for path in paths if not pretraining[path] for row in read_rows(path))
     _commit_instructions(run, others, known, conversations)
     return f"{captions.table('captions')}\n{conversations.table('conversations')}"
@@ -169,32 +187,6 @@ def _turns_faults(turns: list[dict[str, str]]) -> dict[str, bool]:
         "image_several": sum(images) > 1,
         "image_misplaced": not images[0],
     }
-
-
-def _commit_captions(run: Run, shard: int, part: list[Any], known: Known, tally: Tally, license: str) -> None:
-    """Write a shard of seeds without text, and of captions, which are added to ``known``."""
-    ids = [row_id(shard, number) for number in range(len(part))]
-    columns = [ids, pa.nulls(len(ids), pa.string()), [SOURCE] * len(ids), [license] * len(ids)]
-    run.commit(SEEDS, shard, len(ids), parquet(pa.table(columns, SEED_SCHEMA)))
-    taken = list[Row]()
-    for id, (place, row) in zip(ids, part, strict=True):
-        faults = dict[str, bool]()
-        if not (fatal := _fatal_defect(row)):
-            caption, turns, original = row["caption"], row["conversations"], row.get("id")
-            odd = not isinstance(original, str) or not _ID.fullmatch(original)
-            faults = {"id_missing": original is None, "id_odd": odd, "id_duplicate": str(original) in known}
-            faults |= {"caption_empty": not caption.strip(), **_turns_faults(turns)}
-            faults |= {"several_exchanges": len(turns) > 2, "gpt_not_caption": turns[-1]["value"] != caption}
-        if tally.rejects(("", shard), place, id, row, fatal, faults):
-            continue
-        if isinstance(original, str):
-            known.setdefault(original, (shard, id, text_hash(caption)))
-        plain = [{"from": "human", "value": turns[0]["value"]}, {"from": "gpt", "value": caption}]
-        own = {"id": id, "caption": caption, "instruction": turns[0]["value"], "source": SOURCE, "license": license}
-        own |= {"words": len(caption.split()), "input_hash": text_hash(""), "model": MODEL}
-        own |= {"conversations": None if turns == plain else turns}
-        taken.append(own | {"original_id": None if original is None else str(original)})
-    tally.commit(run, CAPTIONS, ("", shard), taken)
 
 
 def _commit_instructions(run: Run, rows: Iterator[tuple[str, Any]], known: Known, tally: Tally) -> None:

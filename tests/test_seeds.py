@@ -41,16 +41,13 @@ def numbered(path: Path, noun: str, count: int) -> Path:
 def domain(path: Path, **changes: Any) -> Path:
     data = {"domain": "birds", "license": "MIT", "source": "made up", "labels": ["osprey", "unicorn finch", "hen"]}
     data |= {"templates": ["A photo of {a_label}.", "Two {labels} sit.", "One {label} sits."]}
-    path.write_text(yaml.safe_dump(data | changes), encoding="utf-8")
-    return path
+    return lines(path, yaml.safe_dump(data | changes))
 
 
 def recipe_file(folder: Path, captions: Any = (), random_seed: int = 0, **seeds: Any) -> Path:
     folder.mkdir(exist_ok=True)
     data = {"name": "small", "random_seed": random_seed, "seeds": seeds | {"captions": list(captions)}}
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
-    return path
+    return lines(folder / "recipe.yaml", yaml.safe_dump(data))
 
 
 def make(folder: Path, captions: Any = (), extend: bool = False, **options: Any) -> Run:
@@ -237,41 +234,36 @@ def test_an_extension_repeats_nothing_and_a_bad_one_changes_nothing(tmp_path: Pa
     assert len(texts(run)) == 2  # the run's own seeds stay, though one repeats the other
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, shard: int, folder: Path, *arguments: Any, **options: Any) -> None:
-    commit = Run.commit
-
-    def stopped(run: Run, stage: Any, number: int, *rest: Any, **more: Any) -> Any:
-        if number == shard:
-            raise KeyboardInterrupt
-        return commit(run, stage, number, *rest, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "commit", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            make(folder, *arguments, **options)
+def interrupted(shard: int, folder: Path, *arguments: Any, **options: Any) -> None:
+    """Make seeds, and fail at a shard."""
+    in_the_way = folder / "run" / "seeds" / f"{shard:05d}.parquet"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(RunError, match="cannot write"):
+        make(folder, *arguments, **options)
+    in_the_way.rmdir()
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_what_was_interrupted_ends_like_what_was_not(tmp_path: Path, monkeypatch: Any, again: bool) -> None:
+def test_what_was_interrupted_ends_like_what_was_not(tmp_path: Path, again: bool) -> None:
     own = source(numbered(tmp_path / "own.txt", "dog", 7))
     more = source(numbered(tmp_path / "more.txt", "cat", 6), "more")
     whole = make(tmp_path / "whole", [own], shard_rows=4)
-    interrupted(monkeypatch, 1, tmp_path / "stopped", [own], shard_rows=4)
+    interrupted(1, tmp_path / "stopped", [own], shard_rows=4)
     assert shards(make(tmp_path / "stopped", [own], shard_rows=4)).keys() == shards(whole).keys()
     make(tmp_path / "whole", [own, more], shard_rows=4, extend=True)
-    interrupted(monkeypatch, 3, tmp_path / "stopped", [own, more], shard_rows=4, extend=True)
+    interrupted(3, tmp_path / "stopped", [own, more], shard_rows=4, extend=True)
     resumed = make(tmp_path / "stopped", [own, more], shard_rows=4, extend=again)
     assert shards(resumed) == shards(whole)
     assert resumed.facts(SEEDS)["finished"] is True
 
 
-def test_shards_of_an_interrupted_extension_do_not_outlive_it(tmp_path: Path, monkeypatch: Any) -> None:
+def test_shards_of_an_interrupted_extension_do_not_outlive_it(tmp_path: Path) -> None:
     first, many = (
         source(numbered(tmp_path / "a.txt", "dog", 2)),
         source(numbered(tmp_path / "b.txt", "cat", 6), "more"),
     )
     make(tmp_path, [first], shard_rows=2)
-    interrupted(monkeypatch, 3, tmp_path, [first, many], shard_rows=2, extend=True)
+    interrupted(3, tmp_path, [first, many], shard_rows=2, extend=True)
     few = source(numbered(tmp_path / "few.txt", "owl", 2), "more")
     run = make(tmp_path, [first, few], extend=True, shard_rows=2)
     assert run.shards(SEEDS) == [0, 1]

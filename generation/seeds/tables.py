@@ -26,9 +26,9 @@ _FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of f
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be used: a reason code for the counts, and what is wrong with it, in words."""
+    """A row that cannot be used, and why."""
 
-    reason: str
+    reason: str  # a code for the counts
     detail: str
 
 
@@ -66,25 +66,7 @@ def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tu
 
 
 def _file_rows(path: Path, columns: list[str]) -> Rows:
-    suffix, head = path.suffix.lower(), _head(path)
-    if suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            _require(path, file.schema_arrow.names, columns)
-            yield from _arrow_rows(path, file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False), columns)
-        return
-    # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
-    newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-        if suffix == ".txt":
-            _require(path, ["text"], columns[1:])
-            bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
-            yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
-        else:
-            yield from (_csv_rows if suffix in (".csv", ".tsv") else _json_rows)(path, columns, lines)
-
-
-def _head(path: Path) -> bytes:
-    """Return the first bytes of a file, or refuse it for its name, its kind or these bytes."""
+    """Yield the rows of a file, or refuse it for its name, its kind or its first bytes."""
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise SeedError(f"{path} must end with one of {', '.join(_SUFFIXES)}")
@@ -101,10 +83,23 @@ def _head(path: Path) -> bytes:
     for what, beginnings in _FOREIGN.items():
         if start.startswith(tuple(beginnings)) and (suffix != ".parquet" or beginnings != ["par1"]):
             raise SeedError(f"{path} holds {what}")
+    if suffix == ".parquet":
+        with pq.ParquetFile(path) as table:
+            _require(path, table.schema_arrow.names, columns)
+            yield from _arrow_rows(path, table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False), columns)
+        return
     wide = json.detect_encoding(head).upper().replace("-LE", "LE").replace("-BE", "BE")
-    if suffix != ".parquet" and not wide.startswith("UTF-8"):
+    if not wide.startswith("UTF-8"):
         raise SeedError(f"{path} is {wide}; convert it: iconv -f {wide} -t UTF-8 {path.name} > utf8{path.suffix}")
-    return head
+    # Old Mac files end lines with CR; elsewhere a CR inside a line is part of it.
+    newline = "\r" if b"\r" in head and b"\n" not in head else "\n"
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
+        if suffix == ".txt":
+            _require(path, ["text"], columns[1:])
+            bad = BadRow("malformed", "holds a carriage return; convert all line ends to LF")
+            yield from enumerate((bad if "\r" in line.rstrip("\r\n") else [line] for line in lines), 1)
+        else:
+            yield from (_csv_rows if suffix in (".csv", ".tsv") else _json_rows)(path, columns, lines)
 
 
 def _require(what: object, header: list[str], columns: list[str]) -> None:
@@ -154,15 +149,15 @@ def _json_rows(path: Path, columns: list[str], lines: TextIO) -> Rows:
     """Read JSON objects; each of the columns must be in one of them, and the first in all."""
     seen = dict[str, None]()
     for number, value in _json_lines(lines) if path.suffix.lower() == ".jsonl" else _json(lines.read(), columns):
-        if isinstance(value, BadRow):
-            yield number, value
-        elif not isinstance(value, dict):
-            yield number, BadRow("malformed", f"holds {str(value)[:80]!r}, not an object with the key '{columns[0]}'")
-        elif columns[0] not in value:
-            yield number, BadRow("no_column", f"has no column '{columns[0]}'; its columns: {', '.join(value)[:1000]}")
-        else:
+        if isinstance(value, dict) and columns[0] in value:
             seen |= dict.fromkeys(value)
             yield number, [value.get(column) for column in columns]
+        elif isinstance(value, dict):
+            yield number, BadRow("no_column", f"has no column '{columns[0]}'; its columns: {', '.join(value)[:1000]}")
+        elif isinstance(value, BadRow):
+            yield number, value
+        else:
+            yield number, BadRow("malformed", f"holds {str(value)[:80]!r}, not an object with the key '{columns[0]}'")
     if seen:
         _require(path, list(seen), columns)
 
