@@ -8,7 +8,7 @@ writes a directory that ``load_dataset("unicorn-1.2m")`` reads. The class is a b
 
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ from dataset_card import render_card
 from generation.builders.builder import FinishedRun, UnicornBuilder
 from generation.builders.command import main
 
+_TEXT = Value("string")
+
 
 class Unicorn12M(UnicornBuilder):
     """Dense captions with synthetic image embeddings, made from text only."""
@@ -26,24 +28,21 @@ class Unicorn12M(UnicornBuilder):
     INSTRUCTIONS = False
     card = staticmethod(partial(render_card, "unicorn_1_2m.md", "Unicorn-1.2M"))
 
-    def columns(self, sources: list[str]) -> dict[str, Any]:
-        """Return the features of the columns; one row is one caption."""
-        text = Value("string")
-        return {
-            "id": text,  # shard and row of the seed, five digits each; it never changes
-            "caption": text,
-            "conversations": [{"from": text, "value": text}],  # an instruction with <image>, and the caption
-            "seed": text,  # the short caption that was expanded
-            "source": ClassLabel(names=sources),  # of the seed
-            "license": text,  # of the seed
-            "words": Value("int32"),  # of the caption
-            "judge": Value("float32"),  # 1: a second model found the seed's facts in the caption; null: not judged
-            "duplicate_group": text,  # id of the first caption that is nearly equal; null: none is, or not searched
-            "prompt": text,  # "<prompt>@<version>"
-            "model": text,  # that wrote the caption
-            "embedding_shard": Value("int32"),  # image_embeddings/<method>/<shard>.safetensors
-            "embedding_row": Value("int32"),
-        }
+    COLUMNS: ClassVar[dict[str, Any]] = {
+        "id": _TEXT,  # shard and row of the seed, five digits each; it never changes
+        "caption": _TEXT,
+        "conversations": [{"from": _TEXT, "value": _TEXT}],  # an instruction with <image>, and the caption
+        "seed": _TEXT,  # the short caption that was expanded
+        "source": ClassLabel(names=[]),  # of the seed; the run names them
+        "license": _TEXT,  # of the seed
+        "words": Value("int32"),  # of the caption
+        "judge": Value("float32"),  # 1: a second model found the seed's facts in the caption; null: not judged
+        "duplicate_group": _TEXT,  # id of the first caption that is nearly equal; null: none is, or not searched
+        "prompt": _TEXT,  # "<prompt>@<version>"
+        "model": _TEXT,  # that wrote the caption
+        "embedding_shard": Value("int32"),  # image_embeddings/<method>/<shard>.safetensors
+        "embedding_row": Value("int32"),
+    }
 
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the captions of a shard; the conversation is the instruction and the caption."""

@@ -9,7 +9,7 @@ class is a builder of ``datasets``, over a run, a built directory or a pinned re
 import sys
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from generation.builders.command import main
 from generation.rows import stable_hash
 from generation.stages import TASKS
 
+_TEXT = Value("string")
+
 
 class Unicorn471KInstruction(UnicornBuilder):
     """Multi-turn visual instructions with synthetic image embeddings, made from text only."""
@@ -29,25 +31,22 @@ class Unicorn471KInstruction(UnicornBuilder):
     INSTRUCTIONS = True
     card = staticmethod(partial(render_card, "unicorn_471k_instruction.md", "Unicorn-471K-Instruction"))
 
-    def columns(self, sources: list[str]) -> dict[str, Any]:
-        """Return the features of the columns; one row is one conversation."""
-        text = Value("string")
-        return {
-            "id": text,  # of the caption in Unicorn-1.2M
-            "caption": text,
-            "conversations": [{"from": text, "value": text}],  # <image> in the first human turn only
-            "task": ClassLabel(names=list(TASKS)),
-            "question_types": [text],  # one a question
-            "source": ClassLabel(names=sources),  # of the caption's seed
-            "words": Value("int32"),  # of the caption
-            "grounded": Value("float32"),  # mean share of a question's and answer's words that the caption supports
-            "judge": Value("float32"),  # share of the questions that a second model confirmed; null: not judged
-            "duplicate_group": text,  # of the caption, as in Unicorn-1.2M
-            "prompt": text,  # "<prompt>@<version>"
-            "model": text,  # that wrote the conversation
-            "embedding_shard": Value("int32"),  # of Unicorn-1.2M: image_embeddings/<method>/<shard>.safetensors
-            "embedding_row": Value("int32"),
-        }
+    COLUMNS: ClassVar[dict[str, Any]] = {
+        "id": _TEXT,  # of the caption in Unicorn-1.2M
+        "caption": _TEXT,
+        "conversations": [{"from": _TEXT, "value": _TEXT}],  # <image> in the first human turn only
+        "task": ClassLabel(names=list(TASKS)),
+        "question_types": [_TEXT],  # one a question
+        "source": ClassLabel(names=[]),  # of the caption's seed; the run names them
+        "words": Value("int32"),  # of the caption
+        "grounded": Value("float32"),  # mean share of a question's and answer's words that the caption supports
+        "judge": Value("float32"),  # share of the questions that a second model confirmed; null: not judged
+        "duplicate_group": _TEXT,  # of the caption, as in Unicorn-1.2M
+        "prompt": _TEXT,  # "<prompt>@<version>"
+        "model": _TEXT,  # that wrote the conversation
+        "embedding_shard": Value("int32"),  # of Unicorn-1.2M: image_embeddings/<method>/<shard>.safetensors
+        "embedding_row": Value("int32"),
+    }
 
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the conversations about the captions of a shard, the tasks mixed by a drawn order."""

@@ -31,6 +31,7 @@ SISTERS = {"unicorn-1.2m": "unicorn-471k-instruction", "unicorn-471k-instruction
 WORD_BIN = 50  # words of a caption, in a row of the card's table
 _SIZES = {"n<1K": 3, "1K<n<10K": 4, "10K<n<100K": 5, "100K<n<1M": 6, "1M<n<10M": 7, "10M<n<100M": 8}  # powers of 10
 _HUB_LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "openrail", "odc-by"}
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+").fullmatch  # the name of a model
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~$!^])")
 
 
@@ -65,16 +66,10 @@ def plain(value: object) -> str:
     return _MARKUP.sub(r"\\\1", re.sub(r"^(\d+)([.)])|^([-+=])", r"\1\\\2\3", line))
 
 
-def _link(model: str) -> str:
-    """Return a link to a model of the Hub, or its name if it is not on the Hub."""
-    known = re.fullmatch(r"[\w.-]+/[\w.-]+", model)
-    return f"[{plain(model)}](https://huggingface.co/{model})" if known else plain(model)
-
-
 FILTERS: dict[str, Any] = {
     "n": "{:,}".format,
     "text": plain,
-    "link": _link,
+    "link": lambda name: f"[{plain(name)}](https://huggingface.co/{name})" if _ON_HUB(name) else plain(name),
     "quote": lambda text: "\n".join(f"> {plain(line)}  " for line in text.splitlines() if line.strip()),
     "json": lambda value: json.dumps(value, indent=1, ensure_ascii=False).replace("```", "`\u200b``"),  # in a fence
     "mean": lambda counts: sum(float(value) * count for value, count in counts.items()) / sum(counts.values()),

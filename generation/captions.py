@@ -9,7 +9,7 @@ from .checks.dense import caption_fault, finish
 from .checks.text import shingles
 from .dedup import drop_caption_duplicates
 from .engine import Item, generate
-from .prompts import PROMPTS, load_prompt
+from .prompts import PROMPTS, load_prompt, render
 from .rows import Row, stable_hash, text_hash
 from .stages import CAPTIONS, SEEDS
 from .store import Run
@@ -49,7 +49,7 @@ class CaptionTask:
 
     def accept(self, item: Item, answers: list[Answer]) -> Row | str:
         """Return the columns of a caption, or why the last answer is not one."""
-        prefix, text = self.prompt.prefix({"seed": item.values["seed"]}), answers[-1].text
+        prefix, text = render(self.prompt.answer_prefix or "", {"seed": item.values["seed"]}), answers[-1].text
         gap = " " if prefix and not re.match(r"[\s,.;:!?']", text) else ""
         caption = finish(prefix + gap + text, answers[-1].finish_reason)
         asked = _PARAPHRASES[stable_hash("describe", item.id) % len(_PARAPHRASES)]

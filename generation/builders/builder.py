@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
@@ -173,11 +173,10 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     DEFAULT_CONFIG_NAME = "default"
     NAME: str  # of the data set's directory and repository
     INSTRUCTIONS: bool  # whether rows are conversations about captions
+    COLUMNS: ClassVar[
+        dict[str, Any]
+    ]  # the features of all columns but the vectors, in order; the run names the sources
     card: Callable[..., str]  # renders the card: ``dataset_card.render_card`` with its template and title
-
-    @abstractmethod
-    def columns(self, sources: list[str]) -> dict[str, Any]:
-        """Return the features of all columns but the vectors, in order; ``sources`` are the names of the seeds'."""
 
     @abstractmethod
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
@@ -203,7 +202,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 raise DatasetError(f"{self.config.data_dir} is a built {facts['name']}, not {self.NAME}")
             self.config.version = datasets.Version(facts["version"])
         self.hash: str | None = hashlib.sha256(f"{facts['digest']} {self.hash}".encode()).hexdigest()[:32]
-        features = self.columns(list(facts["sources"]))
+        features = self.COLUMNS | {"source": datasets.ClassLabel(names=list(facts["sources"]))}
         if facts["original_id"]:
             features["original_id"] = datasets.Value("string")
         if self.config.name == WITH_EMBEDDINGS:

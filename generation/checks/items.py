@@ -135,7 +135,22 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     yield "leak", leaks(together, scene)
     yield "not_a_question", len(asked) < 3 or not question.rstrip(" \t\n\"'”’)").endswith("?")
     yield "repeats_prompt", shown.repeated_by(item)
-    yield from _choice_faults(options, right) if options else _open_faults(right, task == "complex_reasoning")
+    yield "no_answer", (options or len(said) < 12) and _NO_ANSWER.search(right.lower())
+    yield "loop", any(map(loops, options or [right]))
+    if options:
+        keys = {option: _key(option) for option in options}
+        same = len({tuple(map(stem, words)) for words in keys.values()}) < len(options)
+        # who wears a lilac cardigan also wears a cardigan
+        wider = any(set(words) < set(keys[right]) and words[-1:] == keys[right][-1:] for words in keys.values())
+        yield "options_not_distinct", same or (wider and FUNCTION_WORDS.isdisjoint(keys[right]))
+        yield "refers_to_options", any(_REFERS.search(one.lower()) or _BY_LETTER.search(one) for one in options)
+        wrong = max(len(option) for option in options if option != right)
+        yield "given_away", len(right) > _LENGTH_RATIO * wrong and len(right) >= wrong + _LONGER_BY
+    else:
+        reasoned = task == "complex_reasoning"
+        yield "first_person", _FIRST_PERSON.search(_QUOTE.sub("", right.lower()))
+        yield "too_short", (reasoned and len(said) < _MIN_REASONING) or {"yes", "no"} >= set(said)
+        yield "unfinished", not is_finished(right) and (reasoned or said[-1] in _DANGLING)
     # What follows is what is wrong with an item as seen from its caption.
     parts = [set(sentences(text)) for text in ([question] if options else texts)]
     copied = [part for part in parts if part <= scene.sentences]
@@ -147,28 +162,6 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     yield "contradiction", _contradicts(question, right, scene)
     rich = len(content(asked + said)) >= _MIN_CONTENT
     yield "ungrounded", rich and groundedness(question, right, scene) < _MIN_GROUNDED
-
-
-def _choice_faults(options: list[str], right: str) -> Iterator[tuple[str, object]]:
-    said = {option: _key(option) for option in options}
-    same = len({tuple(map(stem, words)) for words in said.values()}) < len(options)
-    # who wears a lilac cardigan also wears a cardigan
-    wider = any(set(words) < set(said[right]) and words[-1:] == said[right][-1:] for words in said.values())
-    yield "options_not_distinct", same or (wider and FUNCTION_WORDS.isdisjoint(said[right]))
-    yield "refers_to_options", any(_REFERS.search(option.lower()) or _BY_LETTER.search(option) for option in options)
-    yield "no_answer", _NO_ANSWER.search(right.lower())
-    yield "loop", any(map(loops, options))
-    wrong = max(len(option) for option in options if option != right)
-    yield "given_away", len(right) > _LENGTH_RATIO * wrong and len(right) >= wrong + _LONGER_BY
-
-
-def _open_faults(answer: str, reasoned: bool) -> Iterator[tuple[str, object]]:
-    words = tokens(answer)
-    yield "no_answer", len(words) < 12 and _NO_ANSWER.search(answer.lower())
-    yield "first_person", _FIRST_PERSON.search(_QUOTE.sub("", answer.lower()))
-    yield "loop", loops(answer)
-    yield "too_short", (reasoned and len(words) < _MIN_REASONING) or {"yes", "no"} >= set(words)
-    yield "unfinished", not is_finished(answer) and (reasoned or words[-1] in _DANGLING)
 
 
 def leaks(text: str, scene: Scene) -> bool:

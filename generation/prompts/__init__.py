@@ -71,7 +71,7 @@ class Prompt(Section):
     def messages(self, values: Mapping[str, str]) -> list[Message]:
         """Return the conversation to send; its end is the beginning of the answer, if the prompt gives one."""
         system = [{"role": "system", "content": render(self.system, values)}] if self.system else []
-        begun = [{"role": "assistant", "content": self.prefix(values)}] if self.answer_prefix else []
+        begun = [{"role": "assistant", "content": render(self.answer_prefix, values)}] if self.answer_prefix else []
         return [*system, *self.shots, {"role": "user", "content": render(self.user, values)}, *begun]
 
     @cached_property
@@ -83,10 +83,6 @@ class Prompt(Section):
             turns.append({"role": "user", "content": render(self.user, example.values)})
             turns.append({"role": "assistant", "content": answer})
         return turns
-
-    def prefix(self, values: Mapping[str, str]) -> str:
-        """Return the text that the answer already begins with; empty without an ``answer_prefix``."""
-        return render(self.answer_prefix or "", values).strip()
 
     def answer_schema(self, min_items: int, max_items: int) -> dict[str, Any]:
         """Return the JSON schema of an answer with so many items; a RecipeError says that it has no "QA Pairs"."""
