@@ -7,8 +7,7 @@ from pathlib import Path
 
 from .captions import CaptionTask
 from .config import Recipe
-from .engine import GenerationTask, Item
-from .engine.journal import UnfinishedShard
+from .engine import GenerationTask, Item, UnfinishedShard
 from .instructions import InstructionTask, selection_inputs
 from .judge import JudgeTask, judge_server
 from .logs import counted, say
@@ -68,16 +67,16 @@ async def _estimate(run: Run, task: GenerationTask, probes: int, prices: Prices)
     sample = [task.request(item, 1) for item in (longest_item, *items[: max(SAMPLE, probes)])]
     async with connect(run.recipe.server) as scheduler:
         context = scheduler.infos[0].max_total_tokens or "not said"
-        prompts = [float(await scheduler.states[0].endpoint.count_tokens(request) or 0) for request in sample]
         await scheduler.warm_up(sample[: min(probes, 1)])
         start = time.monotonic()
         replies = await asyncio.gather(*map(scheduler.ask, sample[1 : probes + 1]), return_exceptions=True)
         seconds = time.monotonic() - start
-    counted_by = "counted by the server"
-    if not all(prompts):
-        prompts = [sum(len(message["content"]) for message in request.messages) / 4 for request in sample]
-        counted_by = "4 characters a token"
-    answers = [reply for reply in replies if isinstance(reply, Answer)]
+    sizes = [sum(len(message["content"]) for message in request.messages) for request in sample]  # characters
+    answered = [(size, reply) for size, reply in zip(sizes[1:], replies, strict=False) if isinstance(reply, Answer)]
+    answers, tokens = [answer for _, answer in answered], sum(answer.prompt_tokens for _, answer in answered)
+    a_token = sum(size for size, _ in answered) / tokens if tokens else 4.0
+    prompts = [size / a_token for size in sizes]
+    counted_by = f"{a_token:.1f} characters a token" + (", as the server counts the probes" if tokens else "")
     if probes and not answers:
         raise next(reply for reply in replies if isinstance(reply, BaseException))
     rate, measured = len(answers) / max(seconds, 1e-3), f"{len(answers)} probes at once; more at once are faster"

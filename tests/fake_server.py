@@ -184,7 +184,7 @@ class FakeServer:
         closed = generates or (path.startswith("/v1") and self.kind not in ("tgi", "llama.cpp"))
         if self.api_key and closed and not authorized:
             return web.Response(status=401) if self.kind == "tgi" else self._refused(401, "Unauthorized")
-        return await self._generate(request, body) if generates else self._side(request, body)
+        return await self._generate(request, body) if generates else self._side(path)
 
     async def _generate(self, request: web.BaseRequest, body: Body) -> web.StreamResponse:
         if self.dead:
@@ -273,13 +273,12 @@ class FakeServer:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return _response({**head, "choices": [choice]}, 200, headers)
 
-    def _side(self, request: web.BaseRequest, body: Body) -> web.Response:
-        path = request.path
+    def _side(self, path: str) -> web.Response:
         if path == "/health":
             return self._refused(503, "unhealthy", "healthcheck") if self.dead else web.Response(text="OK")
         if path == "/metrics" and (name := _GAUGES.get(self.kind)):
             return web.Response(text=f"# TYPE x gauge\n{name} {self.in_flight - len(self._running)}\n")
-        facts = self._tokens(path, body) if request.method == "POST" else self._facts().get(path)
+        facts = self._facts().get(path)
         missing = {"error": {"message": "File Not Found"}} if self.kind == "llama.cpp" else {"detail": "Not Found"}
         return _response(facts or ("" if self.kind == "tgi" else missing), 200 if facts else 404)
 
@@ -301,15 +300,6 @@ class FakeServer:
             "llama.cpp": {"/props": {**slots, "build_info": "b60"}},
         }
         return listed | own.get(self.kind, {})
-
-    def _tokens(self, path: str, body: Body) -> Body | None:
-        """Return the reply of TGI's ``/chat_tokenize`` (ChatML) or vLLM's ``/tokenize``, a token a word."""
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in body.get("messages", []))
-        begun = text and body["messages"][-1]["role"] == "assistant"
-        text = text.removesuffix("<|im_end|>\n") if begun else f"{text}<|im_start|>assistant\n"
-        if path == "/chat_tokenize" and self.kind == "tgi":
-            return {"tokenize_response": [{"id": 1} for _ in text.split()], "templated_text": text}
-        return {"count": len(text.split())} if path == "/tokenize" and self.kind == "vllm" else None
 
 
 async def _as_scripted(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:

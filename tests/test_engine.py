@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from generation import engine
 from generation.config import Server
 from generation.engine import Item, generate, retry
-from generation.engine.journal import Journal
+from generation.engine.work import Journal
 from generation.errors import FatalServerError, RequestRejected, RunError, StageFailed
 from generation.files import parquet
 from generation.prompts import load_prompt

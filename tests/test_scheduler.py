@@ -237,9 +237,12 @@ def test_a_server_that_never_gets_ready_is_given_up(hurried: None) -> None:
 
 
 def test_a_context_that_is_too_short_is_refused_with_the_three_numbers() -> None:
-    numbers = r"context of 1500 tokens; .*\(\d{4} tokens\) and max_tokens \(64\) need"
-    with pytest.raises(FatalServerError, match=numbers):
-        ask_all([FakeServer(max_total_tokens=1500)], [], first=request("word " * 4000))
+    numbers = r"context of 1500 tokens; .*\(\d{4} tokens\) and max_tokens \(64\) do not fit"
+    answered = {"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": 1437}}
+    for script in (None, lambda body, n: Reply(body=answered)):
+        with pytest.raises(FatalServerError, match=numbers) as raised:
+            ask_all([FakeServer(max_total_tokens=1500, script=script)], [], first=request("word " * 4000))
+        assert raised.value.status is None  # so no shorter request is tried
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,9 @@ from ..rows import Row
 from ..store import Run
 from ..tgi.protocol import Answer
 from ..tgi.scheduler import RequestStats, Scheduler, connect
-from .journal import TOKENS, Item, UnfinishedShard
-from .work import REFUSED, GenerationTask, Work
+from .work import REFUSED, TOKENS, GenerationTask, Item, UnfinishedShard, Work
 
-__all__ = ["GenerationTask", "Item", "generate", "retry"]
+__all__ = ["GenerationTask", "Item", "UnfinishedShard", "generate", "retry"]
 
 logger = logging.getLogger(__name__)
 GRACE_S = 10.0  # for requests in flight after the first signal
@@ -83,7 +82,7 @@ class _Session:
         self.workers: set[asyncio.Task[None]] = set()
 
     async def run_all(self) -> None:
-        """Connect, bind the stages to the model, warm up, and ask."""
+        """Connect, begin the stages, and ask, until all is done or a signal comes."""
         main, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert main is not None
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -94,8 +93,7 @@ class _Session:
                 handlers.callback(loop.remove_signal_handler, number)
             try:
                 async with connect(self.server) as self.scheduler:
-                    self._begin()
-                    await self._warm_up()
+                    await self._begin()
                     await self._ask_all()
             except asyncio.CancelledError:
                 if not self.signals:
@@ -113,17 +111,15 @@ class _Session:
         asyncio.get_running_loop().call_later(GRACE_S, main.cancel)
         self.scheduler.stop(Interrupted(STOPPED), abandon=False)
 
-    def _begin(self) -> None:
-        """Bind the stages to prompt and model. A server that does not say the model's revision agrees with any."""
+    async def _begin(self) -> None:
+        """Bind the stages to prompt and model (a server that does not name its revision agrees with any), and see that
+        the servers take the longest request of each task, or if they refuse these rows, the shortest."""
         info = self.scheduler.infos[0]
         for task in (work.task for work in self.works):
-            identity = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256, "model": info.model_id}
             begun = self.run.facts(task.stage).get("identity", {}).get("model_revision", info.model_revision)
-            revision = info.model_revision if begun and info.model_revision else begun
-            self.run.begin(task.stage, identity | {"model_revision": revision})
-
-    async def _warm_up(self) -> None:
-        """See that the servers take the longest request of each task, or if they refuse these rows, the shortest."""
+            identity = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256, "model": info.model_id}
+            identity["model_revision"] = info.model_revision if begun and info.model_revision else begun
+            self.run.begin(task.stage, identity)
         requests = [[work.task.request(item, 1) for item in work.extremes] for work in self.works if work.extremes]
         try:
             await self.scheduler.warm_up([longest for longest, _ in requests])

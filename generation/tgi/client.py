@@ -30,7 +30,6 @@ CONNECT_S = 10.0  # for a new connection
 KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
 THINKING_TOKENS = {"off": 0, "low": 1024, "on": 4096}  # added to max_tokens where the model may think
-_TOKENIZE = {"tgi": "/chat_tokenize", "vllm": "/tokenize"}
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
     r"^(?:tgi_queue_size|vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:{.*})? +(\S+)",
     re.MULTILINE,
@@ -108,13 +107,6 @@ class Endpoint:
             return None
         sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
         return sum(map(protocol.count, sizes)) if sizes else None
-
-    async def count_tokens(self, request: Request) -> int | None:
-        """Return the prompt tokens of a request, by TGI's ``/chat_tokenize`` or vLLM's ``/tokenize``; else None."""
-        route = _TOKENIZE.get(self.info.kind) if self.info else None
-        reply = (await self._side(route, self.fields(request)) if route else None) or {}
-        tokens = reply.get("tokenize_response")
-        return len(tokens) if isinstance(tokens, list) else protocol.count(reply.get("count")) or None
 
     def fields(self, request: Request) -> Fields:
         """Return the body of the generation route; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0).

@@ -32,7 +32,7 @@ BURST_S = 60.0  # refusals that are closer together are logged once
 SLOW_S = 10.0  # a warm-up that takes longer is explained
 TICK_S = 0.005  # what is due so soon is due now: timers may fire early, under uvloop by more than 1 ms
 MAY_PASS = (None, 408, 429, 502, 503, 504)  # HTTP status of a server that is not there yet
-CHARACTERS_A_TOKEN = 5  # of prompts that the server does not count; English has 4 to 5, so no good prompt is refused
+CHARACTERS_A_TOKEN = 4  # about, in English
 
 
 class AdaptiveLimit:
@@ -182,24 +182,26 @@ class EndpointState:
     async def _warm_up(self, request: Request) -> None:
         """See that a request is answered, and let the server compile its schema; else raise a ServerError."""
         url, context = self.endpoint.url, self.endpoint.info and self.endpoint.info.max_total_tokens
-        tokens = self.endpoint.fields(request)["max_tokens"]
-        counted = await self.endpoint.count_tokens(request) if context else None
-        prompt = counted or sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
-        if context and prompt + tokens > context:
-            raise FatalServerError(
-                f"{url} has a context of {context} tokens; the longest prompt ({prompt} tokens) and max_tokens "
-                f"({tokens}) need {prompt + tokens}. Start the server with a longer context (TGI --max-total-tokens, "
-                "vLLM --max-model-len, SGLang --context-length, llama.cpp -c) or lower max_tokens in the prompt file"
-            )
-        grammar = "; it may be compiling the grammar of the answers" if request.schema else ""
+        refused, grammar = "", "; it may be compiling the grammar of the answers" if request.schema else ""
         text = f"{url}: waiting for the answer to the warm-up request{grammar}"
         slow = asyncio.get_running_loop().call_later(SLOW_S, logger.info, text)
         try:
             answer = await self.prove(request)
+            prompt = answer.prompt_tokens
         except RequestRejected as error:
-            raise FatalServerError(f"the warm-up request was refused: {error}", error.status) from error
+            if not (context and str(context) in str(error)):
+                raise FatalServerError(f"the warm-up request was refused: {error}", error.status) from error
+            prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
+            refused = f" ({error})"
         finally:
             slow.cancel()
+        tokens = self.endpoint.fields(request)["max_tokens"]
+        if refused or (context and prompt + tokens > context):  # llama.cpp would cut the answer off
+            raise FatalServerError(
+                f"{url} has a context of {context} tokens; the longest prompt ({prompt} tokens) and max_tokens "
+                f"({tokens}) do not fit{refused}. Start the server with a longer context (TGI --max-total-tokens, "
+                "vLLM --max-model-len, SGLang --context-length, llama.cpp -c) or lower max_tokens in the prompt file"
+            )
         if not answer.text.strip():
             raise FatalServerError(
                 f"{url} answered the warm-up request with no text but {answer.thinking_tokens} tokens of thinking "
