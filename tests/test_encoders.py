@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn.functional import normalize
+from torch.nn.functional import gelu, layer_norm, linear, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, LlamaModel
 
 from generation.config import Embed
@@ -32,10 +31,8 @@ KINDS = ("embedded", "clip", "siglip", "llm2clip")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
-    tiny_clip(path / "clip")
-    tiny_siglip(path / "siglip")
-    tiny_llama(path / "llama")
-    tiny_head(path / "head")
+    for make, name in ((tiny_clip, "clip"), (tiny_siglip, "siglip"), (tiny_llama, "llama"), (tiny_head, "head")):
+        make(path / name)
     shutil.copytree(path / "clip", path / "odd")  # a Llama with another tokenizer
     shutil.copy(path / "llama" / "config.json", path / "odd")
     return path
@@ -53,12 +50,10 @@ def by_hand(models: Path, kind: str, text: str) -> torch.Tensor:
     if kind == "llm2clip":  # by eager attention under an explicit mask that lets every token see every other
         ids = tokenizer(TEMPLATE.format(text), return_tensors="pt")["input_ids"][:, :512]
         llama = LlamaModel.from_pretrained(path, attn_implementation="eager")
-        adaptor = nn.Sequential(*(Block() for _ in range(4)), nn.LayerNorm(32), nn.Linear(32, 12)).eval()
-        adaptor.load_state_dict({name.removeprefix(ADAPTER): tensor for name, tensor in adapter_tensors().items()})
         with torch.inference_mode():
             mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
             pooled = llama(ids, attention_mask=mask).last_hidden_state[0, 5:].mean(0)
-            return normalize(adaptor(normalize(pooled, dim=0)), dim=0)
+            return adapted(normalize(pooled, dim=0))
     model, limit = AutoModel.from_pretrained(path), {"embedded": 256, "clip": 20, "siglip": 16}[kind]
     padding = "max_length" if kind == "siglip" else False
     inputs = tokenizer(text, truncation=True, max_length=limit, padding=padding, return_tensors="pt")
@@ -68,16 +63,17 @@ def by_hand(models: Path, kind: str, text: str) -> torch.Tensor:
         return normalize(model.get_text_features(**inputs).pooler_output[0], dim=0)
 
 
-class Block(nn.Module):
-    """A block of LLM2CLIP's text adapter, https://github.com/microsoft/LLM2CLIP, ``llm2clip/eva_clip/model.py``."""
+def adapted(x: torch.Tensor) -> torch.Tensor:
+    """Apply LLM2CLIP's text adapter to [32] (https://github.com/microsoft/LLM2CLIP, llm2clip/eva_clip/model.py)."""
+    tensors = {name.removeprefix(ADAPTER): tensor for name, tensor in adapter_tensors().items()}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fn = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Dropout(), nn.Linear(64, 32))
-        self.ln = nn.LayerNorm(32)
+    def layer(function: Any, x: torch.Tensor, name: str, *shape: Any) -> torch.Tensor:
+        return function(x, *shape, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.fn(self.ln(x))
+    for block in range(4):
+        hidden = gelu(layer(linear, layer(layer_norm, x, f"{block}.ln", (32,)), f"{block}.fn.0"))
+        x = x + layer(linear, hidden, f"{block}.fn.3")
+    return normalize(layer(linear, layer(layer_norm, x, "4", (32,)), "5"), dim=0)
 
 
 # Text

@@ -19,14 +19,20 @@ def parts(rows: int, dimension: int) -> tuple[torch.Tensor, list[str], list[int]
     return vectors, [f"{row:010d}" for row in range(rows)], [2**63 - 1 - row for row in range(rows)]
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(2, 40), st.text(max_size=20))
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([0, 1, 7, 40, 5000]), st.integers(2, 48), st.text(max_size=20))
 def test_a_shard_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: int, dimension: int, fact: str
 ) -> None:
     path = tmp_path_factory.mktemp("shard") / "0.safetensors"
     vectors, ids, hashes = parts(rows, dimension)
-    write_vectors(path, vectors, ids, hashes, {"b": fact, "a": [1]})
+    before, written = torch.get_num_threads(), set[bytes]()
+    for threads, metadata in ((2, {"a": [1], "b": fact}), (1, {"b": fact, "a": [1]})):  # give equal bytes
+        torch.set_num_threads(threads)
+        write_vectors(path, vectors, ids, hashes, metadata)
+        written.add(path.read_bytes())
+    torch.set_num_threads(before)
+    assert len(written) == 1
     shard = VectorShard(path)
     assert torch.equal(shard.vectors, vectors) and (len(shard), shard.dimension) == (rows, dimension)
     assert (shard.ids, shard.input_hashes, shard.metadata) == (ids, hashes, {"a": [1], "b": fact})
@@ -34,15 +40,6 @@ def test_a_shard_is_read_as_it_was_written(
     for row in vectors.numpy().astype(np.float64):
         wanted += row
     assert np.array_equal(shard.sum.numpy(), wanted)
-
-
-def test_equal_rows_give_equal_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    for threads, metadata in ((1, {"x": 1, "y": 2}), (2, {"y": 2, "x": 1})):
-        torch.set_num_threads(threads)
-        write_vectors(tmp_path / str(threads), *parts(5000, 48), metadata)
-    torch.set_num_threads(before)
-    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 def test_a_shard_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
