@@ -105,18 +105,15 @@ CAPTION_DEFECTS: dict[str, Any] = {  # what a row is instead, or other values of
 def test_defects_are_counted_and_rejected_or_kept(keep: bool, tmp_path: Path) -> None:
     rows: list[Any] = [row(n) for n in range(40)]
     rows += [row(n) | damage if damage else damage for n, damage in enumerate(CAPTION_DEFECTS.values(), 100)]
-    unknown, twice, different = choice(999), choice(1), choice(2)
-    different["caption"] = "Another caption."
-    three = row(5, "<image>\nWhat?\nA: a\nB: b\nC: c", "A")
-    letter = row(6, f"<image>\nWhat?\n{CHOICES}", "E")
-    conversations = [choice(1), twice, unknown, different, three, letter, choice(7)]
+    different = choice(2) | {"caption": "Another caption."}
+    three, letter = row(5, "<image>\nWhat?\nA: a\nB: b\nC: c", "A"), row(6, f"<image>\nWhat?\n{CHOICES}", "E")
+    conversations = [choice(1), choice(1), choice(999), different, three, letter, choice(7)]
     paths = [write(tmp_path / "p.json", rows), write(tmp_path / "i.json", conversations)]
     report = import_release(paths, tmp_path / "run", keep)
     for code in (*CAPTION_DEFECTS, "caption_unknown", "caption_differs", "not_four_options", "answer_not_an_option"):
         assert f"| {code} | " in report
     run = Run(tmp_path / "run")
-    tables = [run.rejected(CAPTIONS, shard) for shard in run.shards(CAPTIONS)]
-    rejected = [one for table in tables if table is not None for one in table.to_pylist()]
+    rejected = [one for shard in run.shards(CAPTIONS) for one in run.rejected(CAPTIONS, shard).to_pylist()]
     fatal = {"not_an_object", "conversations_malformed", "caption_not_text", "character_broken"}
     assert Counter(one["reason"] for one in rejected) == dict.fromkeys(fatal if keep else CAPTION_DEFECTS, 1)
     for one in rejected:
