@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from generation.captions import make_captions
-from generation.config import Recipe
 from generation.errors import FatalServerError
 from generation.estimate import estimate_run
 from generation.recipe import load_recipe
@@ -24,15 +23,8 @@ def server() -> Iterator[FakeServer]:
         yield server
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, server: FakeServer) -> Recipe:
-    return load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
-
-
 def figure(text: str, name: str) -> float:
-    match = re.search(rf"  {name}\s+([\d.,]+)", text)
-    assert match, text
-    return float(match[1].replace(",", ""))
+    return float(re.findall(rf"  {name}\s+([\d.,]+)", text)[0].replace(",", ""))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -40,17 +32,18 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
-    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
     estimate_run(tmp_path / "run", recipe, 4, usd_per_million=(1.0, 3.0), usd_per_hour=7200.0)
     said = capsys.readouterr().out
     assert "captions: 18 rows to request, prompt expand_caption@" in said
     assert server.counts["requests"] == 4 + 1  # and the warm-up
     prompt, answer, hours = (figure(said, name) for name in ("prompt tokens", "answer tokens", "time"))
     assert figure(said, "cost") == pytest.approx(18 * (prompt + 3 * answer) / 1e6 + 7200 * hours, abs=40)
-    assert "counted by the server" in said and "4 probes at once" in said
-    found = re.search(r"longest prompt (\d+) \+ max_tokens (\d+); the server has (\d+)", said)
-    longest, limit, context = map(int, found.groups() if found else ())
+    assert "characters a token, as the server counts the probes" in said and "4 probes at once" in said
+    found = re.findall(r"longest prompt (\d+) \+ max_tokens (\d+); the server has (\d+)", said)
+    longest, limit, context = map(int, found[0])
     assert figure(said, "context") == longest + limit and context == server.max_total_tokens and longest >= prompt
     assert said.count("--- prompt") == 3 and said.count("A red kite in a park.") <= 2
     assert "instructions/multiple_choice: about 9 rows" in said
@@ -61,8 +54,9 @@ def test_a_run_that_does_not_exist_is_estimated_and_stays_so(
 
 
 def test_what_is_left_of_a_stopped_run_is_counted_at_the_rate_it_had(
-    tmp_path: Path, server: FakeServer, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, server={"endpoints": [server.url]}))
     run = Run(tmp_path / "run", recipe, create=True)
     make_seeds(run)
     server.script = lambda body, n: Reply(status=402, body={"error": "no credit"}) if n > 8 else None
