@@ -247,7 +247,7 @@ def test_one_bad_row_of_many_is_dropped_with_its_reason_where_a_filter_is_set(tm
     run = make(tmp_path, [source(path, filters={})])
     assert sorted(texts(run)) == sorted(SIX)
     assert account(run)["dropped"] == {"malformed": 2, "no_column": 1, "not_text": 1, "empty": 1, "not_utf8": 1}
-    assert account(run)["rows"] == 12
+    assert account(run)["read"] == 12
     assert f"dropped as not_utf8: {path}, line 12: column 'text' holds 'caf\\udce9'; byte 0xe9" in caplog.text
     quoted = lines(tmp_path / "b.csv", "text", *SIX, '"a stray quote', "swallows", 'two "lines')
     assert [isinstance(cells, BadRow) for cells in read(quoted)] == [False] * 6 + [True] * 3

@@ -80,7 +80,7 @@ def test_ids_are_shard_and_row_and_the_stage_says_what_it_read(tmp_path: Path, c
     assert [record.rows for record in run.records(SEEDS).values()] == [4, 4, 2]
     assert [row["id"] for row in rows(run)] == [row_id(number // 4, number % 4) for number in range(10)]
     assert {(row["source"], row["license"]) for row in rows(run)} == {("own", "MIT")}
-    assert account(run) == {"license": "MIT", "rows": 10, "read": 10, "seeds": 10, "dropped": {}}
+    assert account(run) == {"license": "MIT", "read": 10, "seeds": 10, "dropped": {}}
     assert capsys.readouterr().out.split() == ["source", "captions", "seeds", "dropped", "own", "10", "10", "none"]
     same, other = make(tmp_path / "b", own, shard_rows=4), make(tmp_path / "c", own, random_seed=2)
     assert shards(same) == shards(run)
@@ -335,7 +335,7 @@ def test_a_data_set_of_the_hub_is_streamed_and_drawn(tmp_path: Path, monkeypatch
     assert asked == [("user/coco", None, "train", "a" * 40, True)]
     assert len({text.split()[1] for text in texts(run, "coco")}) == len(texts(run, "coco")) == 20
     found = account(run, "coco")
-    assert (found["rows"], found["read"], found["dropped"]) == (30, 90, {"over_limit": 10, "same_image": 60})
+    assert (found["read"], found["dropped"]) == (90, {"over_limit": 10, "same_image": 60})
     assert (found["dataset"], found["config"], found["split"], found["revision"]) == asked[0][:4]
     for changes, words in (({"split": "test"}, "no such split"), ({"column": "text"}, "its columns: set, n")):
         with pytest.raises(SeedError) as caught:

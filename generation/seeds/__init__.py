@@ -3,7 +3,6 @@
 Every choice is a stable hash of (random seed, source, text), so that another source or a higher limit moves no draw.
 """
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -51,15 +50,22 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         if not (facts and extend):
             run.begin(SEEDS, identity)
         facts = run.facts(SEEDS) | {"settings": recipe.settings(SEEDS.name), "identity": identity, "kept": kept}
-        facts["shards"] = kept + math.ceil(len(seeds) / recipe.seeds.shard_rows)
+        size = recipe.seeds.shard_rows
+        parts = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+        facts["shards"] = kept + len(parts)
         made = Counter(name for name, _ in old) + Counter(sample.name for sample, _ in seeds)
         facts["sources"] = facts.get("sources", {}) | {
-            one.name: one.facts
-            | {"rows": one.rows, "read": one.read, "seeds": made[one.name], "dropped": +one.dropped}
+            one.name: one.facts | {"read": one.read, "seeds": made[one.name], "dropped": +one.dropped}
             for one in samples
         }
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
-        _commit(run, seeds, kept)
+        for shard, part in enumerate(counted(parts, SEEDS.name, "shard"), kept):
+            ids = [row_id(shard, row) for row in range(len(part))]
+            columns = zip(*((text, sample.name, sample.facts["license"]) for sample, text in part), strict=True)
+            run.commit(SEEDS, shard, len(part), parquet(pa.table([ids, *columns], SEED_SCHEMA)))
+        for shard in run.shards(SEEDS)[facts["shards"] :]:  # left by an interrupted call
+            run.reopen(SEEDS, shard)
+            run.file(SEEDS, shard).unlink(missing_ok=True)
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": True})
         say(f"{'source':<28} {'captions':>10} {'seeds':>10}  dropped")
         for sample in samples:
@@ -96,17 +102,3 @@ def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -
     if len(seeds) > (MAX_SHARDS - 1) * settings.shard_rows - len(old):
         raise SeedError(f"{len(seeds):,} seeds do not fit into {MAX_SHARDS:,} shards; raise seeds.shard_rows")
     return seeds
-
-
-def _commit(run: Run, seeds: list[Seed], first: int) -> None:
-    """Write shards from number ``first`` on, and remove those that an interrupted call left beyond them."""
-    size = run.recipe.seeds.shard_rows
-    parts = [seeds[start : start + size] for start in range(0, len(seeds), size)]
-    for shard, part in enumerate(counted(parts, SEEDS.name, "shard"), first):
-        ids = [row_id(shard, row) for row in range(len(part))]
-        columns = zip(*((text, sample.name, sample.facts["license"]) for sample, text in part), strict=True)
-        run.commit(SEEDS, shard, len(part), parquet(pa.table([ids, *columns], SEED_SCHEMA)))
-    for shard in run.shards(SEEDS):
-        if shard >= first + len(parts):
-            run.reopen(SEEDS, shard)
-            run.file(SEEDS, shard).unlink(missing_ok=True)

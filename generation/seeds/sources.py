@@ -45,12 +45,12 @@ class Sample:
     """The captions that are drawn from one source: up to ``limit``, chosen by the source's name and their texts alone.
 
     ``facts`` (license, origin) go to ``stage.json``; ``files`` are those that were read, as the recipe names them.
-    ``read`` counts the captions of all ``rows``: the seeds, and those in ``dropped``, by reason.
+    ``read`` counts all captions: the seeds, and those in ``dropped``, by reason.
     """
 
     def __init__(self, name: str, random_seed: int, files: list[str], limit: int | None = None, **facts: Any) -> None:
         self.name, self.files, self.limit, self.facts = name, files, limit, facts
-        self.key, self.rows, self.read, self.dropped = (random_seed, name), 0, 0, Counter[str]()
+        self.key, self.read, self.dropped = (random_seed, name), 0, Counter[str]()
         self._found, self._highest = dict[int, str](), 2**63  # by hash: the lowest are drawn, none above the highest
 
     def add(self, text: str, group: str | None = None) -> None:
@@ -97,7 +97,7 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
     try:
         for place, cells in counted(read_rows(source, recipe.directory), f"seeds of {source.name}", "row"):
             captions, group = _captions(cells, source.column)
-            sample.rows, sample.read = sample.rows + 1, sample.read + len(captions)
+            sample.read += len(captions)
             for caption in captions:
                 reason = filters and isinstance(caption, str) and reject(caption, filters, blocked)
                 if isinstance(caption, BadRow):
@@ -242,6 +242,6 @@ def read_domains(recipe: Recipe) -> list[Sample]:
                 for template in templates[: wanted.templates_per_label]:
                     slot = next(slot for slot in _SLOTS if slot in template)
                     text = " ".join(template.replace(slot, forms[slot]).split())
-                    sample.rows, sample.read = sample.rows + 1, sample.read + 1
                     sample.add(text[0].upper() + text[1:])
+                    sample.read += 1
     return samples
