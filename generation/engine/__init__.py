@@ -56,10 +56,8 @@ def generate(run: Run, tasks: Sequence[GenerationTask], server: Server, rank: in
 
 
 def retry(run: Run, tasks: Sequence[GenerationTask], reasons: Collection[str] | None) -> dict[str, int]:
-    """Make rejected rows of these reason codes (None: all) due again; return how many, by stage that has any.
-
-    ``generate`` then asks about them with sampling seeds that were not used yet.
-    """
+    """Make rejected rows of these reason codes (None: all) due again, so that ``generate`` asks about them with fresh
+    sampling seeds; return how many, by stage that has any."""
     found = Counter[str]()
     for stage in (task.stage for task in tasks):
         for shard in run.shards(stage.source) if stage.source else []:

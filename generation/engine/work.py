@@ -146,21 +146,16 @@ class Journal:
 
 
 class UnfinishedShard:
-    """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one.
-
-    ``items``: everything that must end as a row or a rejected row, in order; ``todo``: those without one. Files of a
-    shard whose record is gone count if they can be read; files that differ from the record do not.
-    """
+    """A shard that is due. A row of its journal is preferred to an accepted row, and that to a rejected one; ``todo``:
+    the ``items`` with none. Files without a record count if they can be read; those that differ from it do not."""
 
     def __init__(self, run: Run, stage: Stage, number: int, items: Sequence[Item] = ()) -> None:
         self._run, self._stage, self._number, self.items = run, stage, number, items
         self.journal = Journal(run.file(stage, number, ".jsonl"))
         self._rejected, self._accepted = self._read(".rejected.parquet", REJECTED_SCHEMA), self._read("", stage.schema)
-        kept = {
-            *_keys(self._rejected),
-            *_keys(self._accepted),
-        } - self.journal.again.keys() | self.journal.finished.keys()
-        self.todo = [item for item in items if item.key not in kept]
+        kept, again = {*_keys(self._rejected), *_keys(self._accepted)}, self.journal.again
+        has_row = (kept - again.keys()) | self.journal.finished.keys()
+        self.todo = [item for item in items if item.key not in has_row]
         self.waiting = len(self.todo)  # how many of them still have no row
         self.has_accepted = self.journal.has_accepted or len(self._accepted) > 0
 
@@ -193,10 +188,8 @@ class UnfinishedShard:
         self.journal.path.unlink(missing_ok=True)
 
     def reopen_rejected(self, reasons: Collection[str] | None) -> int:
-        """Make rejected rows (of these reasons; None: all) due again; return how many.
-
-        The journal says so before the record is removed, so a kill in between loses nothing.
-        """
+        """Make rejected rows (of these reasons; None: all) due again; return how many. The journal says so before the
+        record is removed, so a kill in between loses nothing."""
         done, again = {*self.journal.finished, *_keys(self._accepted)}, self.journal.again
         kept = zip(_keys(self._rejected), self._rejected.to_pylist(), strict=True)
         rows = [row | again.get(key, {}) for key, row in kept if key not in done] + self.journal.rows()
@@ -254,12 +247,8 @@ class Work:
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
-        self.sums["rows"] += 1
-        self.sums["requests"] += stats.requests
-        for name in TOKENS:
-            self.sums[name] += row[name]
-        if stats.retries:
-            self.retries.update(stats.retries)
+        self.sums.update({"rows": 1, "requests": stats.requests} | {name: row[name] for name in TOKENS})
+        self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return

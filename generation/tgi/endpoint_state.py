@@ -211,7 +211,7 @@ class EndpointState:
 
 
 class Fleet:
-    """Endpoints that serve one model. One that is away is tried again."""
+    """Endpoints that serve one model; ``Scheduler`` adds the requests."""
 
     def __init__(self, states: Sequence[EndpointState], settings: Server) -> None:
         self.states, self.settings, self.loop = states, settings, asyncio.get_running_loop()

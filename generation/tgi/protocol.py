@@ -157,15 +157,19 @@ def refused_fields(message: str, body: Fields) -> set[str]:
 def describe(url: str, routes: Mapping[str, Fields | None], settings: config.Server) -> ServerInfo:
     """Return what a server is, by the JSON objects of its side channels; a ``FatalServerError`` if it serves several
     models and ``server.model`` names none."""
+
+    def text(value: Any) -> str | None:
+        return value if isinstance(value, str) and 0 < len(value) <= 300 else None
+
     replies = {route: reply for route, reply in routes.items() if reply}
-    if not _text(replies.get("/info", {}).get("model_id")):  # that of another service on the same host
+    if not text(replies.get("/info", {}).get("model_id")):  # that of another service on the same host
         replies.pop("/info", None)
     said = {key: value for route in reversed(SIDE_ROUTES) for key, value in replies.get(route, {}).items()}
     listed = replies.get("/v1/models", {}).get("data")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    models = {entry["id"]: entry for entry in reversed(entries) if _text(entry.get("id"))}
+    models = {entry["id"]: entry for entry in reversed(entries) if text(entry.get("id"))}
     guesses = ["tgi"] if "/info" in replies else []
-    guesses += [_OWNERS[owner] for entry in entries if (owner := _text(entry.get("owned_by"))) in _OWNERS]
+    guesses += [_OWNERS[owner] for entry in entries if (owner := text(entry.get("owned_by"))) in _OWNERS]
     guesses += ["llama.cpp"] if "default_generation_settings" in said else []
     guesses += ["sglang"] if "model_path" in replies.get("/server_info", {}) else []
     kind = settings.kind if settings.kind != "auto" else [*guesses, "openai"][0]
@@ -177,21 +181,16 @@ def describe(url: str, routes: Mapping[str, Fields | None], settings: config.Ser
     said |= models.get(served or "", {}) | ({"n_ctx": slot.get("n_ctx")} if isinstance(slot, dict) else {})
     contexts = map(said.get, ("max_total_tokens", "max_model_len", "context_length", "n_ctx"))
     at_once = map(said.get, ("max_concurrent_requests", "total_slots", "max_running_requests"))
-    version, image = (_text(said.get(one)) or _text(said.get(other)) for one, other in _VERSIONS)
+    version, image = (text(said.get(one)) or text(said.get(other)) for one, other in _VERSIONS)
     return ServerInfo(
         kind=kind,
-        model_id=settings.model_name or (kind == "tgi" and _text(said.get("model_id"))) or served or "unknown",
+        model_id=settings.model_name or (kind == "tgi" and text(said.get("model_id"))) or served or "unknown",
         served_model=served,
         version=f"{version} ({image})" if version and image else version,
-        model_revision=_text(said.get("model_sha")),
+        model_revision=text(said.get("model_sha")),
         max_concurrent=next(filter(None, map(count, at_once)), None),
         max_total_tokens=next(filter(None, map(count, contexts)), None),
     )
-
-
-def _text(value: Any) -> str | None:
-    """Return a short string, or None for any other value."""
-    return value if isinstance(value, str) and 0 < len(value) <= 300 else None
 
 
 def failure(
@@ -212,8 +211,12 @@ def failure(
         error_type, code = storable(str(named))[:80] if named else None, count(said.get("code"))
     if status == 200:  # so proxies answer
         status = code if code and 400 <= code < 600 else 502
-    delay = _RETRY_DELAY.search(content[:2000])
-    retry_after_s = float(delay[1]) if delay else _retry_after(headers.get("Retry-After", ""))
+    wait, retry_after_s = headers.get("Retry-After", ""), None
+    if delay := _RETRY_DELAY.search(content[:2000]) or re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?)", wait):
+        retry_after_s = float(delay[1])
+    else:
+        with suppress(ValueError, TypeError, OverflowError):  # no HTTP date
+            retry_after_s = max(0.0, parsedate_to_datetime(wait).timestamp() - time.time())
     kind, hint = _STATUS.get(status, RequestRejected if 400 <= status < 500 else TransientError), ""
     if (status == 408 and not content.strip()) or (status >= 500 and _QUEUE_FULL.search(message)):
         kind = RateLimited  # 408 without a word: the queue of SGLang's gateway is full
@@ -231,16 +234,6 @@ def failure(
         hint = f"; it redirects to {target}, which is not followed: give the new address as the endpoint"
     shown = f" ({error_type})" if error_type else ""
     return kind(f"{call}: HTTP {status}{shown}: {message}{hint}", status, retry_after_s)
-
-
-def _retry_after(value: str) -> float | None:
-    """Return the seconds of a ``Retry-After`` header (seconds or an HTTP date), or None."""
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def storable(text: str) -> str:

@@ -54,10 +54,8 @@ class _Job:
 
 @asynccontextmanager
 async def connect(server: Server) -> AsyncIterator["Scheduler"]:
-    """Yield a scheduler over the endpoints, or over the embedded model, once one of them answers.
-
-    FatalServerError: an endpoint cannot be used, none answers, or two of them serve different models.
-    """
+    """Yield a scheduler over the endpoints, or over the embedded model, once one of them answers. FatalServerError: an
+    endpoint cannot be used, none answers, or two of them serve different models."""
     async with AsyncExitStack() as stack:
         urls, slots = server.endpoints, START_LIMIT
         if not urls:
@@ -97,10 +95,8 @@ class Scheduler(Fleet):
         return max(0, len(self._jobs) - self.running)
 
     async def ask(self, request: Request, stats: RequestStats | None = None) -> Answer:
-        """Return the answer to ``request`` from any endpoint; ``stats`` is updated in place.
-
-        RequestRejected: the server refuses this prompt, or fails on it alone. FatalServerError: no endpoint is usable.
-        """
+        """Return the answer to ``request`` from any endpoint; ``stats`` is updated in place. RequestRejected: the
+        server refuses this prompt, or fails on it alone. FatalServerError: no endpoint is usable."""
         if self._end:
             raise self._end
         job = _Job(request, stats or RequestStats(), self.loop.create_future())
