@@ -13,6 +13,7 @@ Needs twice the vectors on disk (6 GB). The last line is one JSON object.
 
 import argparse
 import json
+import os
 import pickle
 import shutil
 import statistics
@@ -28,7 +29,7 @@ import torch
 
 from generation.files import sha256, write_atomically
 from generation.transfer import fit, parse_transfer
-from generation.transfer.stage import one_thread_per_core, write_moved
+from generation.transfer.stage import write_moved
 from generation.vectors import VectorShard, write_vectors
 
 DIMENSION, SHARD_ROWS, ORIGINAL_ROWS = 1280, 10_000, 20_000
@@ -60,7 +61,8 @@ def ours(source: Path, target: Path, committed: bool) -> float:
         else:
             write(target / shard.path.name)
 
-    with one_thread_per_core() as pool:
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(one, shards))
     return time.perf_counter() - start
 

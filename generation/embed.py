@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .encoders.base import Encoder
 
 CUT_SHARE = 0.01  # of the captions: warn if more are cut
+LONGER = "LLM2CLIP takes 512 tokens, Long-CLIP 248"
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,16 @@ def make_text_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
     with Progress(TEXT_EMBEDDINGS.name, sum(records[shard].rows for shard in shards), unit="caption") as bar:
         for shard in shards:
             figures.update(_make_shard(run, encoder, shard, bar))
-            if shard in (shards[0], shards[-1]):
-                _warn(run)  # first before hours are spent on the other shards
+            if shard not in (shards[0], shards[-1]):
+                continue  # warn at once, before hours are spent on the other shards, and at the end
+            model, made = encoder.checkpoint.name, run.records(TEXT_EMBEDDINGS).values()
+            if encoder.kind == "sentence":
+                advice = "To train a model that reads images, set embed.encoder to a dual encoder or LLM2CLIP"
+                logger.warning("%s embeds text only: no image lives in the space of its vectors. %s", model, advice)
+            rows, cut = sum(each.rows for each in made), sum(each.counts.get("truncated", 0) for each in made)
+            if cut > CUT_SHARE * rows:
+                said = f"{cut} of {rows} captions ({cut / rows:.1%}) are longer than the {encoder.max_tokens} tokens"
+                logger.warning(f"{said} that {model} takes: the rest is not in their vectors. {LONGER}")
     run.log_session(TEXT_EMBEDDINGS, {**figures, "seconds": round(time.monotonic() - start, 1)})
 
 
@@ -80,16 +89,3 @@ def _make_shard(run: Run, encoder: "Encoder", shard: int, bar: Progress) -> dict
         write = partial(write_vectors, vectors=vectors, ids=ids, input_hashes=hashes, metadata=facts)
         run.commit(TEXT_EMBEDDINGS, shard, len(ids), write, counts=counts)
         return counts | {"rows": len(ids)}
-
-
-def _warn(run: Run) -> None:
-    """Warn of an encoder that knows no images, and of captions that are longer than the encoder takes."""
-    encoder, records = run.facts(TEXT_EMBEDDINGS)["identity"], run.records(TEXT_EMBEDDINGS).values()
-    model, limit = encoder["model"], encoder["max_tokens"]
-    if not encoder["joint_with_images"]:
-        advice = "To train a model that reads images, set embed.encoder to a dual encoder or LLM2CLIP"
-        logger.warning("%s embeds text only: no image lives in the space of its vectors. %s", model, advice)
-    rows, cut = sum(record.rows for record in records), sum(record.counts.get("truncated", 0) for record in records)
-    if cut > CUT_SHARE * rows:
-        said = f"{cut} of {rows} captions ({cut / rows:.1%}) are longer than the {limit} tokens that {model} takes"
-        logger.warning(f"{said}: the rest is not in their vectors. LLM2CLIP takes 512 tokens, Long-CLIP 248")

@@ -20,6 +20,7 @@ from .stages import TASKS
 FORMATS = ("llava", "messages", "webdataset")
 TAR_ROWS = 10_000  # 60 MB at d = 1280
 _ROLES = {"human": "user", "gpt": "assistant"}
+IMAGE = {"type": "image"}
 _IMAGE = re.compile(r"\n?(<image>)\n?")
 
 
@@ -65,8 +66,11 @@ def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None, 
             if form == "llava":
                 yield content
             elif form == "messages":
-                turns = ((_ROLES[turn["from"]], message_content(turn["value"])) for turn in row["conversations"])
-                messages = [{"role": role, "content": content} for role, content in turns]
+                messages = []
+                for turn in row["conversations"]:  # fragments: an image for <image> and its line breaks, or text
+                    pieces = [piece for piece in _IMAGE.split(turn["value"]) if piece]
+                    parts = [IMAGE if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
+                    messages.append({"role": _ROLES[turn["from"]], "content": parts})
                 place = {name: row[name] for name in ("embedding_shard", "embedding_row")}
                 yield {"id": row["id"], "messages": messages, **place}
             else:
@@ -74,12 +78,6 @@ def _rows(built: PublishedDataset, form: str, vectors: PublishedDataset | None, 
                 key = "-".join([row["id"], *task.values()])
                 yield {"__key__": key, "json": orjson.dumps(content | task), "npy": vector}
         bar.update(len(rows))
-
-
-def message_content(value: str) -> list[dict[str, str]]:
-    """Return a turn as fragments: an image for each ``<image>`` and its line breaks, text for the rest."""
-    pieces = [piece for piece in _IMAGE.split(value) if piece]
-    return [{"type": "image"} if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _write_json(rows: Iterator[Row], as_list: bool, path: Path) -> None:

@@ -14,7 +14,7 @@ import webdataset
 
 from generation.builders.build import build
 from generation.errors import DatasetError, RunError, UnicornError
-from generation.export import export_dataset, message_content
+from generation.export import export_dataset
 from generation.stages import TASKS
 from tests.runs import make_run
 from unicorn_1_2m import Unicorn12M
@@ -54,12 +54,6 @@ def test_llava_keeps_conversations_and_messages_turn_back_into_them(name: str, b
         assert turns == original["conversations"]
         assert all(row[key] == original[key] for key in ("id", "embedding_shard", "embedding_row"))
         assert sum(part["type"] == "image" for message in row["messages"] for part in message["content"]) == 1
-
-
-def test_content_keeps_the_text_and_the_place_of_the_image() -> None:
-    said, image = [{"type": "text", "text": "Two\n lines?"}], [{"type": "image"}]
-    texts = ("Two\n lines?", "<image>\nTwo\n lines?", "Two\n lines?\n<image>")
-    assert [message_content(text) for text in texts] == [said, image + said, said + image]
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -54,9 +54,9 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         wanted, files = self._rows.manifest["vectors"], source.manifest["files"]
         if not wanted.keys() & files.keys():
             raise DatasetError(f"{source.url} holds no vectors of these rows; give embeddings=, their Unicorn-1.2M")
-        for name, known in wanted.items():
-            if (found := files.get(name, {}).get("sha256")) != known:
-                raise DatasetError(f"{source.url}/{name}: sha256 {found}, and the rows were built with {known}")
+        for name, own in wanted.items():
+            if (other := files.get(name, {}).get("sha256")) != own:
+                raise DatasetError(f"{source.url}/{name}: sha256 {other}, and the rows were built with {own}")
         self._paths = {int(Path(name).stem): source.file(name, verify=False) for name in wanted}  # by shard
         self._texts = _decoded(self._rows, cache)
         self._map()
@@ -67,7 +67,17 @@ class UnicornDataset(Dataset[dict[str, Any]]):
                 raise DatasetError(f"{path}: its ids are not those of the rows; take both data sets from one build")
         name = f"transfer/{self._rows.manifest['method']}.safetensors"
         self._stored = Statistics.load(source.file(name, verify=False))
-        self.statistics = self._stored if transfer is None else self._fit(transfer, images)
+        self.statistics = known = self._stored
+        if transfer is not None:
+            found = (
+                (known.tensors["mean_image"], known.facts["images"]["rows"]) if "mean_image" in known.tensors else None
+            )
+            if images is not None:
+                found = image_mean(images if isinstance(images, torch.Tensor) else Path(images))
+            shards, mean = [torch.from_numpy(rows) for rows in self._vectors.values()], known.tensors["mean_text"]
+            known.invert(shards[0][:1])  # refuses vectors that cannot be moved
+            texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, CHUNK_ROWS))
+            self.statistics = fit(parse_transfer(transfer), mean, known.facts["rows"], texts, found, seed)
         noise = self.statistics.facts["noise"]
         self._moves = transfer is not None or bool(noise and not noise["baked"])
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call] # with workers
@@ -90,18 +100,6 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._map()
-
-    def _fit(self, transfer: str | Mapping[str, Any], images: str | Path | torch.Tensor | None) -> Statistics:
-        """Return the statistics of another method, from the stored ones and perhaps a pass over the vectors."""
-        known, found = self._stored, None
-        if images is not None:
-            found = image_mean(images if isinstance(images, torch.Tensor) else Path(images))
-        elif "mean_image" in known.tensors:
-            found = known.tensors["mean_image"], known.facts["images"]["rows"]
-        shards = [torch.from_numpy(rows) for rows in self._vectors.values()]
-        known.invert(shards[0][:1])  # refuses vectors that cannot be moved
-        texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, CHUNK_ROWS))
-        return fit(parse_transfer(transfer), known.tensors["mean_text"], known.facts["rows"], texts, found, self.seed)
 
     @property
     def epoch(self) -> int:

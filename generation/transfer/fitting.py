@@ -93,7 +93,27 @@ def image_rows(images: Path | torch.Tensor, encode: Encode | None = None) -> Ite
     """Yield unit image embeddings, float32 [at most 1024, d], of vectors [m, d] of any norm, of a .npy file of them,
     of a .safetensors file of one float matrix (or one named ``embeddings`` or ``vectors``), or of a folder of pictures
     in the order of names, by ``encode``. An EmbeddingError names the path or the row that is of no use."""
-    where, source = (images, _stored(images)) if isinstance(images, Path) else ("images", images)
+    where: object = images if isinstance(images, Path) else "images"
+    source: torch.Tensor | list[Path]
+    try:
+        if isinstance(images, torch.Tensor):
+            source = images
+        elif images.is_dir():
+            source = picture_files(images)
+        elif images.suffix == ".npy":
+            array = np.load(images, allow_pickle=False)
+            source = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        elif images.suffix == ".safetensors":
+            every = load_file(images).items()
+            found = {name: rows for name, rows in every if rows.ndim == 2 and rows.is_floating_point()}
+            names = list(found) if len(found) == 1 else [n for n in ("embeddings", "vectors") if n in found]
+            if not names:
+                raise ValueError(f"its float matrices are {sorted(found)}; name the one of the vectors 'embeddings'")
+            source = found[names[0]]
+        else:
+            raise ValueError("give a folder of pictures, a .safetensors or a .npy file")
+    except (OSError, ValueError, EOFError, TypeError, SafetensorError) as error:
+        raise EmbeddingError(f"cannot read image embeddings from {where}: {error}") from error
     if isinstance(source, torch.Tensor) and (source.ndim != 2 or not source.is_floating_point()):
         raise EmbeddingError(f"{where}: {source.dtype} {list(source.shape)}, and floats [m, d] are needed")
     if isinstance(source, list) and encode is None:
@@ -128,22 +148,3 @@ def picture_files(folder: Path) -> list[Path]:
     if not found:
         raise EmbeddingError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _stored(path: Path) -> torch.Tensor | list[Path]:
-    """Return the vectors [m, d] in a file, or the pictures in a folder."""
-    if path.is_dir():
-        return picture_files(path)
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-        if path.suffix != ".safetensors":
-            raise ValueError("give a folder of pictures, a .safetensors or a .npy file")
-        tensors = {name: rows for name, rows in load_file(path).items() if rows.ndim == 2 and rows.is_floating_point()}
-        names = list(tensors) if len(tensors) == 1 else [n for n in ("embeddings", "vectors") if n in tensors]
-        if not names:
-            raise ValueError(f"its float matrices are {sorted(tensors)}; name the one of the vectors 'embeddings'")
-    except (OSError, ValueError, EOFError, TypeError, SafetensorError) as error:
-        raise EmbeddingError(f"cannot read image embeddings from {path}: {error}") from error
-    return tensors[names[0]]

@@ -53,14 +53,10 @@ def make_image_embeddings(run: Run, rank: int = 0, world_size: int = 1) -> None:
             write = partial(write_moved, source=source, statistics=statistics, facts=facts)
             return run.commit(stage, shard, len(source), write, extra=extra).rows
 
-    with Progress(stage.name, sum(sources[shard].rows for shard in due)) as bar, one_thread_per_core() as pool:
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,))
+    with Progress(stage.name, sum(sources[shard].rows for shard in due)) as bar, pool:  # a shard for each core
         for rows in pool.map(make_shard, due):
             bar.update(rows)
-
-
-def one_thread_per_core() -> ThreadPoolExecutor:
-    """Return a pool in which each core works on a shard of its own."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def statistics_file(run: Run, method: str) -> Path:
