@@ -63,12 +63,10 @@ def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> N
     for seed, (text, items) in zip(seeds, rows, strict=True):
         captions.append(seed | {"caption": text, "input_hash": text_hash("A scene."), "attempts": 1})
         columns = {"question_types": ["object"] * len(items), "grounded": [1.0] * len(items), "dropped": []}
-        turns = conversation(items, task, seed["id"])
-        columns |= {"id": seed["id"], "task": task, "conversations": turns, "input_hash": text_hash(text)}
-        conversations.append(columns | {"attempts": 1})
-    run.commit(SEEDS, 0, len(rows), parquet(pa.Table.from_pylist(seeds, SEED_SCHEMA)))
-    texts = parquet(pa.Table.from_pylist(captions, CAPTION_SCHEMA))
-    run.commit(CAPTIONS, 0, len(rows), texts, counts={"rejected": {}})
+        columns |= {"id": seed["id"], "task": task, "conversations": conversation(items, task, seed["id"])}
+        conversations.append(columns | {"input_hash": text_hash(text), "attempts": 1})
+    for stage, made, schema in ((SEEDS, seeds, SEED_SCHEMA), (CAPTIONS, captions, CAPTION_SCHEMA)):
+        run.commit(stage, 0, len(rows), parquet(pa.Table.from_pylist(made, schema)), counts={"rejected": {}})
     for name in TASKS:
         table = pa.Table.from_pylist(conversations if name == task else [], INSTRUCTION_SCHEMA)
         extra = InstructionTask(run, name).extra
@@ -121,7 +119,7 @@ def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_pat
         assert f"judgements/{TASK}: 4 rows to request, prompt judge@" in capsys.readouterr().out
         make_judgements(run)
         row, record = run.table(STAGE, 0).to_pylist()[0], run.record(STAGE, 0)
-        questions = [chosen(number)["Question"] for number in range(4)]
+        questions = [item["Question"] for item in items]
         assert [qa["Question"] for qa in items_of(row["conversations"])] == [questions[0], questions[2]]
         assert row["conversations"][0]["value"].count("<image>") == 1
         assert sorted(row["dropped"]) == ["judge_two_right", "judge_wrong_letter"]
@@ -142,6 +140,14 @@ def test_what_is_not_confirmed_is_dropped_counted_and_never_judged_again(tmp_pat
         assert server.judged.total() == 6
         assert len(run.table(JUDGEMENTS[TASK], 0)) == 4
         verify_path(run.path)
+        # Without drop, verdicts are recorded and nothing changes.
+        run = make_run(tmp_path / "kept", server.url, [1, 4], drop=False)
+        fill(run, TASK, [("A dog.", [chosen(0), chosen(1, "D")]), ("Dogs.", [chosen(2)])])
+        before = run.table(STAGE, 0)
+        make_judgements(run)
+        assert run.table(STAGE, 0) == before
+        assert judged_share(run, TASK, 0) == {row_id(0, 0): 0.5, row_id(0, 1): 1.0}
+        assert judged_share(run, "question_answering", 0) == {}
 
 
 def test_what_has_too_little_left_is_asked_again_and_once_more_by_retry(tmp_path: Path, capsys: Any) -> None:
@@ -168,17 +174,6 @@ def test_what_has_too_little_left_is_asked_again_and_once_more_by_retry(tmp_path
         verify_path(run.path)
 
 
-def test_without_drop_verdicts_are_recorded_and_nothing_changes(tmp_path: Path) -> None:
-    with Judge(TRUTH) as server:
-        run = make_run(tmp_path / "run", server.url, [1, 4], drop=False)
-        fill(run, TASK, [("A dog.", [chosen(0), chosen(1, "D")]), ("Dogs.", [chosen(2)])])
-        before = run.table(STAGE, 0)
-        make_judgements(run)
-        assert run.table(STAGE, 0) == before
-        assert judged_share(run, TASK, 0) == {row_id(0, 0): 0.5, row_id(0, 1): 1.0}
-        assert judged_share(run, "question_answering", 0) == {}
-
-
 VOTES = {
     CONFIRMED: ["a ball", "a shoe, a ball, a ball", "?, a ball"],
     "undecided": ["a shoe", "a shoe, a ball"],
@@ -190,9 +185,7 @@ VOTES = {
 
 
 @pytest.mark.parametrize(("verdict", "said"), [(verdict, said) for verdict in VOTES for said in VOTES[verdict]])
-def test_two_votes_of_three_decide_and_an_unreadable_answer_does_not_count(
-    tmp_path: Path, verdict: str, said: str
-) -> None:
+def test_two_votes_of_three_decide_and_unreadable_ones_do_not_count(tmp_path: Path, verdict: str, said: str) -> None:
     votes = said.split(", ")
     run = make_run(tmp_path / "run", "http://127.0.0.1:1", [1, 4])
     fill(run, TASK, [("A dog.", [chosen(0)])])

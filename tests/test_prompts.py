@@ -13,25 +13,17 @@ from generation.errors import RecipeError
 from generation.prompts import PROMPTS, Prompt, load_prompt
 
 BUNDLED = {path.stem: load_prompt(path.stem) for path in sorted(PROMPTS.glob("*.yaml"))}
-WITH_ITEMS = [name for name, prompt in BUNDLED.items() if "QA Pairs" in str(prompt.json_schema)]
-MINIMAL: dict[str, Any] = {
-    "id": "mine",
-    "version": "1.0.0",
-    "changelog": ["1.0.0: first version"],
-    "user": "Say {seed}",
-    "sampling": {"max_tokens": 16, "temperature": 0.5, "top_p": 0.9},
-    "warm_up": {"seed": "A dog."},
-}
-FULL = MINIMAL | {
-    "system": "You write.",
-    "answer_prefix": "Now {seed}:",
-    "examples": [{"values": {"seed": "A cat."}, "answer": "Meow."}],
-    "schema": {"type": "object", "properties": {"QA Pairs": {"type": "array"}}},
-}
+Load = Callable[..., Prompt]
+MINIMAL: dict[str, Any] = {"id": "mine", "version": "1.0.0", "changelog": ["1.0.0: first version"]}
+MINIMAL |= {"user": "Say {seed}", "warm_up": {"seed": "A dog."}}
+MINIMAL |= {"sampling": {"max_tokens": 16, "temperature": 0.5, "top_p": 0.9}}
+FULL = MINIMAL | {"system": "You write.", "answer_prefix": "Now {seed}:"}
+FULL |= {"examples": [{"values": {"seed": "A cat."}, "answer": "Meow."}]}
+FULL |= {"schema": {"type": "object", "properties": {"QA Pairs": {"type": "array"}}}}
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prompt]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Return a function that loads a prompt from a folder in place of the bundled ones."""
     monkeypatch.setattr("generation.prompts.PROMPTS", tmp_path)
 
@@ -42,16 +34,13 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Promp
     return load
 
 
-def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(load: Callable[..., Prompt]) -> None:
+def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(load: Load) -> None:
     prompt = load(FULL)
     assert prompt.name == "mine@1.0.0"
-    assert [(turn["role"], turn["content"]) for turn in prompt.messages({"seed": "A {seed} {caption} fox."})] == [
-        ("system", "You write."),
-        ("user", "Say A cat."),
-        ("assistant", "Meow."),
-        ("user", "Say A {seed} {caption} fox."),
-        ("assistant", "Now A {seed} {caption} fox.:"),
-    ]
+    seed = "A {seed} {caption} fox."
+    turns = [("system", "You write."), ("user", "Say A cat."), ("assistant", "Meow.")]
+    turns += [("user", f"Say {seed}"), ("assistant", f"Now {seed}:")]
+    assert [(turn["role"], turn["content"]) for turn in prompt.messages({"seed": seed})] == turns
     assert prompt.answer_schema(2, 5)["properties"]["QA Pairs"] == {"type": "array", "minItems": 2, "maxItems": 5}
     assert prompt.answer_schema(2, 5) is not prompt.json_schema
     with pytest.raises(RecipeError, match="QA Pairs"):
@@ -72,14 +61,12 @@ def test_a_prompt_renders_a_chat_that_ends_with_the_beginning_of_the_answer(load
         ({"changelog": "none"}, "changelog"),
     ],
 )
-def test_a_faulty_file_is_refused_with_the_key(
-    load: Callable[..., Prompt], change: dict[str, Any], message: str
-) -> None:
+def test_a_faulty_file_is_refused_with_the_key(load: Load, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load(MINIMAL | change)
 
 
-def test_the_hash_moves_with_everything_that_can_change_the_output(load: Callable[..., Prompt]) -> None:
+def test_the_hash_moves_with_everything_that_can_change_the_output(load: Load) -> None:
     changed = {"system": "You.", "user": "Tell {seed}", "answer_prefix": "So", "examples": [], "openings": ["x"]}
     changed |= {"sampling": MINIMAL["sampling"] | {"temperature": 0.6}, "schema": None, "question_types": ["x"]}
     same = {"changelog": ["new"], "warm_up": {"seed": "Other."}}
@@ -101,12 +88,7 @@ def test_a_bundled_prompt_keeps_the_rules_of_the_servers(name: str) -> None:
         assert not prompt.answer_prefix, "a grammar cannot continue a begun answer"
         for example in prompt.examples:
             Draft202012Validator(prompt.json_schema).validate(example.answer)
-
-
-@pytest.mark.parametrize("name", WITH_ITEMS)
-def test_examples_answer_what_they_are_asked_for(name: str) -> None:
-    prompt = BUNDLED[name]
-    for example in prompt.examples:
+    for example in prompt.examples if "QA Pairs" in str(prompt.json_schema) else ():
         low, types = int(example.values.get("min_items", "2")), example.values["types"].split(";")
         assert len(example.answer["QA Pairs"]) in (low, len(types))
         if not name.endswith("_small"):

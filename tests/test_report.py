@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from safetensors.torch import save_file
-from torch import Generator, Tensor, randn, tensor
+from torch import Generator, randn, tensor
 from torch.nn.functional import normalize
 
 from generation.errors import EmbeddingError
@@ -54,6 +54,7 @@ def test_the_page_has_the_figures_of_the_run_and_is_the_same_again(run: Run, tmp
     assert write_report(run, tmp_path, usd_per_million=(1.0, 2.0)).read_bytes() == path.read_bytes()
     text = path.read_text()
     assert not re.search(r"""(src|href)=["']?https?:""", text) and "default-src 'none'" in text
+    assert page({"name": HOSTILE}).count("</script>") == 2  # facts cannot end their script
 
 
 def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(run: Run, tmp_path: Path) -> None:
@@ -69,24 +70,21 @@ def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(run: Run, tmp_
     assert facts_of(write_report(empty))["rows"] == []
 
 
-def vectors_file(path: Path, rows: Tensor) -> Path:
-    save_file({"embeddings": rows}, path)
-    return path
-
-
 def test_the_gap_is_measured_with_images_and_pairs_of_ones_own(run: Run, tmp_path: Path) -> None:
     shard = VectorShard(run.file(TEXT_EMBEDDINGS, 0))
     text = shard.vectors.float()
     image = normalize(text + 2 * normalize(randn(1, text.shape[1]), dim=1) + 0.1 * randn(text.shape), dim=1)
-    paths = vectors_file(tmp_path / "t.safetensors", text), vectors_file(tmp_path / "i.safetensors", image)
+    paths = tmp_path / "text.safetensors", tmp_path / "image.safetensors"
+    for path, rows in zip(paths, (text, image), strict=True):
+        save_file({"embeddings": rows}, path)
     gap = facts_of(write_report(run, tmp_path, images=paths[1], pairs=paths))["gap"]
-    rows = {row["figure"]: row for row in gap["rows"]}
-    cosine = rows["paired cosine"]
+    figures = {row["figure"]: row for row in gap["rows"]}
+    cosine, untreated = figures["paired cosine"], figures["paired cosine, images not treated"]
     assert cosine["before"] == pytest.approx(float((text * image).sum(1).mean()), abs=1e-3)
-    assert cosine["after"] > cosine["before"] and rows["paired cosine, images not treated"]["after"] < cosine["after"]
-    short = vectors_file(tmp_path / "s.safetensors", image[:, :8].contiguous())
+    assert cosine["after"] > cosine["before"] and untreated["after"] < cosine["after"]
+    save_file({"embeddings": image[:, :8].contiguous()}, paths[1])
     with pytest.raises(EmbeddingError, match="holds vectors of d = 8; the run's vectors have d = 16"):
-        write_report(run, tmp_path, pairs=(paths[0], short))
+        write_report(run, tmp_path, pairs=paths)
 
 
 def test_measures_have_their_known_values() -> None:
@@ -113,7 +111,3 @@ def test_hostile_text_is_shown_as_text_in_a_browser(run: Run, tmp_path: Path) ->
     assert "onerror=&quot;" not in shown.split("</script>")[-1] or "&lt;img src=x" in shown
     assert "&lt;/script&gt;&lt;script&gt;document.title='taken'" in shown
     assert shown.count("<article>") >= 4  # three samples and the browser
-
-
-def test_facts_cannot_end_their_script() -> None:
-    assert page({"name": HOSTILE}).count("</script>") == 2

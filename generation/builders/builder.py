@@ -173,9 +173,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     DEFAULT_CONFIG_NAME = "default"
     NAME: str  # of the data set's directory and repository
     INSTRUCTIONS: bool  # whether rows are conversations about captions
-    COLUMNS: ClassVar[
-        dict[str, Any]
-    ]  # the features of all columns but the vectors, in order; the run names the sources
+    COLUMNS: ClassVar[dict[str, Any]]  # features of all columns but the vectors, in order; sources are the run's
     card: Callable[..., str]  # renders the card: ``dataset_card.render_card`` with its template and title
 
     @abstractmethod
