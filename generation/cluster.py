@@ -68,10 +68,14 @@ def _run_all(
                 process.terminate()
             raise
     if failed:
-        said = "; ".join(f"task {int(file.stem)}: {last_line(file)}" for file in failed[:3])
+        said = []
+        for file in failed[:3]:
+            text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+            last = text.strip().rpartition("\n")[2] or f"nothing was written to {file}"
+            said.append(f"task {int(file.stem)}: {last}")
         raise ClusterError(
-            f"{name}: {len(failed)} of {len(lines)} tasks failed. {said}. What is made is kept: remove the cause and "
-            "give the same command again"
+            f"{name}: {len(failed)} of {len(lines)} tasks failed. {'; '.join(said)}. What is made is kept: "
+            "remove the cause and give the same command again"
         )
 
 
@@ -139,9 +143,3 @@ def _submit(name: str, line: str, logs: Path, cluster: Cluster, tasks: int, work
             "remove the cause, scancel them, and give the same command again"
         ) from error
     return done.stdout.split()[-1]  # Submitted batch job 1001
-
-
-def last_line(log: Path) -> str:
-    """Return the last line of a log that is not blank."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"nothing was written to {log}")

@@ -106,12 +106,7 @@ class Progress:
             disable=False,
         )  # fmt: skip
         self._facts: dict[str, Any] = {"stage": stage, "bar": next(_numbers), "total": total, "unit": unit}
-        self._next_event, self._shown = time.monotonic() + delay_s, False
-
-    @property
-    def done(self) -> int:
-        """How many units are done, those of earlier sessions included."""
-        return int(self._bar.n)
+        self._next_event, self._shown, self.done = time.monotonic() + delay_s, False, done
 
     def __enter__(self) -> Self:
         self._event("running")
@@ -126,6 +121,7 @@ class Progress:
 
     def update(self, n: int = 1, **facts: Any) -> None:
         """Count ``n`` more, and show figures of the stage's own."""
+        self.done += n
         with suppress(OSError, ValueError):
             if facts:
                 self._facts |= facts
