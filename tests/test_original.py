@@ -62,6 +62,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(original, "SHARD_ROWS", 8)
+    monkeypatch.setattr(original, "_CHUNK", 100)  # characters: no row fits
 
 
 def test_every_row_is_taken_as_it_was_released(files: list[Path], tmp_path: Path) -> None:

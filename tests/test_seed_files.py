@@ -228,8 +228,8 @@ def test_directories_pipes_and_columns_of_groups_are_checked(tmp_path: Path) -> 
         make(tmp_path / os.fsdecode(b"caf\xe9"))
     with pytest.raises(RunError, match="caf.* surrogates not allowed"):
         write_atomically(tmp_path / os.fsdecode(b"caf\xe9.parquet"), parquet(pa.table({"text": SIX})))
-    for pipe in ({"filters": {"blocked_words": "../pipe.txt"}}, {"filters": {"blocked_words": "/dev/zero"}}):
-        assert "it is not a regular file" in refusal(lines(tmp_path / "a.txt", *SIX), **pipe)
+    for pipe in ("../pipe.txt", "/dev/zero"):
+        assert "not a regular file" in refusal(lines(tmp_path / "a.txt", *SIX), filters={"blocked_words": pipe})
     with pytest.raises(RecipeError, match="cannot read domain file .*: it is not a regular file"):
         make(tmp_path / "domain", domains={"files": ["../pipe.*"]})
     times = pa.array([2**62, 5], pa.timestamp("us"))
