@@ -34,14 +34,10 @@ SCENE = (
 )
 WRITTEN = f"{SCENE} A page of text lies on a bench in a narrow passage."
 OPEN: dict[str, Any] = {"Question": "What does the dog carry?", "Answer": "It carries a ball."}
-CHOICE: dict[str, Any] = {
-    "Question": "What does the animal carry?",
-    "Options": {"A": "A stick", "B": "A ball", "C": "A shoe", "D": "A fish"},
-    "Answer": "B",
-}
-PROMPT = items.Shown(
-    ["what something is used for", "what is", "where", "who"], [{"Question": "Who runs?", "Answer": "He."}]
-)
+OPTIONS = {"A": "A stick", "B": "A ball", "C": "A shoe", "D": "A fish"}
+CHOICE: dict[str, Any] = {"Question": "What does the animal carry?", "Options": OPTIONS, "Answer": "B"}
+TYPES = ["what something is used for", "what is", "where", "who"]
+PROMPT = items.Shown(TYPES, [{"Question": "Who runs?", "Answer": "He."}])
 GOOD = json.dumps({"QA Pairs": [OPEN, {"Question": "Who is it that laughs?", "Answer": "A child."}]})
 
 
@@ -128,10 +124,10 @@ def test_of_two_answers_to_one_question_the_supported_one_is_kept() -> None:
     assert sound_items(text, "stop", SCENE, "question_answering", kept=[first]) == ([], ["duplicate_question"] * 3)
 
 
-@pytest.mark.parametrize(
-    "part",
-    ["a", "a ", "A. ", "<", "**", "é ", "1. ", "'", "Ã", "\n# ", "the dog and ", "&a", "one ", "\ud800 ", "this "],
-)
+PARTS = ["a", "a ", "A. ", "<", "**", "é ", "1. ", "'", "Ã", "\n# ", "the dog and ", "&a", "one ", "\ud800 ", "this "]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_a_monstrous_text_is_judged_within_a_second(part: str) -> None:
     text, start = part * (100_000 // len(part)), time.perf_counter()
     assert caption_fault(text, text, 1, 10**6) in CAPTION_CODES
@@ -144,13 +140,9 @@ def test_a_monstrous_text_is_judged_within_a_second(part: str) -> None:
 
 
 SHAPES = {task: Draft202012Validator(load_prompt(task).answer_schema(0, 99)) for task in TASKS}
-junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.sampled_from("AE\ud800"),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.sampled_from("ABCDE"), inner, max_size=5)
-    ),
-    max_leaves=8,
-)
+leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.sampled_from("AE\ud800")
+keys = st.text() | st.sampled_from("ABCDE")
+junk = st.recursive(leaf, lambda one: st.lists(one, max_size=3) | st.dictionaries(keys, one, max_size=5), max_leaves=8)
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,9 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from datasets import config, load_dataset
 from huggingface_hub import constants
@@ -19,6 +17,8 @@ from generation.store import Run
 from generation.transfer.stage import make_image_embeddings
 from tests.fake_hub import FakeHub, Repo
 from tests.runs import make_recipe, make_run
+from tests.test_builders import files as built
+from tests.test_builders import rows
 from unicorn_1_2m import Unicorn12M
 
 ROOT = Path(__file__).parents[1]
@@ -51,10 +51,6 @@ def push(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
         return status, said.err + said.out
 
     return call
-
-
-def built(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def stored(hub: FakeHub, revision: str, name: str = "unicorn-1.2m") -> dict[str, bytes]:
@@ -143,13 +139,13 @@ def test_what_cannot_be_published_is_refused_before_anything_is_built(
 def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
     pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
 ) -> None:
-    hub, rows = pushed[0], "+3 rows from source alpha; +3 rows from source beta"
+    hub, more = pushed[0], "+3 rows from source alpha; +3 rows from source beta"
     first, repo = stored(hub, "v1.0.0"), hub.repos["user/unicorn-1.2m"]
     repo.commit({**repo.at("main")[1], "notes.md": b"mine"})
     shutil.copytree(run, tmp_path / "run")
     shutil.copy(run / "transfer" / "unicorn.safetensors", tmp_path / "means.safetensors")
     kept = {"transfer": {"method": "unicorn", "statistics": "means.safetensors"}}
-    for version, recipe, change in [("1.1.0", kept, rows), ("1.2.0", None, "all vectors moved, smallest cosine 0.9")]:
+    for version, recipe, change in [("1.1.0", kept, more), ("1.2.0", None, "all vectors moved, smallest cosine 0.9")]:
         make_run(tmp_path / "run", shards=4, recipe=recipe)
         status, said = push(hub, tmp_path / "run", "--version", version)
         assert (status, "notes.md" in said) == (0, True), said  # named and kept
@@ -186,9 +182,7 @@ def test_what_somebody_wrote_on_the_hub_is_refused_until_it_is_to_be_replaced(ru
         assert repo.at("main")[1]["README.md"] != edited
 
 
-def test_an_interrupted_push_goes_on_and_its_version_takes_no_other_contents(
-    run: Path, tmp_path: Path, push: Push
-) -> None:
+def test_an_interrupted_push_goes_on_and_takes_no_other_contents(run: Path, tmp_path: Path, push: Push) -> None:
     with FakeHub(fail=lambda route, number: 403 if route == "lfs_upload" and number >= 2 else None) as hub:
         status, said = push(hub, run)
         assert (status, "goes on where it stopped" in said, "Traceback" in said) == (1, True, False)
@@ -222,15 +216,8 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def by_class(**options: str) -> Any:
-    builder = Unicorn12M(config_name="with_embeddings", hash="mine", **options)
-    builder.download_and_prepare()
-    return builder.as_dataset(split="train")["image_embedding"][:]
-
-
 def vectors_of(path: Path) -> list[list[float]]:
-    tables = [pq.ParquetFile(file).read(["image_embedding"]) for file in sorted((path / "with_embeddings").iterdir())]
-    return [vector for table in tables for vector in table["image_embedding"].to_pylist()]
+    return [row["image_embedding"] for row in rows(path / "with_embeddings")]
 
 
 def test_no_way_to_read_a_build_reads_another_one_in_its_place(builds: Path, tmp_path: Path) -> None:
@@ -238,15 +225,16 @@ def test_no_way_to_read_a_build_reads_another_one_in_its_place(builds: Path, tmp
     sizes = [[path.stat().st_size for path in sorted((builds / name).glob("*/*.parquet"))] for name in ("one", "two")]
     assert sizes[0] == sizes[1]  # so that nothing but the contents tells them apart
     for name in ("one", "two", "one"):
-        wanted, built = vectors_of(builds / name), tmp_path / "unicorn-1.2m"
-        for place in (tmp_path / "run", built):
+        wanted, places = vectors_of(builds / name), [tmp_path / "unicorn-1.2m", tmp_path / name / "unicorn-1.2m"]
+        for source, place in ((f"run_{name}", tmp_path / "run"), *((name, place) for place in places)):
             shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(builds / f"run_{name}", tmp_path / "run")
-        shutil.copytree(builds / name, built)
-        shutil.copytree(builds / name, tmp_path / name / "unicorn-1.2m", dirs_exist_ok=True)
-        for place in (built, tmp_path / name / "unicorn-1.2m"):
+            shutil.copytree(builds / source, place)
+        for place in places:
             assert load_dataset(str(place), "with_embeddings", split="train")["image_embedding"][:] == wanted
-        assert by_class(run_dir=str(tmp_path / "run")) == by_class(data_dir=str(built)) == wanted
+        for options in ({"run_dir": str(tmp_path / "run")}, {"data_dir": str(places[0])}):
+            builder = Unicorn12M(config_name="with_embeddings", hash="mine", **options)
+            builder.download_and_prepare()
+            assert builder.as_dataset(split="train")["image_embedding"][:] == wanted
 
 
 def test_fill_cache_serves_what_was_filled_last(builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
