@@ -62,11 +62,11 @@ def method_figures(text: Tensor, moved: Tensor, image: Tensor) -> dict[str, floa
         "squared": float(moment.trace()),
         "anisotropy": float(torch.linalg.eigvalsh(moment)[-1] / moment.trace())
         * delta.shape[1],  # the gap left is an axis
-        "recall_image": recall(moved[:RECALL_ROWS].numpy(), image[:RECALL_ROWS].numpy()),
-        "recall_text": recall(image[:RECALL_ROWS].numpy(), moved[:RECALL_ROWS].numpy()),
+        "recall_image": recall(moved[:RECALL_ROWS], image[:RECALL_ROWS]),
+        "recall_text": recall(image[:RECALL_ROWS], moved[:RECALL_ROWS]),
         "phi": cosine(text, moved),
         "psi": float(torch.corrcoef(torch.stack([_cosines(text), _cosines(moved)]))[0, 1]),
-        "omega": neighbours_kept(text.numpy(), moved.numpy()),
+        "omega": neighbours_kept(text, moved),
         **mixing(moved, image),
     }
 
