@@ -204,10 +204,7 @@ class FakeHub:
 
     def _tree(self, request: Request) -> Reply:
         start = f"{request.path.strip('/')}/".lstrip("/")
-        below = [one for one in self._entries(request.files) if one["path"].startswith(start)]
-        if request.query.get("recursive", ["false"])[0].lower() != "true":
-            below = [one for one in below if "/" not in one["path"][len(start) :]]
-        return 200, sorted(below, key=lambda one: str(one["path"])), {}
+        return 200, [one for one in self._entries(request.files) if one["path"].startswith(start)], {}
 
     def _paths_info(self, request: Request) -> Reply:
         wanted = {path.strip("/") for path in parse_qs(request.body.decode()).get("paths", [])}

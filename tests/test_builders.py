@@ -1,6 +1,5 @@
 """Both builders: what a reader sees who imports nothing of ours, what is refused, and what the cards say."""
 
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,6 @@ import tests.runs
 from generation.builders import build as build_module
 from generation.builders.build import build
 from generation.builders.builder import UnicornBuilder
-from generation.builders.command import main
 from generation.builders.published import PublishedDataset
 from generation.errors import DatasetError, RunError
 from generation.files import read_json, write_json
@@ -327,17 +325,6 @@ def test_a_build_that_does_not_end_leaves_the_earlier_one(copies: tuple[Path, Pa
     build(Unicorn12M, run, folder, version="1.2.0")
     assert files(folder) == before
     assert sorted(path.name for path in built_copy.iterdir()) == ["unicorn-1.2m", "unicorn-471k-instruction"]
-
-
-def test_the_command_builds_logs_json_and_refuses_what_is_no_version(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--run-dir", run, "--output", tmp_path / "out"]
-    done = python("unicorn_471k_instruction.py", *options, "--version", "2.0.0", "--log-json")
-    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["status"]) == (0, "done"), done.stderr
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["version"] == "2.0.0"
-    monkeypatch.setattr(sys, "argv", ["unicorn_1_2m.py", *map(str, options), "--version", "v1"])
-    assert (main(Unicorn12M), "not a semantic version" in capfd.readouterr().err) == (2, True)
 
 
 def test_a_stream_that_is_left_early_leaves_no_thread_that_could_abort_the_exit(built: Path, tmp_path: Path) -> None:

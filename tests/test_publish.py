@@ -133,6 +133,8 @@ def test_what_cannot_be_published_is_refused_before_anything_is_built(
         status, said = push(hub, run, *options, token=token)
         assert (status, message in said, "Traceback" in said) == (1, True, False), said
         assert "hf_secret_of_mine" not in said
+    status, said = push(hub, run, "--version", "v1")
+    assert (status, "not a semantic version" in said) == (2, True)
     assert not (tmp_path / "unicorn-1.2m").exists()
 
 

@@ -67,17 +67,6 @@ def test_samples_are_seeded_and_empty_sets_give_zeros() -> None:
     assert instruction_quality.measure([], [], [], [])["letters_p"] == 1.0
 
 
-# Critical values of chi-square with 3 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.4.
-@pytest.mark.parametrize(("critical", "p"), [(6.251, 0.10), (11.345, 0.01)])
-def test_p_is_that_of_the_printed_tables(critical: float, p: float) -> None:
-    n, d = 10_000, round((critical * 10_000 / 2) ** 0.5)  # counts n + d, n - d, n, n give chi-square 2 d^2 / n
-    answers = "A" * (n + d) + "B" * (n - d) + "C" * n + "D" * n
-    question = "What?\nA: a\nB: b\nC: c\nD: d"
-    made = instruction_quality.measure([question] * 4 * n, list(answers), ["object"] * 4 * n, [0.5] * 4 * n)
-    assert made["letters_p"] == pytest.approx(p, rel=0.02)
-    assert made["longest_right"] == 0.25
-
-
 def test_leaks_are_counted_and_impossible_values_are_refused_with_their_row() -> None:
     asked, said = ["What is it?", "What does the passage say?", "Is it red?"], ["A dog.", "Yes.", "Not mentioned."]
     made = instruction_quality.measure(asked, said, ["object"] * 3, [0.2, 0.4, 1.0])
