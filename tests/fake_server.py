@@ -34,12 +34,6 @@ _FULL = {
     "vllm": (503, "The engine is currently busy and cannot accept new requests.", "Service Unavailable"),
     "sglang": (503, "The request queue is full.", "ServiceUnavailableError"),
 }
-_GAUGES = {
-    "tgi": "tgi_queue_size",
-    "vllm": 'vllm:num_requests_waiting{model_name="m"}',
-    "sglang": 'sglang:num_queue_reqs{model_name="m"}',
-    "llama.cpp": "llamacpp:requests_deferred",
-}
 Body = dict[str, Any]
 
 
@@ -276,8 +270,8 @@ class FakeServer:
     def _side(self, path: str) -> web.Response:
         if path == "/health":
             return self._refused(503, "unhealthy", "healthcheck") if self.dead else web.Response(text="OK")
-        if path == "/metrics" and (name := _GAUGES.get(self.kind)):
-            return web.Response(text=f"# TYPE x gauge\n{name} {self.in_flight - len(self._running)}\n")
+        if path == "/metrics":
+            return web.Response(text=f"tgi_queue_size {self.in_flight - len(self._running)}\n")
         facts = self._facts().get(path)
         missing = {"error": {"message": "File Not Found"}} if self.kind == "llama.cpp" else {"detail": "Not Found"}
         return _response(facts or ("" if self.kind == "tgi" else missing), 200 if facts else 404)

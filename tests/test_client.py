@@ -75,6 +75,8 @@ def test_what_each_kind_says_of_itself() -> None:
     assert "secret" not in str(found["sglang"])
     given = with_endpoint(FakeServer("gateway"), info, model_name="Qwen/Q", kind="vllm")
     assert (given.model_id, given.kind) == ("Qwen/Q", "vllm")
+    other = FakeServer("vllm", side={"/info": Reply(body={"app": {}, "version": "1", "max_total_tokens": 10})})
+    assert with_endpoint(other, info)[3:] == (found["vllm"].version, None, None, 4096)
     for kind in ("sglang", "llama.cpp"):
         server = FakeServer(kind, side={"/v1/models": Reply(status=403)})
         assert with_endpoint(server, info).kind == kind
@@ -201,18 +203,22 @@ ERRORS: list[tuple[int, Any, type[ServerError], str]] = [
     (500, {"error": "half \ud800 pair"}, TransientError, "half"),
     (500, {"error": {"message": f"litellm.ServiceUnavailableError: {BUSY}"}}, RateLimited, "busy"),
     (502, b"<html>Bad Gateway</html>", TransientError, "Bad Gateway"),
+    (529, {"error": {"message": "Overloaded"}}, RateLimited, "Overloaded"),
     (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, TransientError, "Loading"),
     (503, {"error": {"message": BACKLOG, "type": "Service Unavailable"}}, RateLimited, "backlog"),
     (503, {"error": {"message": "No available workers (all circuits open or unhealthy)"}}, TransientError, "workers"),
     (200, {"error": {"message": "upstream failed", "code": 503}}, TransientError, "HTTP 503.*upstream failed"),
     (200, b' \n{"id": 1, "error": {"message": "Insufficient credits", "code": 402}}', FatalServerError, "credits"),
     (200, {"error": "model crashed"}, TransientError, "HTTP 502: model crashed"),
+    (200, b' \n{"error": {"message": "free-models-per-min", "code": 429}}', RateLimited, "free-models"),
+    (429, {"error": {**QUOTA["error"], "details": [{"retryDelay": "0.1s"}]}}, RateLimited, "exceeded"),
     (401, b"token expired", FatalServerError, "no key was sent"),
     (200, {"error": {"message": BUSY, "code": 503}}, RateLimited, "busy"),
     (200, {"choices": [{"message": {"content": "A"}, "finish_reason": "abort"}]}, TransientError, "abort"),
     (200, {"choices": []}, TransientError, "unexpected answer"),
     (200, ["choices"], TransientError, "unexpected answer"),
     (200, b"<html>log in</html>", TransientError, "log in"),
+    (200, b'data: {"choices": [{"delta": {"content": "A"}}]}\n\n', TransientError, r"unexpected answer.*data: \{"),
 ]
 
 
@@ -248,28 +254,17 @@ def test_broken_connections_are_transient(action: str, words: str) -> None:
     assert raised.value.status is None
 
 
-def test_a_server_that_is_loading_draining_or_unhealthy_is_transient_and_then_found() -> None:
-    async def run() -> None:
-        async with FakeServer("llama.cpp") as server, open_session() as session:
-            endpoint = Endpoint(server.url, Server(), session)
-            server.loading = True
-            with pytest.raises(TransientError, match="Loading model"):
-                await endpoint.connect()
-            server.loading = False
-            assert (await endpoint.connect()).kind == "llama.cpp"
-            await server.drain(0.3)
-            for call in (endpoint.connect(), endpoint.ask(PLAIN, 5)):
-                with pytest.raises(TransientError, match="Connect"):
-                    await call
-            await asyncio.sleep(0.5)
-            assert await endpoint.connect() and (await endpoint.ask(PLAIN, 5)).text
-            server.dead = True
-            with pytest.raises(TransientError, match="Connection refused"):  # of its shard
-                await endpoint.connect()
-            server.dead, server.side = False, dict.fromkeys(SIDE_ROUTES, Reply(status=403))
-            assert (await endpoint.connect()).kind == "llama.cpp" and "repeat_penalty" in endpoint.fields(PLAIN)
+def test_a_server_whose_shard_is_dead_is_transient_and_one_that_turns_silent_keeps_its_kind() -> None:
+    server = FakeServer("llama.cpp")
 
-    asyncio.run(run())
+    async def use(endpoint: Endpoint) -> None:
+        server.dead = True
+        with pytest.raises(TransientError, match="Connection refused"):
+            await endpoint.connect()
+        server.dead, server.side = False, dict.fromkeys(SIDE_ROUTES, Reply(status=403))
+        assert (await endpoint.connect()).kind == "llama.cpp" and "repeat_penalty" in endpoint.fields(PLAIN)
+
+    with_endpoint(server, use)
 
 
 # ---- side channels
@@ -396,16 +391,10 @@ def test_a_redirect_is_refused_with_the_new_address(status: int) -> None:
 
 
 def test_a_proxy_of_the_environment_is_used_but_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        async with FakeServer("vllm") as proxy, FakeServer("vllm") as local, open_session() as session:
-            monkeypatch.setenv("http_proxy", proxy.url)
-            for url in ("http://models.example:8000", local.url):
-                endpoint = Endpoint(url, Server(), session)
-                await endpoint.connect()
-                assert (await endpoint.ask(PLAIN, 5)).text
-            assert (proxy.counts["answers"], local.counts["answers"]) == (1, 1)
-
-    asyncio.run(run())
+    with FakeServer("vllm") as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert asked(FakeServer(), url="http://models.example:8000").text and asked(local := FakeServer()).text
+        assert (proxy.counts["answers"], local.counts["answers"]) == (1, 1)
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
@@ -417,16 +406,15 @@ def test_a_certificate_of_ones_own_needs_ssl_cert_file(tmp_path: Path, monkeypat
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
 
-    async def run() -> None:
-        async with FakeServer("vllm") as fake:
-            listener = await asyncio.get_running_loop().create_server(fake._http, "localhost", 0, ssl=context)
-            url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
-            async with open_session() as session:
-                with pytest.raises(FatalServerError, match="SSL_CERT_FILE"):
-                    await Endpoint(url, Server(), session).connect()
-            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-            async with open_session() as session:
-                assert (await Endpoint(url, Server(), session).connect()).kind == "vllm"
-            listener.close()
+    fake = FakeServer("vllm")
 
-    asyncio.run(run())
+    async def kind(_: Endpoint) -> str:
+        listener = await asyncio.get_running_loop().create_server(fake._http, "localhost", 0, ssl=context)
+        async with listener, open_session() as session:
+            url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
+            return (await Endpoint(url, Server(), session).connect()).kind
+
+    with pytest.raises(FatalServerError, match="SSL_CERT_FILE"):
+        with_endpoint(fake, kind)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    assert with_endpoint(fake, kind) == "vllm"

@@ -6,14 +6,13 @@ VLLM_CPU=FOLDER pytest -m slow tests/test_servers.py    FOLDER: for benchmarks/v
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -22,15 +21,12 @@ import pytest
 from aiohttp import ClientSession, web
 
 from generation.__main__ import main
-from generation.errors import FatalServerError, ServerError
 from generation.rows import Row
 from generation.stages import CAPTIONS, INSTRUCTIONS
 from generation.store import Run
 from generation.tgi.embedded import MODEL, embedded_server
 from tests.conftest import ROOT, write_recipe
 from tests.fake_server import KINDS, FakeServer, Reply
-from tests.test_scheduler import all_answered, ask_all
-from tests.test_scheduler import hurried as hurried
 
 WORDS = ("stone", "paper", "wicker", "copper", "velvet", "marble", "cotton", "timber")
 
@@ -115,54 +111,6 @@ def serving(*command: object, start_s: float) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
-
-
-A_DOG = Reply(body={"error": None, "choices": [{"message": {"content": "A dog."}, "finish_reason": "stop"}]})
-DELAY = {
-    "details": [{"retryDelay": "0.1s"}],
-    "message": "You exceeded your current quota, check your plan and billing",
-}
-SOME: list[tuple[Reply, str]] = [  # of the answers; how they are counted
-    (Reply(body=b' \n{"error": {"message": "Provider returned error"}}'), "502"),  # blanks keep the connection open
-    (Reply(body={"error": {"message": "free-models-per-min", "code": 429}}), "429"),
-    (Reply(body={"id": "gen-1", "error": {"message": "Internal", "code": 500}}), "500"),
-    (Reply(body={"choices": []}), "200"),
-    (Reply(body={"choices": [{"message": {"content": "A d"}, "finish_reason": "error"}]}), "200"),
-    (Reply(status=429, body={"error": DELAY}), "429"),
-    (Reply(status=529, body={"error": {"message": "Overloaded"}}), "429"),
-    (Reply(action="cut"), "connection"),
-]
-ALL: list[tuple[Reply, str]] = [  # of the answers after the warm-up; what stops the run
-    (Reply(body={"error": {"message": "Insufficient credits", "code": 402}}), "HTTP 402.*Insufficient credits"),
-    (Reply(status=429, headers={"Retry-After": "60000"}), "asks to wait 60,000 s, longer than give_up_s"),
-    (Reply(status=401, body={"error": "token expired"}), r"token expired.*TGI_API_KEY"),
-]
-SIDE: list[dict[str, Reply]] = [
-    {"/health": Reply(action="cut")},
-    {"/health": Reply(status=401), "/v1/models": Reply(status=401)},
-    {"/info": Reply(body={"app": {"name": "other"}, "version": "1", "max_total_tokens": 10})},
-    {"/v1/models": Reply(body={"data": []}), "/version": Reply(body="1.2")},
-]
-
-
-@pytest.mark.parametrize(("case", "side"), [*zip(SOME, cycle(SIDE))])
-def test_what_some_requests_get_is_asked_again(case: tuple[Reply, str], side: dict[str, Reply], hurried: None) -> None:
-    server = FakeServer("vllm", script=lambda body, n: case[0] if n % 7 == 3 else A_DOG, side=side)
-    answers, stats = ask_all([server], ["A scene."] * 20, timeout_s=5, give_up_s=20)
-    assert all_answered(answers) and set(stats.retries) == {case[1]}
-
-
-@pytest.mark.parametrize(("reply", "words"), ALL)
-def test_what_cannot_change_stops_the_run_at_once(reply: Reply, words: str) -> None:
-    server = FakeServer("vllm", script=lambda body, n: reply if n > 2 else None)
-    ends = {str(end) for end in ask_all([server], ["A scene."] * 60)[0] if isinstance(end, ServerError)}
-    assert len(ends) == 1 and re.search(words, ends.pop())  # no row is blamed
-
-
-def test_a_server_that_streams_though_it_is_not_asked_to_is_named_at_the_start(hurried: None) -> None:
-    stream = Reply(body=b'data: {"choices": [{"delta": {"content": "A"}}]}\n\ndata: [DONE]\n\n')
-    with pytest.raises(FatalServerError, match=r"unexpected answer.*data: \{"):
-        ask_all([FakeServer("vllm", script=lambda body, n: stream)], [])
 
 
 def mortal(n: int) -> FakeServer:
