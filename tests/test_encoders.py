@@ -194,21 +194,6 @@ def test_the_identity_names_all_that_decides_the_vectors(models: Path) -> None:
     assert 0.98 < float((made * whole.encode(TEXTS)).sum(1).min()) < 0.9999999
 
 
-@pytest.fixture
-def cached(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a model into a cache of the Hub's, which stands in for the Hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return Path(shutil.copytree(models / "clip", tmp_path / "models--owner--clip" / "snapshots" / COMMIT))
-
-
-def test_a_hub_model_is_the_commit_that_the_recipe_names(models: Path, cached: Path) -> None:
-    identity = load(models, f"owner/clip@{COMMIT}").identity
-    assert (identity["model"], identity["commit"], "weights_sha256" in identity) == ("owner/clip", COMMIT, False)
-    with pytest.raises(EmbeddingError, match="owner/clip@f{40}: cannot fetch it from the Hub"):
-        load(models, f"owner/clip@{'f' * 40}")
-
-
 def test_an_encoder_that_cannot_be_is_refused(models: Path) -> None:
     for encoder, more, said in (
         ("others", {}, "there is no directory .*others; give 'embedded'"),
@@ -255,7 +240,16 @@ def test_missing_weights_are_named_and_not_drawn_at_random(models: Path, tmp_pat
             load(tmp_path, "copy").encode(TEXTS[:1])
 
 
-def test_code_of_a_model_runs_only_if_a_commit_pins_it(models: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_the_commit_that_the_recipe_names_and_its_code_runs_only_if_a_commit_pins_it(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # stands in for the Hub
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached = Path(shutil.copytree(models / "clip", tmp_path / "models--owner--clip" / "snapshots" / COMMIT))
+    identity = load(models, f"owner/clip@{COMMIT}").identity
+    assert (identity["model"], identity["commit"], "weights_sha256" in identity) == ("owner/clip", COMMIT, False)
+    with pytest.raises(EmbeddingError, match="owner/clip@f{40}: cannot fetch it from the Hub"):
+        load(models, f"owner/clip@{'f' * 40}")
     (cached / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     own, other = "set embed.trust_remote_code", "code of another repository, which no commit pins: .*else/where"
     for trusted, code, said in ((False, "model.Model", own), (True, "else/where--model.Model", other)):

@@ -177,14 +177,7 @@ def test_another_transfer_at_load_time_is_the_one_made_directly(method: str, bui
         assert float(torch.cosine_similarity(back, stored, dim=1).min()) >= 0.9999
 
 
-def test_vectors_with_baked_noise_are_not_moved(built: Path, tmp_path: Path) -> None:
-    direct = transferred(built, tmp_path, method="close", bake_noise=True)
-    assert direct[3]["embeds"].dtype == torch.float16
-    with pytest.raises(EmbeddingError, match="close: noise is baked into these vectors"):
-        UnicornDataset(direct._rows.url, transfer="unicorn")
-
-
-def test_noise_is_drawn_anew_each_epoch_by_seed_and_id(built: Path, tmp_path: Path) -> None:
+def test_noise_is_drawn_anew_each_epoch_by_seed_and_id_or_baked(built: Path, tmp_path: Path) -> None:
     noisy, seen = transferred(built, tmp_path, method="c3", noise_ratio=0.4), set()
     for epoch in (0, 1):
         noisy.set_epoch(epoch)
@@ -197,6 +190,10 @@ def test_noise_is_drawn_anew_each_epoch_by_seed_and_id(built: Path, tmp_path: Pa
         assert torch.equal(in_worker["embeds"][2], rows["embeds"][1])
         seen.add(rows["embeds"].numpy().tobytes())
     assert len(seen) == 2
+    baked = transferred(built, tmp_path / "baked", method="close", bake_noise=True)
+    assert baked[3]["embeds"].dtype == torch.float16
+    with pytest.raises(EmbeddingError, match="close: noise is baked into these vectors"):
+        UnicornDataset(baked._rows.url, transfer="unicorn")
 
 
 # Refusals

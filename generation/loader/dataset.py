@@ -70,10 +70,10 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         self.statistics = known = self._stored
         if transfer is not None:
             found = (
-                (known.tensors["mean_image"], known.facts["images"]["rows"]) if "mean_image" in known.tensors else None
+                None if images is None else image_mean(images if isinstance(images, torch.Tensor) else Path(images))
             )
-            if images is not None:
-                found = image_mean(images if isinstance(images, torch.Tensor) else Path(images))
+            if images is None and "mean_image" in known.tensors:
+                found = known.tensors["mean_image"], known.facts["images"]["rows"]
             shards, mean = [torch.from_numpy(rows) for rows in self._vectors.values()], known.tensors["mean_text"]
             known.invert(shards[0][:1])  # refuses vectors that cannot be moved
             texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, CHUNK_ROWS))
