@@ -45,23 +45,19 @@ class Unicorn12M(UnicornBuilder):
     }
 
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
-        """Return the captions of a shard; the conversation is the instruction and the caption."""
+        """Return the captions of a shard. The conversation is the instruction and the caption, a human and a gpt turn,
+        ``list<struct<from, value>>``; an imported row keeps its own."""
         table = run.captions(shard)
-        place = table.column_names.index("conversations")
-        return table.set_column(place, "conversations", pair_conversations(table))
-
-
-def pair_conversations(captions: pa.Table) -> pa.Array:
-    """Return a human and a gpt turn for each caption, as ``list<struct<from, value>>``; an imported row keeps its own
-    ``conversations``."""
-    rows, own = len(captions), captions["conversations"].combine_chunks()
-    texts = pa.concat_arrays([*captions["instruction"].chunks, *captions["caption"].chunks])
-    speakers = pa.array(["human", "gpt"]).take(np.repeat([0, 1], rows))
-    order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
-    turns = pa.StructArray.from_arrays([speakers, texts], ["from", "value"]).take(order)
-    pairs = pa.ListArray.from_arrays(np.arange(0, 2 * rows + 1, 2, dtype=np.int32), turns)
-    kept = own.is_valid().to_numpy(zero_copy_only=False)
-    return pa.concat_arrays([pairs, own]).take(np.arange(rows) + rows * kept) if kept.any() else pairs
+        rows, place = len(table), table.column_names.index("conversations")
+        own = table["conversations"].combine_chunks()
+        texts = pa.concat_arrays([*table["instruction"].chunks, *table["caption"].chunks])
+        speakers = pa.array(["human", "gpt"]).take(np.repeat([0, 1], rows))
+        order = np.arange(2 * rows).reshape(2, rows).T.reshape(-1)  # 0, n, 1, n + 1, ...
+        turns = pa.StructArray.from_arrays([speakers, texts], ["from", "value"]).take(order)
+        pairs = pa.ListArray.from_arrays(np.arange(0, 2 * rows + 1, 2, dtype=np.int32), turns)
+        kept = own.is_valid().to_numpy(zero_copy_only=False)
+        chosen = pa.concat_arrays([pairs, own]).take(np.arange(rows) + rows * kept) if kept.any() else pairs
+        return table.set_column(place, "conversations", chosen)
 
 
 if __name__ == "__main__":

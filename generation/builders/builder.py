@@ -88,7 +88,7 @@ class FinishedRun:
         return {
             "method": self.method,
             "transfer": Statistics.load(self.statistics).facts,
-            "dimension": self.vectors(self.shards[0]).dimension,
+            "dimension": VectorShard(self.run.verified(self.vectors_stage, self.shards[0])).dimension,
             "sources": sources,
             "original_id": self.imported,
             "duplicates": None if self.duplicates is None else len(self.duplicates),
@@ -110,13 +110,10 @@ class FinishedRun:
             write_json(path, known := {"captions": captions, "groups": duplicate_groups(self.run)})
         return dict(known["groups"]) if known.get("captions") == captions else None
 
-    def vectors(self, shard: int) -> VectorShard:
-        """Return a shard of image embeddings."""
-        return VectorShard(self.run.verified(self.vectors_stage, shard))
-
     def captions(self, shard: int) -> pa.Table:
         """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
         table, verdicts = self.run.table(CAPTIONS, shard), dict[int, str]()
+        embedded = pa.array(VectorShard(self.run.verified(self.vectors_stage, shard)).ids)
         if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
             found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
             verdicts = dict(zip(*found.to_pydict().values(), strict=True))
@@ -124,7 +121,7 @@ class FinishedRun:
         hashes = map(text_hash, *(text.to_pylist() for text in texts)) if verdicts else ids
         columns = {
             "embedding_shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
-            "embedding_row": _places(table["id"], pa.array(self.vectors(shard).ids), shard).cast(pa.int32()),
+            "embedding_row": _places(table["id"], embedded, shard).cast(pa.int32()),
             "duplicate_group": pa.array(map((self.duplicates or {}).get, ids), pa.string()),
             "judge": pc.equal(pa.array(map(verdicts.get, hashes), pa.string()), CONFIRMED).cast(pa.float32()),
         }
@@ -228,5 +225,6 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             if isinstance(feature, datasets.ClassLabel):
                 columns[name] = pc.index_in(table[name], value_set=pa.array(feature.names))
         if self.config.name == WITH_EMBEDDINGS:
-            columns["image_embedding"] = vector_column(self.run.vectors(shard), table)
+            shard_path = self.run.run.verified(self.run.vectors_stage, shard)
+            columns["image_embedding"] = vector_column(VectorShard(shard_path), table)
         return pa.table(columns).select(schema.names).cast(schema)

@@ -59,13 +59,6 @@ class Shown:
         self.types = [f" {' '.join(tokens(name))} " for name in types]
         self.items = {(_key(item["Question"]), right_answer(item).lower()) for item in items}
 
-    def repeated_by(self, item: QA) -> bool:
-        """Return whether an item is one of the examples, a whole question type, or a list of types."""
-        question = f" {' '.join(tokens(item['Question']))} "
-        held = [name for name in self.types if name in question]
-        known = (_key(item["Question"]), right_answer(item).lower()) in self.items
-        return known or len(held) >= 3 or any(len(name.split()) >= 5 for name in held)
-
 
 _NOTHING = Shown()
 
@@ -134,7 +127,9 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
         yield from form_faults(text, scene.caption)
     yield "leak", leaks(together, scene)
     yield "not_a_question", len(asked) < 3 or not question.rstrip(" \t\n\"'”’)").endswith("?")
-    yield "repeats_prompt", shown.repeated_by(item)
+    held = [name for name in shown.types if name in f" {' '.join(asked)} "]
+    whole = len(held) >= 3 or any(len(name.split()) >= 5 for name in held)  # a list of question types, or a long one
+    yield "repeats_prompt", whole or (_key(question), right.lower()) in shown.items
     yield "no_answer", (options or len(said) < 12) and _NO_ANSWER.search(right.lower())
     yield "loop", any(map(loops, options or [right]))
     if options:
