@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from generation.errors import EmbeddingError, RecipeError, RunError
-from generation.files import read_json, sha256, write_json
 from generation.recipe import parse_recipe
 from generation.stages import TEXT_EMBEDDINGS, image_embeddings
 from generation.store import Run
@@ -239,14 +238,11 @@ def test_an_added_shard_moves_all_rows_unless_the_old_statistics_are_kept(run: P
         transfer(kept, method="none", statistics=str(kept / "captions" / "00000.parquet"))
 
 
-def _rewrite(run: Path, change: Any) -> None:
-    """Replace a text-embedding shard, and its record as a process would have written it."""
-    path = run / "text_embeddings" / "00001.safetensors"
-    shard = VectorShard(path)
-    write_vectors(path, change(shard.vectors.clone()), shard.ids, shard.input_hashes, {})
-    record = read_json(path.with_suffix(".json"))
-    record["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_json(path.with_suffix(".json"), record)
+def _rewrite(path: Path, change: Any) -> None:
+    """Replace a shard of text embeddings."""
+    run, shard = Run(path), VectorShard(path / "text_embeddings" / "00001.safetensors")
+    new = (change(shard.vectors.clone()), shard.ids, shard.input_hashes, {})
+    run.commit(TEXT_EMBEDDINGS, 1, len(shard), lambda file: write_vectors(file, *new))
 
 
 def test_a_source_that_is_damaged_or_not_of_unit_rows_is_refused_by_name(run: Path) -> None:
