@@ -4,9 +4,8 @@
     async with FakeServer("tgi", limit=8) as server: ...       in the test's event loop
     with FakeServer("llama.cpp") as server: ...                in a thread of its own
 
-It answers as TGI, vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or
-SGLang's gateway does (servers.md, tgi-facts.md), and fails in their words. Default answers depend on messages and seed
-only (``fake_answers``). It imports nothing of ``generation``.
+It answers and fails as TGI, vLLM, SGLang, llama.cpp, a strict OpenAI server (``transformers serve``) or SGLang's
+gateway does. Default answers depend on messages and seed only. It imports nothing of ``generation``.
 """
 
 import argparse

@@ -22,12 +22,7 @@ from generation.tgi.client import Endpoint, open_session
 from generation.tgi.protocol import Request
 from tests.conftest import ROOT
 
-PARENT = """
-import time
-from generation.tgi.embedded import embedded_server
-with embedded_server() as url:
-    time.sleep(60)
-"""
+PARENT = "import time; from generation.tgi.embedded import embedded_server as start\nwith start(): time.sleep(60)"
 
 
 def test_it_continues_answers_keeps_to_schemas_and_is_recognised() -> None:

@@ -4,7 +4,6 @@ PATH=$PATH:VENV/bin pytest tests/test_servers.py        VENV: with the wheel sgl
 VLLM_CPU=FOLDER pytest -m slow tests/test_servers.py    FOLDER: for benchmarks/vllm_cpu.sh, which sets it up
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,16 +14,16 @@ from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from socket import socket
-from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
 
 from generation.__main__ import main
 from generation.rows import Row
 from generation.stages import CAPTIONS, INSTRUCTIONS
 from generation.store import Run
+from generation.tgi.client import Endpoint
 from generation.tgi.embedded import MODEL, embedded_server
+from generation.tgi.protocol import Answer, Request
 from tests.conftest import ROOT, write_recipe
 from tests.fake_server import KINDS, FakeServer, Reply
 
@@ -45,30 +44,6 @@ def accepted(run: Run) -> list[Row]:
     return [{key: value for key, value in row.items() if not key.endswith("_tokens")} for row in rows]
 
 
-def asked(body: dict[str, Any]) -> str:
-    return json.dumps([body["messages"], body["seed"]], sort_keys=True)
-
-
-class Recorder(FakeServer):
-    """A proxy in front of a server, which keeps what was answered."""
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__()
-        self.upstream, self.said = upstream, dict[str, Reply]()
-
-    async def _respond(self, request: web.BaseRequest, body: dict[str, Any], generates: bool) -> web.Response:
-        url, data = self.upstream + request.path, json.dumps(body) if body else None
-        async with ClientSession() as session, session.request(request.method, url, data=data) as reply:
-            content = await reply.read()
-        if generates:
-            self.said[asked(body)] = Reply(status=reply.status, body=content)
-        if generates and reply.status == 200:
-            choice, begun = json.loads(content)["choices"][0], body["messages"][-1]
-            text = choice["message"]["content"].removeprefix(begun["content"] * (begun["role"] == "assistant"))
-            self.said[asked(body)] = Reply(text, choice["finish_reason"])
-        return web.Response(body=content, status=reply.status, content_type=reply.content_type)
-
-
 def test_one_recipe_gives_equal_rows_on_every_kind_of_server(tmp_path: Path) -> None:
     recipe, rows = write_recipe(tmp_path, server={"model_name": "a/Model"}), dict[str, list[Row]]()
     for kind in KINDS:
@@ -79,16 +54,24 @@ def test_one_recipe_gives_equal_rows_on_every_kind_of_server(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_rows_of_a_real_server_are_those_of_any_other_that_says_the_same(tmp_path: Path) -> None:
+    said, ask = dict[str, Reply](), Endpoint.ask
+
+    async def record(endpoint: Endpoint, request: Request, timeout_s: float) -> Answer:
+        answer = await ask(endpoint, request, timeout_s)
+        said[f"{request.messages} {request.seed}"] = Reply(answer.text, answer.finish_reason)
+        return answer
+
     own = {"captions": [{"name": "own", "path": "seeds.txt", "license": "MIT", "limit": 6}]}
     names = ("multiple_choice", "question_answering", "complex_reasoning")
     tasks = {name: {"prompt": f"{name}_small", "fraction": 0.2, "items": [1, 2]} for name in names}
     prompt, named = {"prompt": "expand_caption_small"}, {"model_name": MODEL}
     recipe = write_recipe(tmp_path, seeds=own, captions=prompt, instructions=tasks, server=named)
-    with embedded_server() as url, Recorder(url) as recorder:
-        real = accepted(make(recipe, tmp_path / "real", recorder.url))
+    with embedded_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Endpoint, "ask", record)
+        real = accepted(make(recipe, tmp_path / "real", url))
     assert len(real) > 6
     for kind in set(KINDS) - {"openai"}:  # transformers serve cannot continue an answer
-        with FakeServer(kind, script=lambda body, n: recorder.said[asked(body)]) as server:
+        with FakeServer(kind, script=lambda body, n: said.get(f"{body['messages']} {body['seed']}")) as server:
             assert accepted(make(recipe, tmp_path / kind, server.url)) == real
 
 

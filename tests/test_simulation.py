@@ -127,25 +127,23 @@ class SimulatedServer:
             self.published = self.plan.later or self.plan.published
         self.phase = phase
         if self._is("vanish", "cut"):
-            self._crash()
+            self.abandon()
 
     def _is(self, *kinds: str) -> bool:
         return self.phase is not None and self.phase.kind in kinds
 
-    def _crash(self, error: str = "") -> None:
+    def abandon(self, error: str = "") -> None:
         for future in list(self.flying):
             if not future.done():
-                future.set_exception(self._error(error) if error else self._lost("Server disconnected"))
+                lost = TransientError(f"{self.url}: Server disconnected")
+                future.set_exception(self._error(error) if error else lost)
 
     def _error(self, name: str) -> ServerError:
         return failure(f"POST {self.url}", *REPLIES[name], True, True)
 
-    def _lost(self, how: str) -> TransientError:
-        return TransientError(f"{self.url}: {how}")
-
     def _accept(self) -> None:
         if self._is("drain", "vanish") or self.loop.time() < self.down_until:
-            error = self._lost("Connection refused")
+            error = TransientError(f"{self.url}: Connection refused")
             error.__context__ = ConnectionRefusedError()
             raise error
 
@@ -153,12 +151,9 @@ class SimulatedServer:
         await asyncio.sleep(10 if self._is("hang") else ROUND_TRIP_S)
         self._accept()
         if self._is("hang", "sick") or self.loop.time() < self.dead_until:
-            raise self._lost("no answer in 10 s") if self._is("hang") else self._error("424")
+            raise TransientError("no answer in 10 s") if self._is("hang") else self._error("424")
         self.info = ServerInfo("tgi", "m", max_concurrent=self.published)
         return self.info
-
-    def abandon(self) -> None:
-        self._crash()
 
     async def queue_size(self) -> int | None:
         return max(0, len(self.flying) - self.plan.slots)
@@ -189,7 +184,7 @@ class SimulatedServer:
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:
-            raise self._lost(f"no answer in {timeout_s:g} s") from None
+            raise TransientError(f"{self.url}: no answer in {timeout_s:g} s") from None
         finally:
             del self.flying[future]
         fate = self.fates.get(request.seed)
@@ -206,13 +201,13 @@ class SimulatedServer:
         elif self.fates.get(self.flying[future]) == "poison":
             self.dead_until = self.loop.time() + DEAD_S
             self.loop.call_at(self.dead_until, self._go_down)
-            self._crash("424")
+            self.abandon("424")
         else:
             future.set_result(None)
 
     def _go_down(self) -> None:
         self.down_until = self.loop.time() + RESTART_S
-        self._crash()
+        self.abandon()
 
 
 def request(row: int) -> Request:
