@@ -71,8 +71,7 @@ def test_a_caption_joins_the_begun_answer_and_is_checked(tmp_path: Path) -> None
     item = Item("0", 0, {"seed": "A dog runs.", "source": "own", "license": "MIT"})
     row = task.accept(item, [Answer("bad", "stop", 1, 1), Answer("a ball lies on the grass. It is", "length", 1, 1)])
     assert isinstance(row, dict)
-    assert row["caption"] == "A dog runs. In the foreground, a ball lies on the grass."
-    assert row["words"] == 12
+    assert (row["caption"], row["words"]) == ("A dog runs. In the foreground, a ball lies on the grass.", 12)
     assert sorted(row["instruction"].split("\n")).count("<image>") == 1
     assert task.accept(item, [Answer("I cannot see it.", "stop", 1, 1)]) == "refusal"
 
@@ -109,8 +108,7 @@ def test_sound_items_are_kept_from_answer_to_answer(tmp_path: Path) -> None:
     asked = {found["Question"] for found in items_of(row["conversations"])}
     assert asked == {"What does the dog carry?", "What is the pier made of?"}
     assert row["dropped"] == ["leak", "first_person", "cut_off", "duplicate_question"]
-    assert sorted(row["question_types"]) == ["attribute", "object"]
-    assert row["grounded"] == [1.0, 1.0]
+    assert (sorted(row["question_types"]), row["grounded"]) == (["attribute", "object"], [1.0, 1.0])
     assert len(full["conversations"]) == 6  # max_items is 3
 
 

@@ -35,8 +35,7 @@ def test_evaluate_loads_every_folder_offline_and_without_this_project(tmp_path: 
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     diversity, quality = json.loads(done.stdout)
-    assert diversity["mean_words"] == 2.5
-    assert quality["letters"] == {"A": 1, "B": 0, "C": 0, "D": 0}
+    assert (diversity["mean_words"], quality["letters"]) == (2.5, {"A": 1, "B": 0, "C": 0, "D": 0})
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,8 +69,7 @@ def test_samples_are_seeded_and_empty_sets_give_zeros() -> None:
 def test_leaks_are_counted_and_impossible_values_are_refused_with_their_row() -> None:
     asked, said = ["What is it?", "What does the passage say?", "Is it red?"], ["A dog.", "Yes.", "Not mentioned."]
     made = instruction_quality.measure(asked, said, ["object"] * 3, [0.2, 0.4, 1.0])
-    assert made["leak_rate"] == pytest.approx(2 / 3)
-    assert made["grounded_p05"] == 0.2
+    assert (made["leak_rate"], made["grounded_p05"]) == (pytest.approx(2 / 3), 0.2)
     with pytest.raises(ValueError, match="row 1"):
         instruction_quality.measure(asked[:2], ["", ""], ["", ""], [0.5, 1.5])
     with pytest.raises(ValueError, match="'E' is not one of A"):
