@@ -17,20 +17,18 @@ from generation.store import Run
 from generation.transfer.stage import make_image_embeddings
 from tests.fake_hub import FakeHub, Repo
 from tests.runs import make_recipe, make_run
-from tests.test_builders import files as built
-from tests.test_builders import rows
+from tests.test_builders import cache as cache
+from tests.test_builders import files, rows
 from unicorn_1_2m import Unicorn12M
 
 ROOT = Path(__file__).parents[1]
+Push = Callable[..., tuple[int, str]]
 SCRIPTS = {"unicorn-1.2m": "unicorn_1_2m.py", "unicorn-471k-instruction": "unicorn_471k_instruction.py"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run") / "run").path
-
-
-Push = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -76,9 +74,9 @@ def test_what_arrives_is_what_was_built_and_loads_and_streams_at_the_tag(
 ) -> None:
     hub, folder = pushed
     for name in SCRIPTS:
-        assert stored(hub, "v1.0.0", name) == built(folder / name)
+        assert stored(hub, "v1.0.0", name) == files(folder / name)
         assert hub.repos[f"user/{name}"].private
-        assert b"hf_write" not in b"".join(built(folder / name).values())
+        assert b"hf_write" not in b"".join(files(folder / name).values())
     card = stored(hub, "v1.0.0")["README.md"].decode()
     assert 'load_dataset("user/unicorn-1.2m", split="train", revision="v1.0.0")' in card
     assert "datasets/user/unicorn-471k-instruction" in card
@@ -110,25 +108,23 @@ print(json.dumps(read))
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
 
 
-REFUSALS = [  # repository, private, token, message
-    ("unicorn-1.2m", False, "hf_write", "give USER/NAME"),
-    ("user/bad name", False, "hf_write", "give USER/NAME"),
-    ("stranger/name", False, "hf_write", "may write for user, group only"),
-    ("user/unicorn-1.2m", False, "", "set $HF_TOKEN"),
-    ("user/unicorn-1.2m", False, "hf_read", "may only read"),
-    ("user/unicorn-1.2m", False, "hf_secret_of_mine", "401"),
-    ("user/unicorn-1.2m", False, "hf_write", "already has a tag v1.0.0"),
-    ("user/public", True, "hf_write", "exists and is public"),
-]
-
-
 def test_what_cannot_be_published_is_refused_before_anything_is_built(
     pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
 ) -> None:
     hub = pushed[0]
-    hub.repos["user/public"] = Repo("user/public", private=False)
-    hub.repos["user/public"].commit({})
-    for repo, private, token, message in REFUSALS:
+    hub.repos["user/public"] = public = Repo("user/public", private=False)
+    public.commit({})
+    refusals = [  # repository, private, token, message
+        ("unicorn-1.2m", False, "hf_write", "give USER/NAME"),
+        ("user/bad name", False, "hf_write", "give USER/NAME"),
+        ("stranger/name", False, "hf_write", "may write for user, group only"),
+        ("user/unicorn-1.2m", False, "", "set $HF_TOKEN"),
+        ("user/unicorn-1.2m", False, "hf_read", "may only read"),
+        ("user/unicorn-1.2m", False, "hf_secret_of_mine", "401"),
+        ("user/unicorn-1.2m", False, "hf_write", "already has a tag v1.0.0"),
+        ("user/public", True, "hf_write", "exists and is public"),
+    ]
+    for repo, private, token, message in refusals:
         options = ["--push-to-hub", repo, *(["--private"] if private else [])]
         status, said = push(hub, run, *options, token=token)
         assert (status, message in said, "Traceback" in said) == (1, True, False), said
@@ -151,7 +147,7 @@ def test_the_second_version_says_what_moved_and_leaves_the_first_alone(
         make_run(tmp_path / "run", shards=4, recipe=recipe)
         status, said = push(hub, tmp_path / "run", "--version", version)
         assert (status, "notes.md" in said) == (0, True), said  # named and kept
-        assert stored(hub, f"v{version}") == built(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
+        assert stored(hub, f"v{version}") == files(tmp_path / "unicorn-1.2m") | {"notes.md": b"mine"}
         newest, *others = json.loads(stored(hub, f"v{version}")["manifest.json"])["changelog"]
         assert newest[0] == version and newest[1].startswith(change) and others[-1] == ["1.0.0", "first version"]
     shards = {name: data for name, data in first.items() if name.endswith(".safetensors")}
@@ -191,14 +187,14 @@ def test_an_interrupted_push_goes_on_and_takes_no_other_contents(run: Path, tmp_
         hub.fail = lambda route, number: 403 if route == "tag" else None
         arrived, before = len(hub.repos["user/unicorn-1.2m"].objects), hub.seen["lfs_upload"]
         assert push(hub, run)[0] == 1  # everything arrives, but for the tag
-        large = sum(name.endswith((".parquet", ".safetensors")) for name in built(tmp_path / "unicorn-1.2m"))
+        large = sum(name.endswith((".parquet", ".safetensors")) for name in files(tmp_path / "unicorn-1.2m"))
         assert 0 < arrived < large
         assert hub.seen["lfs_upload"] - before == large - arrived
         hub.fail = lambda route, number: None
         status, said = push(hub, make_run(tmp_path / "other", salt="other").path)
         assert (status, "holds version 1.0.0 with other contents" in said) == (1, True)
         assert push(hub, run)[0] == 0
-        assert stored(hub, "v1.0.0") == built(tmp_path / "unicorn-1.2m")
+        assert stored(hub, "v1.0.0") == files(tmp_path / "unicorn-1.2m")
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +207,6 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         build(Unicorn12M, folder / f"run_{name}", folder / name)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def vectors_of(path: Path) -> list[list[float]]:
