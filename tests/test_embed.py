@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,34 @@ def test_an_earlier_shard_that_cannot_be_trusted_is_not_reused(
         make_text_embeddings(Run(changed.path))
     assert content(run) == content(copy)
     assert ("encoding all captions again" in caplog.text) == (damage != "encoder")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from generation import embed, store
+real, calls = store.write_json, []
+def killed(*arguments, **options):  # of a shard whose vectors are written already
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+store.write_json = killed
+embed.make_text_embeddings(store.Run(Path(sys.argv[1])))
+"""
+
+
+def test_after_a_kill_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    make_text_embeddings(copy)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(run.path)])
+    assert process.returncode == -signal.SIGKILL
+    made = run.shards(TEXT_EMBEDDINGS)
+    assert 0 < len(made) < SHARDS
+    before = [run.file(TEXT_EMBEDDINGS, shard).stat().st_mtime_ns for shard in made]
+    make_text_embeddings(run)
+    assert content(run) == content(copy)
+    assert [run.file(TEXT_EMBEDDINGS, shard).stat().st_mtime_ns for shard in made] == before
 
 
 def test_tasks_and_processes_side_by_side_make_the_bytes_of_one(

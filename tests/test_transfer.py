@@ -119,6 +119,7 @@ def test_what_real_images_become() -> None:
     centred = v - mean.numpy()
     for method, wanted in {"none": v, "unicorn": centred, "mean_shift": centred, "c3": norm(centred)}.items():
         np.testing.assert_allclose(apply_to_images(raw, fitted(method), mean), wanted, atol=1e-5)
+        np.testing.assert_allclose(apply_to_images(raw, fitted("realign"), mean, method), wanted, atol=1e-5)
     for method in ("anchor", "realign", "capdec", "close", "lafite"):
         np.testing.assert_allclose(apply_to_images(raw, fitted(method)), v, atol=1e-5)
 
@@ -134,14 +135,16 @@ def test_decap_makes_an_image_of_its_memory_of_texts(monkeypatch: pytest.MonkeyP
 
 
 def test_what_cannot_be_applied_is_refused() -> None:
-    for images, method, mean, said in (
-        (IMAGES, "unicorn", None, "unicorn subtracts the mean of your own image embeddings"),
-        (IMAGES, "unicorn", torch.zeros(3), r"finite and of shape \[32\]"),
-        (torch.ones(5, 7), "none", None, r"shape \[5, 7\]; this transfer needs \[n, 32\]"),
-        (torch.stack([IMAGES[0], IMAGES[0] * 0]), "none", None, "row 1 has norm 0"),
+    for images, method, mean, transfer, said in (
+        (IMAGES, "none", None, "decap", "needs own statistics"),
+        (IMAGES, "none", None, "unicron", "'unicron' is not one of none, mean_shift"),
+        (IMAGES, "unicorn", None, None, "unicorn subtracts the mean of your own image embeddings"),
+        (IMAGES, "unicorn", torch.zeros(3), None, r"finite and of shape \[32\]"),
+        (torch.ones(5, 7), "none", None, None, r"shape \[5, 7\]; this transfer needs \[n, 32\]"),
+        (torch.stack([IMAGES[0], IMAGES[0] * 0]), "none", None, None, "row 1 has norm 0"),
     ):
         with pytest.raises(EmbeddingError, match=said):
-            apply_to_images(images, fitted(method), mean)
+            apply_to_images(images, fitted(method), mean, transfer)
     with pytest.raises(EmbeddingError, match="realign needs unpaired image embeddings .* none were given"):
         fit(parse_transfer("realign"), TEXTS.double().mean(0), len(TEXTS))
     with pytest.raises(EmbeddingError, match=r"images: torch.float32 \[32\], and floats \[m, d\] are needed"):

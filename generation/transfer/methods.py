@@ -103,18 +103,25 @@ class Statistics:
 
 
 def apply_to_images(
-    rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None
+    rows: torch.Tensor, statistics: Statistics, image_mean: torch.Tensor | None = None, transfer: str | None = None
 ) -> torch.Tensor:
     """Return real image embeddings [n, d], of any norm, as a model trained on the synthetic ones takes them: float32,
     of norm 1 except for ``mean_shift`` and ``unicorn``. Methods fitted on text only need ``image_mean`` [d], of unit
-    embeddings of images like those to come (Unicorn, section 3.3). What does not fit raises an EmbeddingError."""
-    tensors, ops, dimension = statistics.tensors, statistics.facts["image_ops"], len(statistics.tensors["mean_text"])
+    embeddings of images like those to come (Unicorn, section 3.3). ``transfer`` is the method of the loaded vectors, if
+    it is not that of ``statistics``. What does not fit raises an EmbeddingError."""
+    tensors, ops, method = statistics.tensors, statistics.facts["image_ops"], transfer or statistics.facts["method"]
+    dimension = len(tensors["mean_text"])
+    if transfer:
+        if transfer not in METHODS or (transfer == "decap" and "memory" not in tensors):
+            raise EmbeddingError(
+                f"method {transfer!r} is not one of {', '.join(METHODS)}, or needs its own statistics"
+            )
+        ops = METHODS[transfer].image
     if rows.ndim != 2 or rows.shape[1] != dimension:
         raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {dimension}]")
     if "sub:IMAGE_MEAN" in ops:
         if image_mean is None or image_mean.shape != (dimension,) or not bool(image_mean.isfinite().all()):
             needed = "subtracts the mean of your own image embeddings, which text cannot supply"
-            method = statistics.facts["method"]
             raise EmbeddingError(f"method {method} {needed}: give image_mean=, finite and of shape [{dimension}]")
         tensors = tensors | {"IMAGE_MEAN": image_mean}
     return _apply(rows.to(torch.float32, copy=True), ops, tensors)
