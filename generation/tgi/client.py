@@ -72,7 +72,7 @@ class Endpoint:
         that it is healthy, the generation route decides. A ``ServerError`` says that it cannot be reached, is not
         ready, refuses the key, or serves several models."""
         async with open_session() as session:
-            found = await asyncio.gather(*(self._side(route, None, session) for route in protocol.SIDE_ROUTES))
+            found = await asyncio.gather(*(self._side(route, session) for route in protocol.SIDE_ROUTES))
             replies = dict(zip(protocol.SIDE_ROUTES, found, strict=True))
             info = protocol.describe(self.url, replies, self._settings)
             known = info.kind == "tgi" or info.served_model is not None
@@ -155,10 +155,10 @@ class Endpoint:
             if answer.finish_reason != "length":
                 return answer
 
-    async def _side(self, path: str, fields: Fields | None = None, session: Session | None = None) -> Fields | None:
+    async def _side(self, route: str, session: Session) -> Fields | None:
         """Return the JSON object of a route other than generation: empty if it gave none, None unless status 200."""
         try:
-            reply, _, _ = await self._send(path, fields, session=session)
+            reply, _, _ = await self._send(route, session=session)
         except ServerError:
             return None
         return reply if isinstance(reply, dict) else {}

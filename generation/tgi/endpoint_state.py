@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
@@ -189,7 +190,8 @@ class EndpointState:
             answer = await self.prove(request)
             prompt = answer.prompt_tokens
         except RequestRejected as error:
-            if not (context and str(context) in str(error)):
+            said = str(error).partition(": HTTP ")[2]  # without the URL, whose port may be the same number
+            if not (context and re.search(rf"\b{context}\b", said)):
                 raise FatalServerError(f"the warm-up request was refused: {error}", error.status) from error
             prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
             refused = f" ({error})"
