@@ -83,7 +83,13 @@ def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str
     talks = [stage.name for stage in (*INSTRUCTIONS.values(), *JUDGEMENTS.values()) if stage.name in stages]
     captions = [stage.name for stage in (SEEDS, CAPTIONS, CAPTION_JUDGEMENTS) if stage.name in stages]
     funnel = {stage: _funnel(stages[stage]) for stage in talks or captions}  # the other data set's are left out
-    candidates, licenses, bins = _first_rows(directory, infos["default"]), dict[str, dict[str, int]](), Counter[int]()
+    with pq.ParquetFile(min((directory / FOLDERS[WITH_EMBEDDINGS]).glob("*.parquet")), pre_buffer=False) as file:
+        batch = next(file.iter_batches(CANDIDATES, use_threads=False))
+    candidates = batch.drop_columns(["image_embedding"]).to_pylist()
+    labels = {name: feature.names for name, feature in infos["default"].features.items() if hasattr(feature, "names")}
+    for row, vector in zip(candidates, batch["image_embedding"], strict=True):
+        row |= {name: names[row[name]] for name, names in labels.items()} | {"image_embedding": vector}
+    licenses, bins = dict[str, dict[str, int]](), Counter[int]()
     for source, license in manifest["sources"].items():
         if rows := counts["source"].get(source):
             licenses.setdefault(license, {})[source] = rows
@@ -112,16 +118,6 @@ def _facts(manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str
         "prompts": _prompts([stages[stage].get("identity", {}) for stage in funnel]),
         "words": {f"{low} to {low + WORD_BIN - 1}": count for low, count in bins.items()},
     }
-
-
-def _first_rows(directory: Path, info: DatasetInfo) -> list[dict[str, Any]]:
-    """Return the first rows, names in place of class labels, ``image_embedding`` as an Arrow scalar."""
-    with pq.ParquetFile(min((directory / FOLDERS[WITH_EMBEDDINGS]).glob("*.parquet")), pre_buffer=False) as file:
-        batch = next(file.iter_batches(CANDIDATES, use_threads=False))
-    rows, vectors = batch.drop_columns(["image_embedding"]).to_pylist(), batch["image_embedding"]
-    names = {name: feature.names for name, feature in info.features.items() if hasattr(feature, "names")}
-    named = [row | {name: labels[row[name]] for name, labels in names.items()} for row in rows]
-    return [row | {"image_embedding": vector} for row, vector in zip(named, vectors, strict=True)]
 
 
 def _examples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ import typer
 
 from . import logs
 from .errors import Interrupted, UnicornError
+from .limits import GRACE_S
 
-GRACE_S = 10.0  # for the threads of a command that was stopped; what they leave unfinished is made again
 _UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own
 
 

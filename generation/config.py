@@ -1,6 +1,6 @@
 """Recipes as pydantic models: every key with its default and its reason (``recipe.py`` reads them from YAML).
 
-What nobody needs to set per run (back-off, warm-up length, batch sizes) is a constant of the module that uses it.
+What nobody needs to set per run (time-outs, back-off, batch sizes) is in ``limits.py``.
 """
 
 import os
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from .limits import SHARD_ROWS
+from .rows import MAX_SHARD_ROWS
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -89,7 +92,7 @@ class Seeds(Section):
     domains: Domains | None = None
     drop_duplicates: Similarity | None = None  # Jaccard similarity of word 2-grams
     drop_contaminated: str | None = None  # .txt of benchmark questions: drop rows that share 8 words in a row with one
-    shard_rows: Annotated[int, Field(gt=0, le=100_000)] = 10_000
+    shard_rows: Annotated[int, Field(gt=0, le=MAX_SHARD_ROWS)] = SHARD_ROWS
 
 
 class Server(Section):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import RunError
 from .files import parquet, read_lines, write_json
+from .limits import LOCK_WAIT_S
 from .logs import counted
 from .rows import REJECTED_SCHEMA, stable_hash
 from .stages import CAPTIONS, SEEDS, Stage
@@ -122,7 +123,7 @@ def drop_caption_duplicates(run: Run) -> None:
     dropped = {ids[row]: ("duplicate", ids[match]) for row, (match, _) in duplicates.items()}
     dropped |= {ids[row]: ("contaminated", question) for row, question in contaminated.items()}
     for shard in sorted({int(id[:5]) for id in dropped}):
-        with run.claim(CAPTIONS, shard, wait_s=60.0) as held:
+        with run.claim(CAPTIONS, shard, LOCK_WAIT_S) as held:
             record = run.record(CAPTIONS, shard)
             if not held or record is None:
                 raise RunError(f"{run.file(CAPTIONS, shard)} is held by another process; wait for its end")

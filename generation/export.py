@@ -13,12 +13,12 @@ import orjson
 from .builders.published import PublishedDataset
 from .errors import DatasetError
 from .files import explained, write_atomically
+from .limits import TAR_ROWS
 from .logs import Progress
 from .rows import Row
 from .stages import TASKS
 
 FORMATS = ("llava", "messages", "webdataset")
-TAR_ROWS = 10_000  # 60 MB at d = 1280
 _ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = {"type": "image"}
 _IMAGE = re.compile(r"\n?(<image>)\n?")

@@ -17,6 +17,7 @@ from .engine import GenerationTask, Item, UnfinishedShard, generate, retry
 from .errors import RunError
 from .files import parquet, read_table
 from .instructions import InstructionTask, conversation, items_of, make_instructions, selection_inputs
+from .limits import LOCK_WAIT_S
 from .logs import say
 from .prompts import load_prompt
 from .rows import REJECTED_SCHEMA, Row, stable_hash, text_hash
@@ -27,7 +28,6 @@ from .tgi.protocol import Answer, Request
 CONFIRMED = "confirmed"
 AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again
 _MIN_ATTEMPTS = 4  # three votes, and one answer that cannot be read
-_WAIT_S = 60.0  # for another process that holds a shard
 
 
 class JudgeTask:
@@ -155,7 +155,7 @@ def _drop(run: Run, stage: Stage, shard: int) -> bool:
     """Rewrite a judged shard without what was not confirmed; return whether it is now another, or due."""
     source = stage.source
     assert source is not None
-    with run.claim(source, shard, _WAIT_S) as mine:
+    with run.claim(source, shard, LOCK_WAIT_S) as mine:
         record, before = run.record(source, shard), run.rejected(source, shard)
         if not mine or record is None:
             raise RunError(f"{run.file(source, shard)} is held by another process; wait for its end")

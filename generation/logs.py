@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Never, Self, TextIO, TypeVar
 
 from .errors import RunError
+from .limits import DELAY_S, EVENT_S
 
 T = TypeVar("T")
 STDERR = "-"  # value of --log-json that stands for stderr
-EVENT_S = 5.0  # between two progress events of a bar
-DELAY_S = 2.0  # work that is usually shorter shows a bar only after so long
 _numbers = itertools.count(1)
 _json: TextIO | None = None  # where events go, or None
 _quiet = False  # events go to stderr, and nothing else does

@@ -18,6 +18,7 @@ import pyarrow as pa
 from .checks.items import LETTERS
 from .errors import SeedError
 from .files import parquet, sha256, unique_keys
+from .limits import SHARD_ROWS
 from .logs import counted
 from .recipe import parse_recipe
 from .rows import REJECTED_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
@@ -27,7 +28,6 @@ from .store import Run
 SOURCE = "unicorn_original"
 LICENSE = "not given; see the release, Yu2020/Unicorn"
 MODEL = "Qwen2.5-72B-Instruct (as its authors say)"
-SHARD_ROWS = 10_000
 LONG_ANSWER_WORDS = 20.0  # or more on average: complex reasoning (our bound)
 _PEEKED = 1000  # rows that tell a file's kind
 _CHUNK, _MAX_ROW = 1 << 20, 1 << 24  # characters
@@ -80,7 +80,12 @@ def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False,
     Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. A SeedError says
     that a file is not a released one, a RunError that the run holds something else.
     """
-    pretraining, names = {path: _is_pretraining(path) for path in paths}, ", ".join(map(str, paths))
+    pretraining, names = dict[Path, bool](), ", ".join(map(str, paths))
+    for path in paths:  # most of its rows are one exchange whose answer is the caption
+        peeked = [row for _, row in islice(read_rows(path), _PEEKED)]
+        sound = [(row["caption"], row["conversations"]) for row in peeked if not _fatal_defect(row)]
+        equal = sum(len(turns) == 2 and turns[1]["value"] == caption for caption, turns in sound)
+        pretraining[path] = 2 * equal > len(peeked)
     if not any(pretraining.values()):
         raise SeedError(f"none of {names} is the pre-training file, whose answers are its captions; give it too")
     files = {path.name: sha256(path) for path in paths}
@@ -154,13 +159,6 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise SeedError(f"{path}, row {number}: {fault}, or download the file again") from error
     if not number:
         raise SeedError(f"{path} holds an empty list; give the file as it was released")
-
-
-def _is_pretraining(path: Path) -> bool:
-    """Return whether most of a file's rows are one exchange whose answer is the caption."""
-    rows = [row for _, row in islice(read_rows(path), _PEEKED)]
-    sound = [(row["caption"], row["conversations"]) for row in rows if not _fatal_defect(row)]
-    return bool(2 * sum(len(turns) == 2 and turns[1]["value"] == caption for caption, turns in sound) > len(rows))
 
 
 def _fatal_defect(row: Any) -> str | None:

@@ -14,13 +14,12 @@ from generation.config import Recipe
 ROOT = Path(__file__).parent.parent
 # A module may import modules of the lines above its own, and of its own package.
 ORDER = """
-errors rows stages config files recipe logs cli records store checks vectors prompts encoders tgi dedup transfer
+errors limits rows stages config files recipe logs cli store checks vectors prompts encoders tgi dedup transfer
 seeds engine captions instructions judge embed pipeline cluster estimate verify original report builders export loader
 show metrics __main__
 """
-PRODUCT = ("generation", "dataset_card", "unicorn_1_2m.py", "unicorn_471k_instruction.py", "tools")
-# The aim is 8,500 lines of product and 8,000 of tests; these are where the rebuild stands, and only go down.
-CEILINGS = {"product": 10_500, "tests": 9_000, "benchmarks": 2_800, "README.md": 250}
+PRODUCT = ("generation", "dataset_card", "unicorn_1_2m.py", "unicorn_471k_instruction.py")
+CEILINGS = {"product": 8_500, "tests": 8_000, "benchmarks": 2_800, "README.md": 250}
 
 
 def tracked() -> list[Path]:

@@ -136,7 +136,7 @@ def test_decap_makes_an_image_of_its_memory_of_texts(monkeypatch: pytest.MonkeyP
 
 def test_what_cannot_be_applied_is_refused() -> None:
     for images, method, mean, transfer, said in (
-        (IMAGES, "none", None, "decap", "needs own statistics"),
+        (IMAGES, "none", None, "decap", "needs its own statistics"),
         (IMAGES, "none", None, "unicron", "'unicron' is not one of none, mean_shift"),
         (IMAGES, "unicorn", None, None, "unicorn subtracts the mean of your own image embeddings"),
         (IMAGES, "unicorn", torch.zeros(3), None, r"finite and of shape \[32\]"),

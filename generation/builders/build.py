@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..errors import DatasetError
 from ..files import explained, sha256, write_json
+from ..limits import FILE_BYTES, WRITERS
 from ..logs import Progress
 from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
 from .published import PublishedDataset
 
 Builders = dict[str, UnicornBuilder]  # by config
 Counts = Counter[tuple[str, Any]]  # by column and value
-FILE_BYTES, TEXT_BYTES = 200_000_000, 1_000  # about, of a file and of the text of a row; a file holds whole shards
+TEXT_BYTES = 1_000  # about, of a row
 ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
 TURNS = ["conversations.list.element.from", "conversations.list.element.value"]
 OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more time than all the rest
@@ -40,7 +41,6 @@ OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more
 }
 COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "letters")
 PRIVATE: Any = {"directory": True, "cluster": True, "server": {"endpoints"}, "judge": {"endpoints"}}  # of the recipe
-WRITERS = 2  # files written at once; more only hold more rows in memory
 
 
 def build(

@@ -25,12 +25,12 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import DatasetError
 from ..files import read_json, sha256
+from ..limits import READ_ROWS
 from ..rows import text_hash
 from ..store import damage
 from ..vectors import VectorShard
 
 logger = logging.getLogger(__name__)
-BATCH_ROWS = 8_000  # of a Parquet file at a time
 COMPARED_SHARDS = 4  # of vectors, evenly spread; those of the Hub must be downloaded
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)")
 
@@ -73,7 +73,7 @@ class PublishedDataset:
         opened = fsspec.open(f"{self.url}/{name}", "rb").open() if self._hub else self.file(name).open("rb")
         # pre_buffer would read in threads of Arrow, one of which may abort an early exit (apache/arrow#45214)
         with opened, pq.ParquetFile(opened, pre_buffer=False) as file:
-            yield from (pa.table(batch) for batch in file.iter_batches(BATCH_ROWS, use_threads=False))
+            yield from (pa.table(batch) for batch in file.iter_batches(READ_ROWS, use_threads=False))
 
     def joined_tables(self, name: str, source: "PublishedDataset") -> Iterator[pa.Table]:
         """Yield as ``tables``, with the vectors of another built data set as a further column. A DatasetError says

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from ..errors import EmbeddingError
+from ..limits import BATCH_IMAGES
 from .checkpoint import Checkpoint
 
 Tokens = npt.NDArray[np.int32]  # ids of one text, [tokens]
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 32_768}  # padded tokens in a batch; halved as often as the memory needs
-BATCH_IMAGES = 32
 
 
 class Encoder(ABC):

@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 from ..builders.published import PublishedDataset
 from ..errors import DatasetError
 from ..files import explained, write_atomically
+from ..limits import READ_ROWS
 from ..logs import counted
 from ..rows import stable_hash
 from ..transfer import Statistics, fit, image_mean, parse_transfer
 from ..vectors import VectorShard
 
-CHUNK_ROWS = 4_096  # rows that are decoded or moved at a time
 _TEXTS = {"id": pa.int64(), "caption": pa.large_string(), "conversations": pa.large_string()}
 SCHEMA = pa.schema(_TEXTS | {"embedding_shard": pa.int32(), "embedding_row": pa.int32()})
 
@@ -76,7 +76,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
                 found = known.tensors["mean_image"], known.facts["images"]["rows"]
             shards, mean = [torch.from_numpy(rows) for rows in self._vectors.values()], known.tensors["mean_text"]
             known.invert(shards[0][:1])  # refuses vectors that cannot be moved
-            texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, CHUNK_ROWS))
+            texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, READ_ROWS))
             self.statistics = fit(parse_transfer(transfer), mean, known.facts["rows"], texts, found, seed)
         noise = self.statistics.facts["noise"]
         self._moves = transfer is not None or bool(noise and not noise["baked"])
@@ -165,7 +165,7 @@ def _decode(paths: list[Path], target: Path) -> None:
         for path in counted(paths, "decode texts", "file"):
             try:
                 with pq.ParquetFile(path) as parquet:
-                    for batch in parquet.iter_batches(CHUNK_ROWS, columns=SCHEMA.names, use_threads=False):
+                    for batch in parquet.iter_batches(READ_ROWS, columns=SCHEMA.names, use_threads=False):
                         columns = {name: batch[name] for name in SCHEMA.names}
                         talks = batch["conversations"].to_pylist()
                         columns["conversations"] = pa.array(orjson.dumps(turns).decode() for turns in talks)

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from ..config import CaptionFile, HubCaptions
 from ..errors import SeedError
 from ..files import unique_keys
+from ..limits import SEED_ROWS
 from ..recipe import read_yaml
 
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
-_BATCH_ROWS = 1000
 _FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of files")
 
 
@@ -54,7 +54,7 @@ def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tu
             from datasets import load_dataset
 
             stream = load_dataset(source.dataset, source.config, streaming=True, **place).with_format("arrow")
-            rows = _arrow_rows(where, stream.iter(_BATCH_ROWS), columns)
+            rows = _arrow_rows(where, stream.iter(SEED_ROWS), columns)
         for number, cells in rows:
             yield f"{where}, {unit} {number}", cells
     except SeedError:
@@ -86,7 +86,7 @@ def _file_rows(path: Path, columns: list[str]) -> Rows:
     if suffix == ".parquet":
         with pq.ParquetFile(path) as table:
             _require(path, table.schema_arrow.names, columns)
-            yield from _arrow_rows(path, table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False), columns)
+            yield from _arrow_rows(path, table.iter_batches(SEED_ROWS, columns=columns, use_threads=False), columns)
         return
     wide = json.detect_encoding(head).upper().replace("-LE", "LE").replace("-BE", "BE")
     if not wide.startswith("UTF-8"):

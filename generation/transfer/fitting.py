@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from .. import config
 from ..errors import EmbeddingError
+from ..limits import IMAGE_ROWS
 from ..recipe import validate
 from .methods import METHODS, SMALLEST_NORM, Statistics
 
@@ -21,7 +22,6 @@ SMALLEST_SPREAD = 1e-5  # 1 - |mean|^2 of unit rows; below it float16 cannot tel
 WEAK_COSINE = 0.5  # warn of noise that leaves less of the clean direction
 UNSURE_MEAN = 0.02  # warn of a larger standard error of the image mean: a twentieth of the paper's gap
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-IMAGE_ROWS = 1024  # at a time
 
 Rows = Iterable[torch.Tensor]
 Mean = tuple[torch.Tensor, int] | None  # float64 [d], and of how many rows

@@ -107,7 +107,7 @@ def apply_to_images(
 ) -> torch.Tensor:
     """Return real image embeddings [n, d], of any norm, as a model trained on the synthetic ones takes them: float32,
     of norm 1 except for ``mean_shift`` and ``unicorn``. Methods fitted on text only need ``image_mean`` [d], of unit
-    embeddings of images like those to come (Unicorn, section 3.3). ``transfer`` is the method of the loaded vectors, if
+    embeddings of images like those to come (Unicorn, section 3.3). ``transfer``: method of the loaded vectors, if
     it is not that of ``statistics``. What does not fit raises an EmbeddingError."""
     tensors, ops, method = statistics.tensors, statistics.facts["image_ops"], transfer or statistics.facts["method"]
     dimension = len(tensors["mean_text"])

@@ -18,6 +18,7 @@ from ..config import ImageTransfer
 from ..encoders import load_encoder
 from ..errors import EmbeddingError, RunError
 from ..files import sha256, write_atomically
+from ..limits import TRANSFER_ROWS
 from ..logs import Progress
 from ..stages import SEEDS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run, changes
@@ -25,7 +26,6 @@ from ..vectors import VectorShard, check_unit
 from .fitting import fit, image_mean, picture_files
 from .methods import Statistics
 
-CHUNK_ROWS = 256  # small buffers, used again and again, are what makes the transfer as fast as the disk
 STORED = {"input_hashes": "I64", "vectors": "F16", "ids": "U8"}  # tensors of a shard and their safetensors types
 
 
@@ -72,9 +72,9 @@ def statistics_input(run: Run, method: str) -> dict[str, str]:
 
 def unit_chunks(shard: VectorShard) -> Iterator[torch.Tensor]:
     """Yield the rows of a shard, checked as by ``check_unit``: float32 [at most 256, d], in one buffer."""
-    buffer = torch.empty(CHUNK_ROWS, shard.dimension)
-    for first in range(0, len(shard), CHUNK_ROWS):
-        chunk = shard.vectors[first : first + CHUNK_ROWS]
+    buffer = torch.empty(TRANSFER_ROWS, shard.dimension)
+    for first in range(0, len(shard), TRANSFER_ROWS):
+        chunk = shard.vectors[first : first + TRANSFER_ROWS]
         rows = buffer[: len(chunk)].copy_(chunk)
         check_unit(rows, shard.path, first)
         yield rows
@@ -90,15 +90,15 @@ def write_moved(path: Path, source: VectorShard, statistics: Statistics, facts: 
         layout[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end := end + size]}
     header = json.dumps(layout).encode()
     header += b" " * (-len(header) % 8)
-    noise, half = statistics.facts["noise"], torch.empty(CHUNK_ROWS, source.dimension, dtype=torch.half)
+    noise, half = statistics.facts["noise"], torch.empty(TRANSFER_ROWS, source.dimension, dtype=torch.half)
     numbers = [int(id) for id in source.ids] if noise and noise["baked"] else []
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # finds a full disk at once, and halves what writing costs
             os.posix_fallocate(file.fileno(), 0, 8 + len(header) + end)
         file.write(len(header).to_bytes(8, "little") + header + source.tensors["input_hashes"].numpy().tobytes())
-        for first, chunk in zip(range(0, len(source), CHUNK_ROWS), unit_chunks(source), strict=True):
+        for first, chunk in zip(range(0, len(source), TRANSFER_ROWS), unit_chunks(source), strict=True):
             try:
-                moved = statistics.move(chunk, numbers[first : first + CHUNK_ROWS])
+                moved = statistics.move(chunk, numbers[first : first + TRANSFER_ROWS])
             except EmbeddingError as error:
                 raise EmbeddingError(f"{source.path}, from row {first}: {error}") from None
             file.write(half[: len(chunk)].copy_(moved).numpy().data)
