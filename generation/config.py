@@ -107,12 +107,6 @@ class Server(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 600.0  # of one request, queue time included
     give_up_s: Annotated[float, Field(gt=0)] = 1800.0  # stop the run after so long without any answer
 
-    @model_validator(mode="after")
-    def _patience(self) -> Self:
-        if self.give_up_s <= self.timeout_s:
-            raise ValueError(f"give_up_s = {self.give_up_s:g} must be above timeout_s = {self.timeout_s:g}")
-        return self
-
 
 class Captions(Section):
     """Stage 1: from seed to dense caption."""
@@ -138,13 +132,6 @@ class Instructions(Section):
     question_answering: Task = Task(prompt="question_answering", fraction=0.16007)
     complex_reasoning: Task = Task(prompt="complex_reasoning", fraction=0.08044, items=(3, 6))
     overlap: bool = True  # False: each caption serves at most one task
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        total = self.multiple_choice.fraction + self.question_answering.fraction + self.complex_reasoning.fraction
-        if total > 1 and not self.overlap:
-            raise ValueError(f"overlap is false, but the fractions of the three tasks add up to {total:g}")
-        return self
 
 
 class Judge(Section):
@@ -230,6 +217,17 @@ class Recipe(Section):
     transfer: Transfer = TextTransfer()
     cluster: Cluster = Cluster()
     card: Card = Card()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Refuse keys that do not agree with each other."""
+        timeout_s, give_up_s = self.server.timeout_s, self.server.give_up_s
+        if give_up_s <= timeout_s:
+            raise ValueError(f"server.give_up_s = {give_up_s:g} must be above server.timeout_s = {timeout_s:g}")
+        total = sum(self.task(name).fraction for name in Instructions.model_fields if name != "overlap")
+        if total > 1 and not self.instructions.overlap:
+            raise ValueError(f"instructions.overlap is false, but the fractions of the tasks add up to {total:g}")
+        return self
 
     def path(self, name: str) -> Path:
         """Return a path of the recipe as an absolute path, links resolved as far as they can be."""

@@ -130,7 +130,8 @@ class Progress:
         self._event("running")
 
     def _event(self, state: str) -> None:
-        if _json is None or (now := time.monotonic()) < self._next_event:
+        now = time.monotonic()
+        if _json is None or now < self._next_event:
             return
         self._next_event, self._shown = now + EVENT_S, True
         rate = (self.done - self._bar.initial) / max(time.time() - self._bar.start_t, 1e-3)

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,16 @@ Known = dict[str, tuple[int, str, int]]  # by original id: shard, id and text ha
 Key = tuple[str, int]  # task, or "" for captions, and shard
 
 
+@dataclass
 class Tally:
     """How many rows of one kind there are, how many are rejected, and how many have which defect, with the first."""
 
-    def __init__(self, keep_defects: bool) -> None:
-        self.keep_defects, self.rows, self.rejected = keep_defects, 0, 0
-        self.defects, self.first, self._aside = Counter[str](), dict[str, str](), defaultdict[Key, list[Row]](list)
+    keep_defects: bool
+    rows: int = 0
+    rejected: int = 0
+    defects: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    _aside: defaultdict[Key, list[Row]] = field(default_factory=lambda: defaultdict(list))
 
     def rejects(self, key: Key, place: str, id: str, row: Any, fatal: str | None, faults: dict[str, bool]) -> bool:
         """Count a row by its first defect; return whether it is rejected, and keep it then under ``key``."""

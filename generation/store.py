@@ -55,8 +55,9 @@ def damage(path: Path, facts: Mapping[str, Any]) -> str | None:
         return "missing"
     if (size := path.stat().st_size) != facts["bytes"]:
         return f"{size} bytes, recorded {facts['bytes']}"
-    found = sha256(path)
-    return None if found == facts["sha256"] else f"sha256 {found}, recorded {facts['sha256']}"
+    if (found := sha256(path)) != facts["sha256"]:
+        return f"sha256 {found}, recorded {facts['sha256']}"
+    return None
 
 
 class Run:

@@ -214,6 +214,9 @@ ERRORS: list[tuple[int, Any, type[ServerError], str]] = [
     (200, {"error": {"message": BUSY, "code": 503}}, RateLimited, "busy"),
     (200, {"choices": [{"message": {"content": "A"}, "finish_reason": "abort"}]}, TransientError, "abort"),
     (200, ["choices"], TransientError, "unexpected answer"),
+    (200, {"choices": []}, TransientError, "unexpected answer"),
+    (201, b"", TransientError, "HTTP 201"),
+    (499, b"", TransientError, "HTTP 499"),
     (200, b"<html>log in</html>", TransientError, "log in"),
     (200, b'data: {"choices": [{"delta": {"content": "A"}}]}\n\n', TransientError, r"unexpected answer.*data: \{"),
 ]

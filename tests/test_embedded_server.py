@@ -16,6 +16,7 @@ import pytest
 
 from generation.config import Server
 from generation.errors import FatalServerError
+from generation.limits import EMBEDDED_SLOTS, SLOT_TOKENS
 from generation.prompts import load_prompt
 from generation.tgi import embedded
 from generation.tgi.client import Endpoint, open_session
@@ -42,7 +43,7 @@ def test_it_continues_answers_keeps_to_schemas_and_is_recognised() -> None:
     with embedded.embedded_server() as url:
         info, text, items = asyncio.run(ask(url))
     assert (info.kind, info.model_id) == ("llama.cpp", embedded.MODEL)
-    assert (info.max_concurrent, info.max_total_tokens) == (embedded.EMBEDDED_SLOTS, embedded.SLOT_TOKENS)
+    assert (info.max_concurrent, info.max_total_tokens) == (EMBEDDED_SLOTS, SLOT_TOKENS)
     assert (text.finish_reason, text.completion_tokens) == ("length", 24)
     assert text.text and not text.text.startswith("A dog runs")  # without the given beginning
     assert len(json.loads(items.text)["QA Pairs"]) == 1

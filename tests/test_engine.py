@@ -136,8 +136,7 @@ def rows(run: Run, stage: Stage = CAPTIONS) -> list[Row]:
 
 
 def rejected(run: Run, stage: Stage = CAPTIONS) -> list[Row]:
-    tables = [run.rejected(stage, shard) for shard in run.shards(stage)]
-    return [row for table in tables if table is not None for row in table.to_pylist()]
+    return [row for shard in run.shards(stage) for row in run.rejected(stage, shard).to_pylist()]
 
 
 def data(run: Run) -> dict[str, bytes]:

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from generation.config import Server
 from generation.errors import RequestRejected, ServerError, TransientError
+from generation.limits import PROBE_S, STALL_S, TEST_AFTER_S
 from generation.prompts import Sampling
-from generation.tgi.endpoint_state import PROBE_S, STALL_S, EndpointState
+from generation.tgi.endpoint_state import EndpointState
 from generation.tgi.protocol import Answer, Request, ServerInfo, failure
-from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, TEST_AFTER_S, RequestStats, Scheduler
+from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, RequestStats, Scheduler
 
 SCHEDULES = int(os.environ.get("UNICORN_SCHEDULES", "300"))
 STEPS = [step for step in hypothesis.Phase if SCHEDULES < 1000 or step is not hypothesis.Phase.shrink]

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -118,10 +118,9 @@ class PublishedDataset:
             if changed := [name for name in common if old[what][name] != new[what][name]]:
                 said = f"{what} changed in {len(changed)} of {len(common)} shards"
                 chosen = [name for name in changed[:: -(-len(changed) // COMPARED_SHARDS)] if name in old["files"]]
-                pairs = [(self.file(name), directory / name) for name in chosen]  # text is in no file of its own
-                cosines = [f"{_smallest_cosine(*map(VectorShard, pair)):.3f}" for pair in pairs]
                 said = "all vectors moved" if what == "vectors" and changed == common else said
-                yield f"{said}, smallest cosine {min(cosines)}" if cosines else said
+                pairs = ((self.file(name), directory / name) for name in chosen)  # text is in no file of its own
+                yield f"{said}, smallest cosine {_smallest_cosine(pairs):.3f}" if chosen else said
 
 
 def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
@@ -137,13 +136,16 @@ def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1), pa.float16()), shard.dimension)
 
 
-def _smallest_cosine(old: VectorShard, new: VectorShard) -> float:
-    """Return the smallest cosine between the old and the new vector of a row; 1 if no row is in both."""
-    _, before, after = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
-    if not len(before) or old.dimension != new.dimension:
-        return 1.0
-    pair = old.vectors[before].float(), new.vectors[after].float()  # [n, d]
-    return float(torch.nn.functional.cosine_similarity(*pair, dim=1).min())
+def _smallest_cosine(pairs: Iterable[tuple[Path, Path]]) -> float:
+    """Return the smallest cosine between the old and the new vector of a row of two shards; 1 if no row is in both."""
+    smallest = 1.0
+    for paths in pairs:
+        old, new = map(VectorShard, paths)
+        _, before, after = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
+        if len(before) and old.dimension == new.dimension:
+            both = old.vectors[before].float(), new.vectors[after].float()  # [n, d]
+            smallest = min(smallest, float(torch.nn.functional.cosine_similarity(*both, dim=1).min()))
+    return smallest
 
 
 class Publication:

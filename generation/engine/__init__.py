@@ -18,6 +18,7 @@ import uvloop
 
 from ..config import Server
 from ..errors import FatalServerError, Interrupted, RequestRejected, StageFailed
+from ..limits import GRACE_S, REFRESH_S
 from ..logs import Progress
 from ..rows import Row
 from ..store import Run
@@ -28,8 +29,6 @@ from .work import REFUSED, TOKENS, GenerationTask, Item, UnfinishedShard, Work
 __all__ = ["GenerationTask", "Item", "UnfinishedShard", "generate", "retry"]
 
 logger = logging.getLogger(__name__)
-GRACE_S = 10.0  # for requests in flight after the first signal
-TICK_S = 0.5  # between looks at the figures and at the number of workers
 STOPPING = "Stopping: waiting up to %g s for requests in flight. Press Ctrl-C again to abort them."
 STOPPED = "stopped by a signal; nothing that was answered is lost, and the same command goes on"
 
@@ -137,7 +136,7 @@ class _Session:
                         for _ in range(0 if self.exhausted else self.scheduler.capacity - len(self.workers)):
                             self.workers.add(worker := group.create_task(self._work(todo)))
                             worker.add_done_callback(self.workers.discard)
-                        await asyncio.wait(list(self.workers), timeout=TICK_S)
+                        await asyncio.wait(list(self.workers), timeout=REFRESH_S)
                         self._show(bar, done, time.monotonic() - start)
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None

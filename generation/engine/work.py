@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from ..errors import RunError, StageFailed
 from ..files import explained, parquet, read_table
+from ..limits import SYNC_S
 from ..logs import counted
 from ..prompts import Prompt
 from ..rows import REJECTED_SCHEMA, Row
@@ -31,7 +32,6 @@ from ..tgi.protocol import Answer, Request
 from ..tgi.scheduler import RequestStats
 
 logger = logging.getLogger(__name__)
-SYNC_S = 1.0
 TOKENS = ("prompt_tokens", "completion_tokens", "thinking_tokens")
 SUMS = ("attempts", *TOKENS)  # columns that add up when a rejected row is requested again
 Key = tuple[str, int]  # id and input_hash: a row is finished only for the input that it was made from

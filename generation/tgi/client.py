@@ -21,13 +21,11 @@ from yarl import URL
 
 from .. import config
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
+from ..limits import CONNECT_S, KEEP_ALIVE_S, SIDE_S
 from . import protocol
 from .protocol import API_KEY_VARIABLE, Answer, Fields, Request, ServerInfo
 
 logger = logging.getLogger(__name__)
-SIDE_S = 10.0  # for a reply of any route but generation
-CONNECT_S = 10.0  # for a new connection
-KEEP_ALIVE_S = 4.0  # uvicorn closes idle connections after 5 s
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
 THINKING_TOKENS = {"off": 0, "low": 1024, "on": 4096}  # added to max_tokens where the model may think
 _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
@@ -170,8 +168,7 @@ class Endpoint:
         GET without them; the empty ``route`` is that of generation."""
         url = self._base.with_path(self._base.path.rstrip("/") + route, keep_query=True) if route else self._url
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
-        reply, call = Fields(), f"{method} {url.with_query(None)}"
-        clock = asyncio.timeout(timeout_s)
+        reply, clock = Fields(), asyncio.timeout(timeout_s)
         self._clocks.add(clock)
         try:
             async with clock:
@@ -180,7 +177,7 @@ class Endpoint:
                 )
                 content, status = await response.read(), response.status
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            said = f"{type(error).__name__}: {error}"
+            call, said = f"{method} {url.with_query(None)}", f"{type(error).__name__}: {error}"
             if isinstance(error, TimeoutError):  # asyncio's, or one of aiohttp's
                 said = str(error) or (f"no answer in {timeout_s:g} s" if clock.when() else "no sign of life")
             elif isinstance(error, aiohttp.ClientSSLError):
@@ -196,6 +193,7 @@ class Endpoint:
                 reply = json.loads(content)  # takes NaN and lone surrogates
         headers, keyed = response.headers, "Authorization" in self._headers
         if status != 200 or (isinstance(reply, dict) and reply.get("error") and "choices" not in reply):  # of a proxy
+            call = f"{method} {url.with_query(None)}"
             raise protocol.failure(call, status, content, headers, keyed, self._answered)
         return reply, content, headers
 

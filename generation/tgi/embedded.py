@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FatalServerError
+from ..limits import EMBEDDED_SLOTS, SLOT_TOKENS, START_S
 
 MODEL = "SmolLM2-135M-Instruct-Q4_1"
-EMBEDDED_SLOTS = 8  # requests decoded together
-SLOT_TOKENS = 2048  # context of one slot, prompt and answer
-START_S = 60.0
 
 
 def serve(host: str = "127.0.0.1", port: int = 0, until_stdin_closes: bool = False) -> None:

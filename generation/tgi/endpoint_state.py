@@ -16,22 +16,15 @@ import orjson
 
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
+from ..limits import BURST_S, FULL_S, LOOK_S, PROBE_S, SLOW_S, STALL_S, START_LIMIT, TICK_S
 from .client import Endpoint
 from .protocol import Answer, Request, ServerInfo
 
 logger = logging.getLogger(__name__)
-START_LIMIT = 8  # where the server publishes no limit
 DECREASE, ROUND = 0.9, 32
 QUEUE_SHARE = 0.3  # of an answer's time, or of the requests in flight: more waiting in the server only adds latency
 FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: treated as away
-LOOK_S = 5.0  # between looks at an endpoint that is up
-STALL_S = 60.0  # requests in flight and no sign of life: connect anew; twice as long, and away: ask elsewhere
-PROBE_S = (0.5, 15.0)  # shortest and longest pause between looks at an endpoint that is away
 PROBE_SHARE = 0.25  # of the time that it has been away
-FULL_S = 1.0  # pause after a refusal with nothing else in flight
-BURST_S = 60.0  # refusals that are closer together are logged once
-SLOW_S = 10.0  # a warm-up that takes longer is explained
-TICK_S = 0.005  # what is due so soon is due now: timers may fire early, under uvloop by more than 1 ms
 MAY_PASS = (None, 408, 429, 502, 503, 504)  # HTTP status of a server that is not there yet
 CHARACTERS_A_TOKEN = 4  # about, in English
 

@@ -16,15 +16,14 @@ import aiohttp
 
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, UnicornError
+from ..limits import BACKOFF_S, EMBEDDED_SLOTS, POLL_S, START_LIMIT, TEST_AFTER_S, TICK_S
 from .client import Endpoint, open_session
-from .embedded import EMBEDDED_SLOTS, embedded_server
-from .endpoint_state import START_LIMIT, TICK_S, EndpointState, Fleet
+from .embedded import embedded_server
+from .endpoint_state import EndpointState, Fleet
 from .protocol import Answer, Request
 
-BACKOFF_S = (0.1, 10.0)  # of a request that failed: first and longest, jittered
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
-TEST_SHARE, TEST_AFTER_S = 8, 60.0  # a test begins when 1 in 8 calls is suspected, or one for so long
-POLL_S = 0.1  # between looks of a test
+TEST_SHARE = 8  # a test begins when 1 in 8 calls is suspected
 FAILS_ALONE = 4  # failures alone of a row at fault; one after which the server answers at once counts double
 REFUSED_IN_A_ROW = 50  # prompts refused and none answered: the fault is not theirs
 ALONE = " (failed alone each time, between answers to another request)"
