@@ -34,9 +34,7 @@ def answers(vlm: VisionLanguageModel, tokenizer: Any, vectors: torch.Tensor, que
 def main(
     model: Annotated[Path, typer.Argument(help="Directory that examples.train_vlm wrote.")],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to describe.")],
-    encoder: Annotated[
-        str, typer.Option(help="Dual encoder of the training vectors: directory or owner/name@commit.")
-    ],
+    encoder: Annotated[str, typer.Option(help="Dual encoder of the training vectors: path or owner/name@commit.")],
     text_head: Annotated[str | None, typer.Option(help="LLM2CLIP's CLIP checkpoint.")] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures like them, or vectors: their mean is needed.")] = None,
     question: Annotated[str, typer.Option(help="What to ask.")] = "Describe the image in detail.",
@@ -58,4 +56,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(app, sys.argv[1:], f"python -m examples.describe_image {' '.join(sys.argv[1:])}"))
+    sys.exit(run_command(app, sys.argv[1:], "python -m examples.describe_image"))

@@ -182,8 +182,8 @@ def main(
     tokenizer.save_pretrained(output)
     sets[0].statistics.save(output / "transfer.safetensors")
     save_file(projector.state_dict(), output / "projector.safetensors")  # last: the model is complete
-    print(f"Trained. Ask it: python -m examples.describe_image {output} PICTURE --encoder ENCODER")
+    print(f"Trained. Ask it: python -m examples.describe_image {output} PICTURE --encoder ENCODER --images PICTURES")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(app, sys.argv[1:], f"python -m examples.train_vlm {' '.join(sys.argv[1:])}"))
+    sys.exit(run_command(app, sys.argv[1:], "python -m examples.train_vlm"))

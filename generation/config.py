@@ -188,7 +188,7 @@ class Cluster(Section):
     """What one task needs under ``--executor``."""
 
     cpus: Positive = 1
-    gpus: Annotated[int, Field(ge=0)] = 0  # for ``embed`` alone
+    gpus: Annotated[int, Field(ge=0)] = 0  # for ``embed`` only
     environment: str | None = None  # shell command that jobs begin with, such as "module load cuda"
     sbatch: dict[str, str] = {}  # options of sbatch: {time: "24:00:00", partition: gpu, mem-per-cpu: 8G}
 

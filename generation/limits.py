@@ -25,6 +25,7 @@ EVENT_S = 5.0  # between two progress events of a bar
 DELAY_S = 2.0  # work that is usually shorter shows a bar only after so long
 
 # Requests
+REPLY_BYTES = 32 << 20  # longest reply: a wrong URL may serve a file
 START_LIMIT = 8  # in flight, where the server publishes no limit
 EMBEDDED_SLOTS = 8  # requests that the embedded server decodes together
 SLOT_TOKENS = 2048  # context of one slot, prompt and answer

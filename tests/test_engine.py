@@ -323,7 +323,7 @@ def test_another_model_is_refused_before_anything_is_asked(run: Run) -> None:
     with pytest.raises(RunError, match="model: 'fake/model' -> 'b'"):
         ask(run, other)
     assert not other.asked
-    other.infos = [SimpleNamespace(kind="vllm", version="1", model_id="fake/model", model_revision=None)]
+    other.infos = [SimpleNamespace(kind="vllm", version="1", model_id="unknown", model_revision=None)]
     assert ask(run, other).asked and run.facts(CAPTIONS)["identity"]["model_revision"] == "abc"  # another server
 
 

@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
 
 from generation.config import Server
-from generation.errors import FatalServerError, RequestRejected
+from generation.errors import FatalServerError, Interrupted, RequestRejected
 from generation.prompts import Sampling
 from generation.tgi import endpoint_state
 from generation.tgi.protocol import Answer, Request
@@ -180,6 +181,28 @@ def test_a_run_begins_with_the_endpoints_that_answer_and_the_others_join_it(
     assert all_answered(ask_all([Loading("llama.cpp")], rows(3))[0])
 
 
+def test_an_endpoint_that_refuses_a_good_request_is_left_to_the_others(hurried: None) -> None:
+    replies = chain([None], repeat(Reply(status=500, delay_s=0.05), 9), repeat(Reply(status=403, body=b"maintenance")))
+    sick = FakeServer(script=lambda body, n: next(replies))
+    answers, stats = ask_all([sick, FakeServer(latency_s=0.02)], rows(60), max_in_flight=5)
+    assert all_answered(answers) and stats.retries.keys() == {"500"} and sick.counts["403"] > 0
+
+
+def test_after_a_stop_what_is_in_flight_may_end_although_a_request_fails() -> None:
+    replies = iter([None, Reply(status=429, delay_s=0.2), *[Reply(text="a", delay_s=0.5)] * 2])
+
+    async def run() -> Outcomes:
+        async with FakeServer(script=lambda body, n: next(replies)) as server:
+            async with connect(Server(endpoints=(server.url,))) as scheduler:
+                await scheduler.warm_up([request("warm-up")])
+                asked = asyncio.gather(*map(scheduler.ask, map(request, rows(3))), return_exceptions=True)
+                await asyncio.sleep(0.1)
+                scheduler.stop(Interrupted("stopped"), abandon=False)
+                return await asked
+
+    assert [type(end) for end in asyncio.run(run())] == [Interrupted, Answer, Answer]
+
+
 def test_a_server_that_never_gets_ready_is_given_up(hurried: None) -> None:
     server = FakeServer("llama.cpp")
     server.loading = True
@@ -190,7 +213,8 @@ def test_a_server_that_never_gets_ready_is_given_up(hurried: None) -> None:
 def test_a_context_that_is_too_short_is_refused_with_the_three_numbers() -> None:
     numbers = r"context of 1500 tokens; .*\(\d{4} tokens\) and max_tokens \(64\) do not fit"
     answered = {"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": 1437}}
-    for script in (None, lambda body, n: Reply(body=answered)):
+    silent = {"choices": answered["choices"]}  # no usage: characters are counted
+    for script in (None, lambda body, n: Reply(body=answered), lambda body, n: Reply(body=silent)):
         with pytest.raises(FatalServerError, match=numbers) as raised:
             ask_all([FakeServer(max_total_tokens=1500, script=script)], [], first=request("word " * 4000))
         assert raised.value.status is None  # so no shorter request is tried

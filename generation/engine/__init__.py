@@ -111,10 +111,13 @@ class _Session:
     async def _begin(self) -> None:
         """Bind the stages to prompt and model (a server that does not name its revision agrees with any), and see that
         the servers take the longest request of each task, or if they refuse these rows, the shortest."""
-        info = self.scheduler.infos[0]
+        infos = self.scheduler.infos
+        info = next((info for info in infos if info.model_id != "unknown"), infos[0])
         for task in (work.task for work in self.works):
-            begun = self.run.facts(task.stage).get("identity", {}).get("model_revision", info.model_revision)
-            identity = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256, "model": info.model_id}
+            known = self.run.facts(task.stage).get("identity", {})
+            begun, model = known.get("model_revision", info.model_revision), known.get("model", info.model_id)
+            identity = {"prompt": task.prompt.name, "prompt_sha256": task.prompt.sha256}
+            identity["model"] = model if info.model_id == "unknown" else info.model_id
             identity["model_revision"] = info.model_revision if begun and info.model_revision else begun
             self.run.begin(task.stage, identity)
         requests = [[work.task.request(item, 1) for item in work.extremes] for work in self.works if work.extremes]

@@ -30,7 +30,7 @@ def collect(
         "path": str(run.path),
         "created": run.created,
         "models": [name for name in (model.get("model"), model.get("prompt"), encoder.get("model")) if name],
-        "embedded": not run.recipe.server.endpoints,
+        "embedded": "smollm2-135m" in str(model.get("model")).lower(),
         "funnel": _funnel(run, sources),
         "stages": _stages(run, prices),
         "sources": [
@@ -55,10 +55,8 @@ def _counts(run: Run, stage: Stage, name: str) -> dict[str, int]:
 
 
 def _stages(run: Run, prices: tuple[float, float] | None) -> list[Facts]:
-    """Return the figures of all stages that ask a server.
-
-    Tasks that share a pool of requests have sessions of the same seconds: each counts by its share of the requests.
-    """
+    """Return the figures of all stages that ask a server. Tasks that share a pool of requests have sessions of the
+    same seconds: each counts by its share of the requests."""
     stages = [stage for stage in STAGES if stage.command in ("captions", "instructions", "judge")]
     sessions, pools, found = {stage: run.sessions(stage) for stage in stages}, Counter[float](), list[Facts]()
     for session in (session for own in sessions.values() for session in own):

@@ -21,7 +21,7 @@ from yarl import URL
 
 from .. import config
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
-from ..limits import CONNECT_S, KEEP_ALIVE_S, SIDE_S
+from ..limits import CONNECT_S, KEEP_ALIVE_S, REPLY_BYTES, SIDE_S
 from . import protocol
 from .protocol import API_KEY_VARIABLE, Answer, Fields, Request, ServerInfo
 
@@ -175,6 +175,9 @@ class Endpoint:
                 response = await (session or self._session).request(
                     method, url, data=data, headers=self._headers, proxy=self._proxy, allow_redirects=False
                 )
+                if (response.content_length or 0) > REPLY_BYTES:
+                    response.close()
+                    raise ValueError(f"a reply of {response.content_length:,} bytes")
                 content, status = await response.read(), response.status
         except (aiohttp.ClientError, OSError, ValueError) as error:
             call, said = f"{method} {url.with_query(None)}", f"{type(error).__name__}: {error}"

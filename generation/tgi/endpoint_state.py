@@ -26,7 +26,7 @@ QUEUE_SHARE = 0.3  # of an answer's time, or of the requests in flight: more wai
 FAILURES_IN_A_ROW = 5  # HTTP errors without an answer between them: treated as away
 PROBE_SHARE = 0.25  # of the time that it has been away
 MAY_PASS = (None, 408, 429, 502, 503, 504)  # HTTP status of a server that is not there yet
-CHARACTERS_A_TOKEN = 4  # about, in English
+CHARACTERS_A_TOKEN = 5  # English has 4 to 5, so no good prompt is refused
 
 
 class AdaptiveLimit:
@@ -144,13 +144,15 @@ class EndpointState:
             if fresh:
                 published, most = info.max_concurrent, self.settings.max_in_flight
                 self.limit = AdaptiveLimit(min(most, published or most), published or self._slots)
-            for request in self.trials or ([good] if self.unproven and good else []):
+            for request in self.trials:
                 await self._warm_up(request)
+            if self.unproven and good and not self.trials:
+                await self.prove(good)
             if self._missed:
                 logger.warning("%s answers, after %.0f s", url, self._time() - self._left_at)
             self.trials, self.unproven, self.reachable = (), False, True
             self.failed_in_a_row, self.sign_at = 0, self._time()
-        except (RateLimited, TransientError) as error:
+        except (RateLimited, RequestRejected, TransientError) as error:
             self.leave(error)
             if not self._missed:
                 logger.warning("%s does not answer; waiting for it: %s", url, error)
@@ -176,17 +178,18 @@ class EndpointState:
     async def _warm_up(self, request: Request) -> None:
         """See that a request is answered, and let the server compile its schema; else raise a ServerError."""
         url, context = self.endpoint.url, self.endpoint.info and self.endpoint.info.max_total_tokens
+        characters = sum(len(message["content"]) for message in request.messages)
         refused, grammar = "", "; it may be compiling the grammar of the answers" if request.schema else ""
         text = f"{url}: waiting for the answer to the warm-up request{grammar}"
         slow = asyncio.get_running_loop().call_later(SLOW_S, logger.info, text)
         try:
             answer = await self.prove(request)
-            prompt = answer.prompt_tokens
+            prompt = answer.prompt_tokens or characters // CHARACTERS_A_TOKEN
         except RequestRejected as error:
             said = str(error).partition(": HTTP ")[2]  # without the URL, whose port may be the same number
             if not (context and re.search(rf"\b{context}\b", said)):
                 raise FatalServerError(f"the warm-up request was refused: {error}", error.status) from error
-            prompt = sum(len(message["content"]) for message in request.messages) // CHARACTERS_A_TOKEN
+            prompt = characters // CHARACTERS_A_TOKEN
             refused = f" ({error})"
         finally:
             slow.cancel()

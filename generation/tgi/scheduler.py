@@ -134,7 +134,9 @@ class Scheduler(Fleet):
 
     def _failed(self, job: _Job, state: EndpointState, error: ServerError) -> None:
         """Decide what becomes of a job whose request failed; raise if it ends, or if the run must stop."""
-        if self._end or isinstance(error, FatalServerError):
+        if self._end:  # after the first signal the others may still be answered
+            raise self._end
+        if isinstance(error, FatalServerError):
             raise self.stop(error)
         state.failed(job.sent_at, error)
         limited, wait_s = isinstance(error, RateLimited), error.retry_after_s or 0
