@@ -1,7 +1,5 @@
-"""The cards of both data sets, rendered from a build's manifest and files: no fact of a run is typed by hand.
-
-All text of a run is data: seeds, answers and names of models show as text, whatever mark-up they hold.
-"""
+"""The cards of both data sets, rendered from a build's manifest and files: no fact of a run is typed by hand. All text
+of a run is data: seeds, answers and names of models show as text, whatever mark-up they hold."""
 
 import json
 import re
@@ -39,10 +37,8 @@ def render_card(
     template: str, title: str, manifest: dict[str, Any], infos: Infos, directory: Path, repo_id: str | None
 ) -> str:
     """Return the README of a built data set with its YAML header, and write its figure, ``figures/record.svg``.
-
     ``template`` is a file of this folder, ``title`` the name for people; the snippets load ``repo_id``, or the
-    directory's name. A DatasetError says that a prompt was changed since the run, or a fact is missing.
-    """
+    directory's name. A DatasetError says that a prompt was changed since the run, or a fact is missing."""
     loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     options: Any = {"autoescape": lambda name: name.endswith(".svg"), "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=loader, undefined=strict, **options)

@@ -60,10 +60,8 @@ class CaptionTask:
 
 
 def make_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Make the captions that are due, then drop duplicates and contaminated ones if the recipe says so.
-
-    Arguments and errors as in ``engine.generate``; also RunError if there are no seeds.
-    """
+    """Make the captions that are due, then drop duplicates and contaminated ones if the recipe says so. Arguments and
+    errors as in ``engine.generate``; also RunError if there are no seeds."""
     run.require(SEEDS)
     generate(run, [CaptionTask(run)], run.recipe.server, rank, world_size)
     if not run.due(CAPTIONS):  # else another process is still at work, and the last one does it

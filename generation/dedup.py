@@ -43,10 +43,8 @@ def _plain(character: str) -> str:
 
 
 def ngrams(text: str, n: int) -> NDArray[np.uint64]:
-    """Return the set of a text's word n-grams as ascending hashes; a text of fewer words is one n-gram.
-
-    Compatibility forms (NFKC), case, punctuation and white space make no difference.
-    """
+    """Return the set of a text's word n-grams as ascending hashes; a text of fewer words is one n-gram. Compatibility
+    forms (NFKC), case, punctuation and white space make no difference."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = text.translate({ord(character): _plain(character) for character in set(text)})
     words = unicodedata.normalize("NFKC", text).split()
@@ -111,10 +109,8 @@ def _texts(run: Run, stage: Stage, column: str) -> Iterator[str]:
 
 def drop_caption_duplicates(run: Run) -> None:
     """Move captions that repeat an earlier one, or hold a benchmark's question, to the rejected rows, if asked for.
-
     Reasons are ``duplicate`` and ``contaminated``; ``raw`` is the caption with what it repeats or holds. Called again
-    for the same captions it does nothing. A RunError says that a shard is held by another process or was changed.
-    """
+    for the same captions it does nothing. A RunError says that a shard is held by another process or was changed."""
     threshold, benchmark = run.recipe.captions.drop_duplicates, run.recipe.captions.drop_contaminated
     if not (threshold or benchmark) or run.facts(CAPTIONS).get("deduplicated") == _searched(run):
         return

@@ -82,9 +82,7 @@ def shuffle_options(qa: QA, *key: object) -> QA:
 
 def conversation(items: list[QA], *key: object) -> Turns:
     """Return a human and a gpt turn for each item; the first has ``<image>`` before or after it, as ``key`` draws.
-
-    Options stand below the question as ``A: ...``, and the answer is the letter alone.
-    """
+    Options stand below the question as ``A: ...``, and the answer is the letter alone."""
     turns = []
     for qa in items:
         lines = [qa["Question"], *(f"{letter}: {option}" for letter, option in qa.get("Options", {}).items())]
@@ -108,9 +106,7 @@ def items_of(turns: Turns) -> list[QA]:
 
 
 def make_instructions(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Make the conversations that are due, of all tasks in one pool of requests.
-
-    Arguments and errors as in ``engine.generate``; also RunError if the captions are not complete.
-    """
+    """Make the conversations that are due, of all tasks in one pool of requests. Arguments and errors as in
+    ``engine.generate``; also RunError if the captions are not complete."""
     run.require(CAPTIONS)
     generate(run, [InstructionTask(run, name) for name in TASKS], run.recipe.server, rank, world_size)

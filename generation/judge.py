@@ -1,8 +1,6 @@
-"""A second model checks what the first wrote; what it does not confirm is dropped, and asked again if need be.
-
-One request asks about one item: all of a caption share the beginning of their prompt, which servers cache. An item is
-known by its text (``input_hash``), so that nothing is judged twice; verdicts on items that are gone stay.
-"""
+"""A second model checks what the first wrote; what it does not confirm is dropped, and asked again if need be. One
+request asks about one item: all of a caption share the beginning of their prompt, which servers cache. An item is
+known by its text (``input_hash``), so that nothing is judged twice; verdicts on items that are gone stay."""
 
 import json
 from collections import Counter
@@ -31,11 +29,9 @@ _MIN_ATTEMPTS = 4  # three votes, and one answer that cannot be read
 
 
 class JudgeTask:
-    """What the engine asks about each item of the conversations, or each caption: which of its answers are right.
-
-    A first vote for the one right letter of four confirms. All else is asked again, the answers in another order, and
-    two votes of three decide: a judge who errs once in twenty times loses one good item in two hundred.
-    """
+    """What the engine asks about each item of the conversations, or each caption: which of its answers are right. A
+    first vote for the one right letter of four confirms. All else is asked again, the answers in another order, and
+    two votes of three decide: a judge who errs once in twenty times loses one good item in two hundred."""
 
     def __init__(self, run: Run, stage: Stage, judge: Judge) -> None:
         assert stage.source is not None
@@ -97,21 +93,21 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
 
 
 def judge_captions(run: Run, rank: int = 0, world_size: int = 1) -> None:
-    """Have all captions judged (before stage 2) and, with ``judge.drop``, drop those that are not confirmed.
-
-    A RunError says that the recipe has no ``judge``; other errors as in ``make_judgements``.
-    """
+    """Have all captions judged (before stage 2) and, with ``judge.drop``, drop those that are not confirmed. A
+    RunError says that the recipe has no ``judge``; other errors as in ``make_judgements``."""
     if (judge := run.recipe.judge) is None:
         raise RunError(f"{run.path}: the recipe has no section 'judge'; add `judge: {{}}` to it")
+    if "imported" in run.facts(CAPTIONS).get("identity", {}):
+        raise RunError(f"{run.path} was imported: there are no seeds to check its captions against")
     run.require(CAPTIONS)
     _judge(run, [CAPTION_JUDGEMENTS], judge, rank, world_size)
 
 
 def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str, int]:
-    """Ask rejected rows (of these reasons; None: all) again, and have them judged; return how many, by stage.
-
-    Errors as in ``engine.generate``.
-    """
+    """Ask rejected rows (of these reasons; None: all) again, and have them judged; return how many, by stage. Errors
+    as in ``engine.generate``."""
+    if "imported" in run.facts(CAPTIONS).get("identity", {}):
+        raise RunError(f"{run.path} was imported, not generated; `import-original --keep-defects` keeps rejected rows")
     tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in TASKS), CaptionTask(run)]
     if judge := run.recipe.judge:
         tasks = [JudgeTask(run, stage, judge) for stage in (*JUDGEMENTS.values(), CAPTION_JUDGEMENTS)] + tasks

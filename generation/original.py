@@ -1,8 +1,6 @@
-"""Make a run of the JSON files that the authors released (Yu2020/Unicorn on the Hub), instead of generating data.
-
-Each is one JSON list of LLaVA rows. In the pre-training file the only answer is the caption; in an instruction file
-``id`` is that of the caption. The release names no task: options make it multiple choice, long answers reasoning.
-"""
+"""Make a run of the JSON files that the authors released (Yu2020/Unicorn on the Hub), instead of generating data. Each
+is one JSON list of LLaVA rows. In the pre-training file the only answer is the caption; in an instruction file ``id``
+is that of the caption. The release names no task: options make it multiple choice, long answers reasoning."""
 
 import json
 import os
@@ -80,11 +78,9 @@ class Tally:
 
 
 def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False, license: str | None = None) -> str:
-    """Make a run of the pre-training file and, if wanted, instruction files; return a table of rows and defects.
-
-    Rows with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. A SeedError says
-    that a file is not a released one, a RunError that the run holds something else.
-    """
+    """Make a run of the pre-training file and, if wanted, instruction files; return a table of rows and defects. Rows
+    with a defect are rejected or, with ``keep_defects``, kept as far as a run can hold them. A SeedError says that a
+    file is not a released one, a RunError that the run holds something else."""
     pretraining, names = dict[Path, bool](), ", ".join(map(str, paths))
     for path in paths:  # most of its rows are one exchange whose answer is the caption
         peeked = [row for _, row in islice(read_rows(path), _PEEKED)]
@@ -131,10 +127,8 @@ def import_release(paths: list[Path], run_dir: Path, keep_defects: bool = False,
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one.
-
-    At most one row and a chunk are in memory (of ijson, memory quadratic in the depth of a hostile file).
-    """
+    """Yield place and value of each row of a file's JSON list; a SeedError says why it cannot be read as one. At most
+    one row and a chunk are in memory (of ijson, memory quadratic in the depth of a hostile file)."""
     decoder, number = json.JSONDecoder(object_pairs_hook=unique_keys), 0
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):

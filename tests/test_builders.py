@@ -167,9 +167,7 @@ def test_other_readers_see_every_value(built: Path) -> None:
         assert [list(turns) for turns in pandas["conversations"]] == [row["conversations"] for row in wanted]
 
 
-def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_suit_the_viewer_and_every_part_holds_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "FILE_BYTES", 1)  # one file a shard
     make_run(tmp_path / "run", rows=20)
     for cls in BOTH:
@@ -187,9 +185,7 @@ def test_files_are_as_the_viewer_wants_them_and_every_part_holds_all_tasks(
         assert set(tasks[:10]) == {0, 1, 2} and tasks != sorted(tasks)
 
 
-def test_the_same_run_builds_the_same_bytes_with_and_without_links(
-    run: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_gives_the_same_bytes_linked_or_copied(run: Path, built: Path, tmp_path: Path, monkeypatch: Any) -> None:
     shard = "unicorn-1.2m/image_embeddings/unicorn/00000.safetensors"
     for linked in (True, False):  # the second over an earlier build
         for cls in BOTH:
@@ -271,9 +267,7 @@ def test_a_run_is_built_by_one_of_its_methods_and_only_if_complete(copies: tuple
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_its_server_does_not_name_is_named_by_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_without_a_name_is_named_by_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place, served in enumerate(("/data", "unknown")):
         monkeypatch.setattr("tests.runs.MODEL", served)
         path, output = make_run(tmp_path / f"run{place}", shards=1).path, tmp_path / f"out{place}"

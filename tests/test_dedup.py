@@ -137,8 +137,6 @@ def test_a_benchmark_file_has_one_question_a_line_or_is_refused(tmp_path: Path) 
             find_contaminated(["A dog."], tmp_path / name)
 
 
-# A run's captions
-
 BASE = " ".join(f"word{place}" for place in range(60))
 SIGN = " ".join(f"sign{place}" for place in range(60))
 TEXTS = [

@@ -76,13 +76,8 @@ def adapted(x: torch.Tensor) -> torch.Tensor:
     return normalize(layer(linear, layer(layer_norm, x, "4", (32,)), "5"), dim=0)
 
 
-# Text
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_are_those_of_the_model_used_by_hand_one_text_at_a_time(
-    kind: str, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_are_those_of_the_model_used_by_hand(kind: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load(models, kind)
     texts = [*TEXTS[:6], LONG, *TEXTS[6:11], "A dog."]
     made = encoder.encode(texts)
@@ -110,9 +105,7 @@ def test_tokens_are_cut_as_by_the_tokenizer_and_the_cut_texts_counted(kind: str,
     assert truncated == sum(len(ids) > limit for ids in tokenizer(own)["input_ids"]) > 0
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_halved_and_a_text_that_does_not_is_an_error(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_too_large_for_memory_is_halved_a_text_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load(models, "clip")
     real, wanted, largest = encoder._features, encoder.encode(TEXTS), 3
 
@@ -136,9 +129,6 @@ def test_every_row_is_in_one_batch_within_the_budget_and_little_is_padded(length
     padded = [len(batch) * max(lengths[row] for row in batch) for batch in batches]
     assert all(len(batch) == 1 or size <= budget for batch, size in zip(batches, padded, strict=True))
     assert sum(padded) - sum(lengths) <= budget * (1 + math.log(max(lengths) / min(lengths)))
-
-
-# Images
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "llm2clip"])
@@ -170,9 +160,6 @@ def test_pictures_that_cannot_be_encoded_are_an_error_that_says_why(models: Path
     assert blind.encode(TEXTS[:2]).shape == (2, 12)
     with pytest.raises(EmbeddingError, match=r"blind lacks \d+ weights: vision_model"):
         blind.encode_images([tmp_path / "whole.jpg"])
-
-
-# What a recipe names
 
 
 def test_the_identity_names_all_that_decides_the_vectors(models: Path) -> None:

@@ -57,9 +57,7 @@ def test_llava_keeps_conversations_and_messages_turn_back_into_them(name: str, b
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_webdataset_library_reads_its_tars(
-    name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_webdataset_reads_its_tars(name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("generation.export.TAR_ROWS", 10)
     (tmp_path / ".out.tmp").mkdir()  # left by an export that was killed
     (tmp_path / ".out.tmp" / "00099.tar").write_text("torn")

@@ -51,9 +51,6 @@ def big(built: Path) -> UnicornDataset:
     return UnicornDataset(built / BIG)
 
 
-# Rows
-
-
 @pytest.mark.parametrize("name", [BIG, SMALL])
 def test_rows_are_those_of_the_parquet_files_and_vectors_the_stored_ones(name: str, built: Path) -> None:
     dataset = UnicornDataset(built / name, built / BIG)
@@ -69,9 +66,6 @@ def test_rows_are_those_of_the_parquet_files_and_vectors_the_stored_ones(name: s
     for row in (ROWS[name], -1):
         with pytest.raises(IndexError, match=f"{row}.* has {ROWS[name]} rows"):
             dataset[row]
-
-
-# Ranks, workers, resume
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,9 +139,6 @@ def test_collate_gives_what_tokenize_makes_and_a_vector_each(big: UnicornDataset
         Collate(lambda chats: {"x": torch.zeros(1)})(big.__getitems__([0, 1]))
 
 
-# Transfer at load time, and noise
-
-
 def transferred(built: Path, folder: Path, **section: Any) -> UnicornDataset:
     """Build the run again with another transfer, made directly."""
     run = Run(Path(shutil.copytree(built / "run", folder / "run")))
@@ -194,9 +185,6 @@ def test_noise_is_drawn_anew_each_epoch_by_seed_and_id_or_baked(built: Path, tmp
     assert baked[3]["embeds"].dtype == torch.float16
     with pytest.raises(EmbeddingError, match="close: noise is baked into these vectors"):
         UnicornDataset(baked._rows.url, transfer="unicorn")
-
-
-# Refusals
 
 
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -69,9 +69,7 @@ def pushed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         yield hub, folder
 
 
-def test_what_arrives_is_what_was_built_and_loads_and_streams_at_the_tag(
-    pushed: tuple[FakeHub, Path], tmp_path: Path
-) -> None:
+def test_what_arrives_is_what_was_built_and_is_read_at_the_tag(pushed: tuple[FakeHub, Path], tmp_path: Path) -> None:
     hub, folder = pushed
     for name in SCRIPTS:
         assert stored(hub, "v1.0.0", name) == files(folder / name)
@@ -108,9 +106,7 @@ print(json.dumps(read))
     assert list(read.values()) == [[18, "1.0.0"], [18, "1.0.0"], [27, "1.0.0"], [27, "1.0.0"]]
 
 
-def test_what_cannot_be_published_is_refused_before_anything_is_built(
-    pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push
-) -> None:
+def test_a_refusal_comes_before_the_build(pushed: tuple[FakeHub, Path], run: Path, tmp_path: Path, push: Push) -> None:
     hub = pushed[0]
     hub.repos["user/public"] = public = Repo("user/public", private=False)
     public.commit({})

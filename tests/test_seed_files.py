@@ -97,9 +97,6 @@ def test_case_20_all_dropped_for_their_type_or_by_filters(tmp_path: Path) -> Non
     assert "6 too_short" in refusal(lines(tmp_path / "b.txt", *SIX), filters={"words": [20, 30]})
 
 
-# What is read right
-
-
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "tsv"])
@@ -184,9 +181,6 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
         assert all(text in f"text {decoded}" for text in found if decoded)
 
 
-# What is refused, with file, row and remedy
-
-
 REFUSED: list[tuple[str, bytes | str | None, str]] = [
     *map(tuple, CASES["refused"]),
     ("none.txt", None, "does not exist"),
@@ -206,9 +200,7 @@ for known, suffix in itertools.product(("UTF-16", "UTF-16LE", "UTF-16BE", "UTF-3
 
 
 @pytest.mark.parametrize(("name", "content", "words"), REFUSED)
-def test_a_file_that_cannot_be_used_is_named_with_row_and_value(
-    tmp_path: Path, name: str, content: bytes | str | None, words: str
-) -> None:
+def test_refusals_name_file_row_and_value(tmp_path: Path, name: str, content: bytes | str | None, words: str) -> None:
     path = tmp_path / name
     if content is not None:
         put(path, content)

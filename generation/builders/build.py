@@ -1,7 +1,5 @@
 """Write a directory that ``load_dataset("<directory>")`` reads, out of a finished run. It appears whole or not at all.
-
-``manifest.json`` is written last: the records of the run, the sha256 of every file, the digest of the contents.
-"""
+``manifest.json`` is written last: the records of the run, the sha256 of every file, the digest of the contents."""
 
 import hashlib
 import json
@@ -55,6 +53,7 @@ def build(
     (None: the build in ``output``). ``duplicates`` has near-duplicates searched even if the recipe does not drop them.
     Errors as of ``FinishedRun``; also DatasetError if ``output`` holds something else, RunError for a file system's.
     """
+    output = Path(os.path.abspath(output))
     _check_output(output, run_dir)
     new, old = output.with_name(f".{output.name}.new"), output.with_name(f".{output.name}.old")
     if old.exists() and not output.exists():  # killed between the two renames below
@@ -87,8 +86,8 @@ def _check_output(output: Path, run_dir: Path) -> None:
         raise DatasetError(f"--output {output} is a file; choose a directory")
     found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     known = set(PublishedDataset(str(path)).manifest["files"]) if "manifest.json" in found else set()
-    foreign = sorted(name for name in found - known - {"manifest.json"} if name[0] != ".")  # .cache of a download
-    if foreign:
+    own = {"manifest.json", ".gitattributes"} | {name for name in found if name.startswith(".cache/")}  # of a download
+    if foreign := sorted(found - known - own):
         raise DatasetError(f"--output {output} holds files that no build wrote: {', '.join(foreign[:5])}. Move them")
 
 

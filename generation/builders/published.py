@@ -1,7 +1,6 @@
 """A built data set as its manifest describes it, a local directory or ``hf://datasets/USER/NAME@REVISION``, and how it
 is published: one commit, then a tag that is never moved. A changed file is refused by name. On the Hub only files of
-the last manifest are replaced: what somebody added is kept, and what somebody edited is refused.
-"""
+the last manifest are replaced: what somebody added is kept, and what somebody edited is refused."""
 
 import logging
 import re
@@ -36,7 +35,7 @@ _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)")
 
 
 class PublishedDataset:
-    """A directory with a ``manifest.json``; a DatasetError says that ``url`` is no path and no pinned revision."""
+    """A directory with a ``manifest.json``; a DatasetError says that ``url`` is neither path nor pinned revision."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -109,6 +108,8 @@ class PublishedDataset:
 
     def _changes(self, new: dict[str, Any], directory: Path) -> Iterator[str]:
         old = self.manifest
+        if old["method"] != new["method"]:
+            yield f"vectors by {new['method']} instead of {old['method']}"
         for column, words in (("source", "from source"), ("task", "of task")):
             moved = Counter(new["counts"][column])
             moved.subtract(old["counts"][column])
@@ -117,7 +118,8 @@ class PublishedDataset:
             common = sorted(old[what].keys() & new[what].keys())
             if changed := [name for name in common if old[what][name] != new[what][name]]:
                 said = f"{what} changed in {len(changed)} of {len(common)} shards"
-                chosen = [name for name in changed[:: -(-len(changed) // COMPARED_SHARDS)] if name in old["files"]]
+                some = changed[:: -(-len(changed) // COMPARED_SHARDS)] if old["dimension"] == new["dimension"] else []
+                chosen = [name for name in some if name in old["files"]]
                 said = "all vectors moved" if what == "vectors" and changed == common else said
                 pairs = ((self.file(name), directory / name) for name in chosen)  # text is in no file of its own
                 yield f"{said}, smallest cosine {_smallest_cosine(pairs):.3f}" if chosen else said
@@ -142,7 +144,7 @@ def _smallest_cosine(pairs: Iterable[tuple[Path, Path]]) -> float:
     for paths in pairs:
         old, new = map(VectorShard, paths)
         _, before, after = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
-        if len(before) and old.dimension == new.dimension:
+        if len(before):
             both = old.vectors[before].float(), new.vectors[after].float()  # [n, d]
             smallest = min(smallest, float(torch.nn.functional.cosine_similarity(*both, dim=1).min()))
     return smallest

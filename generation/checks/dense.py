@@ -25,10 +25,8 @@ def finish(text: str, finish_reason: str) -> str:
 def caption_fault(
     text: str, seed: str, min_words: int = 51, max_words: int = 483, shown: frozenset[Words] = frozenset()
 ) -> str | None:
-    """Return the reason code for which ``text`` is not a dense caption of ``seed``, or None.
-
-    The bounds, in words between spaces, are the paper's (appendix D). ``shown`` are the ``shingles`` of the prompt.
-    """
+    """Return the reason code for which ``text`` is not a dense caption of ``seed``, or None. The bounds, in words
+    between spaces, are the paper's (appendix D). ``shown`` are the ``shingles`` of the prompt."""
     return next((code for code, found in _faults(text, seed, min_words, max_words, shown) if found), None)
 
 

@@ -66,10 +66,8 @@ _NOTHING = Shown()
 def sound_items(
     text: str, finish_reason: str, caption: str, task: str, shown: Shown = _NOTHING, kept: Collection[QA] = ()
 ) -> tuple[list[QA], list[str]]:
-    """Return the sound items of an answer ``text`` about a caption, and the reason codes of the others.
-
-    The questions of ``kept``, items of earlier answers about the same caption, may not be asked again.
-    """
+    """Return the sound items of an answer ``text`` about a caption, and the reason codes of the others. The questions
+    of ``kept``, items of earlier answers about the same caption, may not be asked again."""
     if finish_reason == "length":
         return [], ["cut_off"]
     if (answer := read_object(text)) is None:

@@ -95,10 +95,8 @@ _TALK = {code: pattern(code) for code in _TRIGGERS}
 
 
 def form_faults(text: str, source: str) -> Iterator[tuple[str, object]]:
-    """Yield whether a text has bad characters, mark-up, or parts that are not English.
-
-    Mark-up is HTML, Markdown, lists, and tokens of chat templates. Letters of other scripts may come from ``source``.
-    """
+    """Yield whether a text has bad characters, mark-up, or parts that are not English. Mark-up is HTML, Markdown,
+    lists, and tokens of chat templates. Letters of other scripts may come from ``source``."""
     yield "bad_characters", not (text.isascii() and text.isprintable()) and _BAD_CHARACTERS.search(text)
     yield "markup", _MARKUP.search(text.lower())
     yield "not_english", not text.isascii() and any(found not in source for found in _NOT_LATIN.findall(text))

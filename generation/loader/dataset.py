@@ -36,7 +36,7 @@ class UnicornDataset(Dataset[dict[str, Any]]):
     A row is ``id``, ``caption``, ``conversations`` (list of ``{"from": "human" or "gpt", "value": ...}``, ``<image>``
     once) and ``embeds`` [d], float16 as stored, or float32 if vectors are moved or noise is added: noise that is not
     baked in is drawn anew each epoch, by (seed, epoch, id). ``statistics`` are of the transfer that the vectors have.
-    A DatasetError says that this is no built data set, or that vectors and rows do not belong together; an
+    A DatasetError says that ``directory`` is not a built data set, or that vectors and rows do not belong together; an
     EmbeddingError, that a shard or the images cannot be used, or that baked noise prevents another transfer.
     """
 
@@ -69,15 +69,15 @@ class UnicornDataset(Dataset[dict[str, Any]]):
         self._stored = Statistics.load(source.file(name, verify=False))
         self.statistics = known = self._stored
         if transfer is not None:
-            found = (
-                None if images is None else image_mean(images if isinstance(images, torch.Tensor) else Path(images))
-            )
+            given = images if images is None or isinstance(images, torch.Tensor) else Path(images)
+            found = None if given is None else image_mean(given)
             if images is None and "mean_image" in known.tensors:
                 found = known.tensors["mean_image"], known.facts["images"]["rows"]
             shards, mean = [torch.from_numpy(rows) for rows in self._vectors.values()], known.tensors["mean_text"]
             known.invert(shards[0][:1])  # refuses vectors that cannot be moved
             texts = (known.invert(rows) for shard in shards for rows in torch.split(shard, READ_ROWS))
-            self.statistics = fit(parse_transfer(transfer), mean, known.facts["rows"], texts, found, seed)
+            fitted = fit(parse_transfer(transfer), mean, known.facts["rows"], texts, found, seed)
+            self.statistics = Statistics(fitted.tensors, fitted.facts | {"encoder": known.facts.get("encoder", {})})
         noise = self.statistics.facts["noise"]
         self._moves = transfer is not None or bool(noise and not noise["baked"])
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call] # with workers
@@ -139,7 +139,8 @@ def _opened(directory: str | Path) -> PublishedDataset:
         download = f'huggingface_hub.snapshot_download("{directory}", repo_type="dataset", revision="v1.0.0")'
         raise DatasetError(f"{directory} is not a directory. Download a data set of the Hub first: {download}")
     if (path / "run.json").exists():
-        raise DatasetError(f"{path} is a run; build a data set from it: python unicorn_1_2m.py --run-dir {path}")
+        line = f"python unicorn_1_2m.py --run-dir {path} --output DIR"
+        raise DatasetError(f"{path} is a run; build a data set from it: {line}")
     return PublishedDataset(str(path))
 
 

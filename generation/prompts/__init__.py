@@ -1,7 +1,5 @@
-"""Prompts as versioned data: one YAML file each, in this folder, with the keys of ``Prompt``.
-
-A template names its fields as ``{field}``. Values are inserted once and are never read as templates.
-"""
+"""Prompts as versioned data: one YAML file each, in this folder, with the keys of ``Prompt``. A template names its
+fields as ``{field}``. Values are inserted once and are never read as templates."""
 
 import hashlib
 import json

@@ -1,6 +1,5 @@
 """The modality gap of a run before and after the transfer, in the papers' figures (``docs/transfer.md``), and a cloud
-to look at. Both are of at most ``ROWS`` rows, the same for the same run.
-"""
+to look at. Both are of at most ``ROWS`` rows, the same for the same run."""
 
 from itertools import islice
 from pathlib import Path
@@ -52,10 +51,8 @@ class GapSample(NamedTuple):
 
 
 def measure_gap(run: Run, sample: GapSample, images: Path | None, pairs: tuple[Path, Path] | None) -> dict[str, Any]:
-    """Return the figures as rows of ``figure``, ``before``, ``after``, and a note on what they compare.
-
-    An EmbeddingError says that ``images`` or ``pairs`` cannot be read or have another dimension.
-    """
+    """Return the figures as rows of ``figure``, ``before``, ``after``, and a note on what they compare. An
+    EmbeddingError says that ``images`` or ``pairs`` cannot be read or have another dimension."""
     text, both = sample.text, [sample.text] if sample.moved is None else [sample.text, sample.moved]
     if len(text) < 2:
         return {"rows": [], "note": "There are no text embeddings yet."}
@@ -128,10 +125,8 @@ def recall(text: Tensor, image: Tensor) -> float:
 
 
 def cloud(sample: GapSample, browsable: dict[str, int]) -> list[dict[str, Any]]:
-    """Return points of the vectors (transferred, if they are) in the plane of their two main directions.
-
-    ``x`` and ``y`` are in 0..1; ``row`` is the place among the ``browsable`` rows, or None.
-    """
+    """Return points of the vectors (transferred, if they are) in the plane of their two main directions. ``x`` and
+    ``y`` are in 0..1; ``row`` is the place among the ``browsable`` rows, or None."""
     rows = sample.text if sample.moved is None else sample.moved
     if len(rows) < 3:
         return []

@@ -1,7 +1,5 @@
 """Stage 0: seeds, open-domain captions and domain labels put into templates (paper, section on Unicorn-1.2M-Seed).
-
-Every choice is a stable hash of (random seed, source, text), so that another source or a higher limit moves no draw.
-"""
+Every choice is a stable hash of (random seed, source, text), so that another source or a higher limit moves none."""
 
 from collections import Counter
 from typing import Any
@@ -79,10 +77,8 @@ def _hashes(recipe: Recipe, known: dict[str, str]) -> dict[str, str]:
 
 
 def _choose(recipe: Recipe, samples: list[Sample], old: list[tuple[str, str]]) -> list[Seed]:
-    """Return the new seeds in their order; those that are dropped are counted in their samples.
-
-    The seeds that the run has already (``old``, source and text) stay, and nothing may repeat them.
-    """
+    """Return the new seeds in their order; those that are dropped are counted in their samples. The seeds that the run
+    has already (``old``, source and text) stay, and nothing may repeat them."""
     names = Counter(sample.name for sample in samples)
     if twice := [name for name, count in names.items() if count > 1]:
         raise SeedError(f"several sources of seeds are named {', '.join(twice)}; give each its own name")

@@ -43,10 +43,8 @@ def reasons(dropped: Counter[str]) -> str:
 
 class Sample:
     """The captions that are drawn from one source: up to ``limit``, chosen by the source's name and their texts alone.
-
     ``facts`` (license, origin) go to ``stage.json``; ``files`` are those that were read, as the recipe names them.
-    ``read`` counts all captions: the seeds, and those in ``dropped``, by reason.
-    """
+    ``read`` counts all captions: the seeds, and those in ``dropped``, by reason."""
 
     def __init__(self, name: str, random_seed: int, files: list[str], limit: int | None = None, **facts: Any) -> None:
         self.name, self.files, self.limit, self.facts = name, files, limit, facts
@@ -80,10 +78,8 @@ class Sample:
 
 
 def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
-    """Read, filter and draw the captions of one source.
-
-    A SeedError says that it cannot be read, lacks a column, or has a broken row: any without filters, else most.
-    """
+    """Read, filter and draw the captions of one source. A SeedError says that it cannot be read, lacks a column, or
+    has a broken row: any without filters, else most."""
     filters, blocked, broken, first = source.filters, list[str](), 0, ""
     files = [source.path] if isinstance(source, CaptionFile) else []
     if filters and filters.blocked_words:

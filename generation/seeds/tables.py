@@ -1,8 +1,6 @@
-"""Rows of the files that users bring (.txt of one text a line, .jsonl, .json, .csv, .tsv, .parquet) and of the Hub.
-
-A row is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
-columns at stray commas, turn ids into numbers. A byte that is not UTF-8 becomes a lone surrogate of its row.
-"""
+"""Rows of the files that users bring (.txt of one text a line, .jsonl, .json, .csv, .tsv, .parquet) and of the Hub. A
+row is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
+columns at stray commas, turn ids into numbers. A byte that is not UTF-8 becomes a lone surrogate of its row."""
 
 import csv
 import json
@@ -11,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import CaptionFile, HubCaptions
@@ -37,10 +34,8 @@ Rows = Iterator[tuple[int, list[Any] | BadRow]]  # numbered from 1; a list has o
 
 def read_rows(source: CaptionFile | HubCaptions, directory: Path) -> Iterator[tuple[str, list[Any] | BadRow]]:
     """Yield where each row of a source is, such as ``a.csv, line 7``, with its captions, and its group if it has one.
-
     A path is relative to ``directory``; its suffix decides the format. A SeedError says that the source cannot be
-    read, is not what its name says, has no rows or lacks a column.
-    """
+    read, is not what its name says, has no rows or lacks a column."""
     columns, number = [source.column, *filter(None, [source.group_column])], 0
     try:
         if isinstance(source, CaptionFile):
@@ -198,12 +193,11 @@ def _arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows
     number = 0
     for table in tables:
         _require(what, table.schema.names, columns)
-        for cells in zip(*(map(_value, table.column(column)) for column in columns), strict=True):
-            yield (number := number + 1), list(cells)
-
-
-def _value(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:  # Parquet permits strings that are not UTF-8
-        return error.object.decode(errors="surrogateescape")
+        for row in zip(*map(table.column, columns), strict=True):
+            cells = list[Any]()
+            for value in row:
+                try:
+                    cells.append(value.as_py())
+                except UnicodeDecodeError as error:  # Parquet permits strings that are not UTF-8
+                    cells.append(error.object.decode(errors="surrogateescape"))
+            yield (number := number + 1), cells
