@@ -201,7 +201,7 @@ class FakeServer:
         seconds = self.latency_s + reply.delay_s
         if self.poison and self.poison in json.dumps(messages):
             self.spawn(self._die_of_poison())
-            seconds += 2 * self.dying_s
+            seconds += 60  # it dies before
         async with self._places:
             failed: asyncio.Future[str] = self._loop.create_future()
             self._running.add(failed)
