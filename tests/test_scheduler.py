@@ -192,13 +192,15 @@ def test_after_a_stop_what_is_in_flight_may_end_although_a_request_fails() -> No
     replies = iter([None, Reply(status=429, delay_s=0.2), *[Reply(text="a", delay_s=0.5)] * 2])
 
     async def run() -> Outcomes:
-        async with FakeServer(script=lambda body, n: next(replies)) as server:
-            async with connect(Server(endpoints=(server.url,))) as scheduler:
-                await scheduler.warm_up([request("warm-up")])
-                asked = asyncio.gather(*map(scheduler.ask, map(request, rows(3))), return_exceptions=True)
-                await asyncio.sleep(0.1)
-                scheduler.stop(Interrupted("stopped"), abandon=False)
-                return await asked
+        async with (
+            FakeServer(script=lambda body, n: next(replies)) as one,
+            connect(Server(endpoints=(one.url,))) as scheduler,
+        ):
+            await scheduler.warm_up([request("warm-up")])
+            asked = asyncio.gather(*map(scheduler.ask, map(request, rows(3))), return_exceptions=True)
+            await asyncio.sleep(0.1)
+            scheduler.stop(Interrupted("stopped"), abandon=False)
+            return await asked
 
     assert [type(end) for end in asyncio.run(run())] == [Interrupted, Answer, Answer]
 
