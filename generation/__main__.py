@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .cli import run_command
-from .errors import ClusterError, RunError
+from .errors import ClusterError
 from .logs import say
 
 if TYPE_CHECKING:
@@ -60,16 +60,13 @@ Images = Annotated[Path | None, typer.Option(help="Unpaired images: a folder, or
 
 def read_recipe(run_dir: Path, config: Path | None, endpoint: list[str] | None, kind: str | None) -> "Recipe":
     """Return the recipe that is given, or else the one that the run remembers; ``--endpoint`` and ``--kind`` win."""
-    from .files import read_json
     from .recipe import load_recipe, parse_recipe
+    from .store import Run
 
     server = {key: value for key, value in (("endpoints", endpoint), ("kind", kind)) if value}
     if config is not None:
         return load_recipe(config, server)
-    remembered = run_dir / "run.json"
-    if not remembered.is_file():
-        raise RunError(f"Not a run directory: {run_dir} (no run.json). To begin a run, give --config RECIPE.")
-    return parse_recipe(read_json(remembered).get("recipe") or {}, str(remembered), server)
+    return parse_recipe(Run(run_dir).recipe.model_dump(mode="json"), str(run_dir / "run.json"), server)
 
 
 def _add_stage(name: str, help: str, *without: str) -> None:
@@ -162,7 +159,7 @@ def import_original(
 
 @app.command()
 def verify(path: RunOrDataset, fix: Fix = False) -> None:
-    """Check every hash, count, id and join of a run or of a built data set."""
+    """Check every hash, count, id and join of a run, or every hash and id of a built data set."""
     from .verify import verify_path
 
     say(verify_path(path, fix))

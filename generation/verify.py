@@ -18,6 +18,8 @@ from .logs import counted
 from .rows import row_id, text_hash
 from .stages import CAPTIONS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
 from .store import Record, Run, damage
+from .transfer import METHODS, Statistics
+from .transfer.stage import statistics_file
 from .vectors import VectorShard, check_unit
 
 # Files of a run that need no record: descriptions, shards in progress, logs, the report.
@@ -28,38 +30,45 @@ File = tuple[Path, dict[str, Any], Shard | None]
 
 
 class Fault(NamedTuple):
-    """Something that is wrong with a file, and the shard that must be made again to repair it, if one must."""
+    """Something that is wrong with a file, and its shard, if it belongs to one; ``fix`` leaves ``unknown`` files."""
 
     path: Path
     what: str
     shard: Shard | None = None
+    unknown: bool = False
 
 
 def verify_path(path: Path, fix: bool = False) -> str:
     """Check a run directory or a built data set; return a summary if nothing is wrong or everything was fixed: ``fix``
-    removes the records and files of a run's bad shards. A RunError or DatasetError lists every fault."""
+    removes the records and files of a run's bad shards, and bad statistics. A RunError or DatasetError lists every
+    fault, and says what was removed and what is left."""
     if (path / "run.json").is_file():
         faults, summary = _check_run(Run(path))
         error: type[RunError | DatasetError] = RunError
-        remedy = f"`python -m generation verify {path} --fix` removes what is bad; then `run` makes it again"
+        remedy = f"To repair: `python -m generation verify {path} --fix` removes what is bad, and `run` makes it again"
     elif (path / "manifest.json").is_file():
         faults, summary = _check_built(path)
-        error, remedy = DatasetError, "build the data set again, or download it again"
+        error, remedy, fix = DatasetError, "To repair: build the data set again, or download it again", False
     else:
         raise DatasetError(f"{path} is neither a run (no run.json) nor a built data set (no manifest.json)")
     if not faults:
         return summary
-    listed = "\n".join(f"  {fault.path}: {fault.what}" for fault in faults[:_SHOWN])
-    listed += f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    shards = [fault.shard for fault in faults if fault.shard]
-    for fault in faults if fix else ():
+    bad = [fault for fault in faults if not fault.unknown]
+    lines = [f"{path} has {len(faults)} faults:", *(f"  {fault.path}: {fault.what}" for fault in faults[:_SHOWN])]
+    lines += [f"  ... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    for fault in bad if fix else ():
         if fault.shard:
             Run(path).reopen(*fault.shard)
-            fault.path.unlink(missing_ok=True)
-    if fix and len(shards) == len(faults):
-        done = f"Removed {len(set(shards))} shards. Now run `python -m generation run --run-dir {path}`"
-        return f"{len(faults)} faults:\n{listed}\n{done}"
-    raise error(f"{path} has {len(faults)} faults:\n{listed}\nTo repair: {remedy}")
+        fault.path.unlink(missing_ok=True)
+    if fix:
+        removed = f"Removed {len({fault.shard or fault.path for fault in bad})} shards or statistics files"
+        remedy = f"{removed}. Now run `python -m generation run --run-dir {path}`"
+    lines += [remedy] if bad else []
+    if left := len(faults) - len(bad):
+        lines.append(f"Left to you: move {left} unknown files out of the run, or delete them")
+    elif fix:
+        return "\n".join(lines)
+    raise error("\n".join(lines))
 
 
 def _check_files(files: Sequence[File]) -> list[Fault]:
@@ -82,11 +91,16 @@ def _check_run(run: Run) -> tuple[list[Fault], str]:
         except RunError as fault:
             faults.append(Fault(run.file(*key, ".json"), str(fault), key))
     faults += _check_files(files)
-    known = {file for file, _, _ in files} | set((run.path / "transfer").glob("*.safetensors"))
+    known = {file for file, _, _ in files} | {statistics_file(run, method) for method in METHODS}
+    for path in sorted(known & set((run.path / "transfer").glob("*"))):
+        try:
+            Statistics.load(path)
+        except EmbeddingError as error:
+            faults.append(Fault(path, str(error)))
     for path in sorted(run.path.rglob("*")):
         expected = path in known or _OTHER_FILES.fullmatch(str(path.relative_to(run.path)))
         if path.is_file() and not expected and not path.name.startswith("."):
-            faults.append(Fault(path, "unknown file; move it out of the run"))
+            faults.append(Fault(path, "unknown file", unknown=True))
     sound = records.keys() - {fault.shard for fault in faults}
     for stage, shard in counted([key for key in records if key in sound], "verify: rows", "shard"):
         if (stage.source is None or (stage.source, shard) in sound) and not run.is_due(stage, shard):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from generation.__main__ import main
@@ -91,6 +91,7 @@ COMMANDS = {
     values=st.lists(st.sampled_from(VALUES), min_size=3, max_size=3),
     contents=st.lists(st.sampled_from(FILES), min_size=3, max_size=3),
 )
+@example(name="retry", values=["{folder}", "x", "x"], contents=[b'{"format": 2, "recipe": [1]}', b"", b""])
 def test_no_arguments_or_files_give_a_traceback(
     name: str, values: list[str], contents: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

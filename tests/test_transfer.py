@@ -241,6 +241,18 @@ def test_an_added_shard_moves_all_rows_unless_the_old_statistics_are_kept(run: P
         transfer(kept, method="none", statistics=str(kept / "captions" / "00000.parquet"))
 
 
+def test_changed_statistics_are_never_used_and_are_fitted_again(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, shards = run / "transfer" / "unicorn.safetensors", sorted(run.glob("image_embeddings/*/*"))
+    content, times = bytearray(right := path.read_bytes()), [file.stat().st_mtime_ns for file in shards]
+    content[-1] ^= 1  # of the mean
+    path.write_bytes(content)
+    with pytest.raises(EmbeddingError, match=r"unicorn\.safetensors is not a sound statistics file"):
+        transfer(run, method="unicorn", statistics=str(path))
+    transfer(run)
+    assert path.read_bytes() == right and "fitted again" in caplog.text
+    assert times == [file.stat().st_mtime_ns for file in shards]  # made with the right ones, so none was due
+
+
 def _rewrite(path: Path, change: Any) -> None:
     """Replace a shard of text embeddings."""
     run, shard = Run(path), VectorShard(path / "text_embeddings" / "00001.safetensors")

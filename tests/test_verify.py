@@ -78,14 +78,18 @@ def test_a_seed_without_an_end_is_found_and_a_stage_under_way_is_not_a_fault(run
     assert "1 seeds are neither captions nor rejected" in faults(run)
 
 
-def test_records_that_cannot_be_read_and_unknown_files_are_found(run: Run) -> None:
-    run.file(SEEDS, 0, ".json").write_text("{")
-    (run.path / "notes.txt").touch()
-    found = faults(run)
-    assert "00000.json" in found and "notes.txt: unknown file" in found
-    with pytest.raises(RunError, match=r"notes\.txt"):
+def test_fix_removes_bad_records_and_statistics_and_leaves_unknown_files_to_the_user(run: Run) -> None:
+    record, statistics, left = run.file(SEEDS, 0, ".json"), run.path / "transfer/unicorn.safetensors", "Left to you: "
+    record.write_text("{")
+    statistics.write_bytes(statistics.read_bytes()[:-1] + b"x")
+    for name in ("notes.txt", "transfer/photos.safetensors"):
+        (run.path / name).touch()
+    assert f"{record}: " in (found := faults(run)) and "unicorn.safetensors is not a sound statistics file" in found
+    with pytest.raises(RunError, match=rf"notes\.txt: unknown[^#]*Removed 2 shards or [^#]*\n{left}move 2 unknown"):
         verify_path(run.path, fix=True)
-    assert not run.file(SEEDS, 0, ".json").exists()
+    assert not record.exists() and not statistics.exists()
+    with pytest.raises(RunError, match=rf"photos\.safetensors: unknown file\n{left}"):
+        verify_path(run.path, fix=True)
 
 
 def test_a_built_data_set_is_compared_with_its_manifest(tmp_path: Path) -> None:

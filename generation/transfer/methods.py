@@ -1,5 +1,7 @@
 """The transfer methods as lists of operations, applied and computed back; docs/transfer.md has formulas and papers."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +59,27 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read ``transfer/<method>.safetensors``; an EmbeddingError says that it is missing, damaged or foreign."""
+        """Read ``transfer/<method>.safetensors``; an EmbeddingError says that it is missing, changed or foreign."""
         tensors, facts = read_tensors(path, "statistics file of a transfer")
-        if "mean_text" not in tensors or not {"method", "text_ops", "image_ops", "noise"} <= facts.keys():
-            raise EmbeddingError(f"{path} is not a statistics file of a transfer: it holds {sorted(tensors)}")
-        return cls(tensors, facts)
+        recorded, statistics = facts.pop("sha256", None), cls(tensors, facts)
+        if recorded != (found := statistics.sha256()):
+            fault = f"the sha256 of its content is {found}, recorded {recorded}"
+            raise EmbeddingError(f"{path} is not a sound statistics file of a transfer: {fault}; make it again")
+        return statistics
 
     def save(self, path: Path) -> None:
-        """Write the statistics; equal statistics give equal bytes."""
-        write_tensors(path, self.tensors, self.facts)
+        """Write the statistics with their sha256; equal statistics give equal bytes."""
+        write_tensors(path, self.tensors, self.facts | {"sha256": self.sha256()})
+
+    def sha256(self) -> str:
+        """Return the sha256, in hexadecimal, of the facts and of each tensor's name, dtype, shape and bytes.
+
+        It is the same before ``save`` and after ``load``; a bit of the file that flips changes it."""
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def move(self, rows: torch.Tensor, numbers: Sequence[int] = (), seed: int = 0) -> torch.Tensor:
         """Return unit text embeddings, float32 [n, d], as synthetic image embeddings; ``rows`` are overwritten.

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..vectors import VectorShard, check_unit
 from .fitting import fit, image_mean, picture_files
 from .methods import Statistics
 
+log = logging.getLogger(__name__)
 STORED = {"input_hashes": "I64", "vectors": "F16", "ids": "U8"}  # tensors of a shard and their safetensors types
 
 
@@ -129,9 +130,11 @@ def _statistics(run: Run) -> Statistics:
         pictures = picture_files(images) if images.is_dir() else [images]
         named = "".join(f"{file.relative_to(images)} {sha256(file)}\n" for file in pictures)
         facts["inputs"]["images"] = hashlib.sha256(named.encode()).hexdigest()
-    with suppress(EmbeddingError):  # not made yet, or damaged
-        if facts.items() <= (known := Statistics.load(path)).facts.items():
+    try:
+        if path.is_file() and facts.items() <= (known := Statistics.load(path)).facts.items():
             return known
+    except EmbeddingError as error:
+        log.warning("%s: they are fitted again", error)
     shards = [VectorShard(run.verified(TEXT_EMBEDDINGS, shard)) for shard in run.shards(TEXT_EMBEDDINGS)]
     rows, dimensions = sum(map(len, shards)), {shard.dimension for shard in shards}
     if not rows or len(dimensions) > 1:
