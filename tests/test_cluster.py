@@ -1,6 +1,10 @@
 """Stages in many tasks: as processes, Slurm's jobs as they are submitted and run, Ray, and what is refused."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +32,17 @@ def test_each_slurm_job_waits_for_the_one_before_and_asks_for_what_the_recipe_sa
     waits_for = [job["options"].get("dependency") for job in chain]
     assert waits_for == [None, *(f"afterok:{FIRST_JOB + before}" for before in range(10))]
     options, lines = chain[1]["options"], chain[1]["script"].splitlines()
-    wanted = {**SBATCH, "cpus-per-task": "2", "gpus": "1", "array": "0-7%4", "kill-on-invalid-dep": "yes"}
+    wanted = {**SBATCH, "cpus-per-task": "2", "array": "0-7%4", "kill-on-invalid-dep": "yes"}
     assert wanted.items() <= options.items()
-    assert lines[-3:-1] == ["module load cuda", f"cd {ROOT}"]
+    assert [job["options"].get("gpus") for job in chain] == [*[None] * 7, "1", "1", None, None]  # `embed` has GPUs
     command = f"srun --cpus-per-task=2 {sys.executable} -m generation captions --run-dir {tmp_path / 'run'}"
-    assert lines[-1] == f"{command} --rank $SLURM_ARRAY_TASK_ID --world-size 8"
+    command += " --rank $SLURM_ARRAY_TASK_ID --world-size 8"
+    assert lines[-3:] == ["module load cuda", f"cd {ROOT}", command]
     assert chain[2]["options"]["array"] == "0-0%4" and "--rank" not in chain[2]["script"]
 
 
 @pytest.mark.parametrize("executor", ["local", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
-def test_tasks_make_what_one_process_makes(executor: str, tmp_path: Path) -> None:
+def test_tasks_make_what_one_process_makes_also_after_ctrl_c(executor: str, tmp_path: Path) -> None:
     path = install(tmp_path / "fake slurm")
     with FakeServer("vllm", api_key="sesame") as server:
         place = ("--config", write_recipe(tmp_path), "--endpoint", server.url, "--run-dir")
@@ -47,8 +52,16 @@ def test_tasks_make_what_one_process_makes(executor: str, tmp_path: Path) -> Non
         refused = generation(*many, TGI_API_KEY="wrong", PATH=path, FAKE_SLURM_RUN="1")
         if executor != "slurm":
             assert refused.returncode == 1 and "2 of 2 tasks failed. task 0: error: " in refused.stderr
+            server.latency_s, line = 1.0, [sys.executable, "-m", "generation", *map(str, many)]
+            process = subprocess.Popen(line, env={**os.environ, "TGI_API_KEY": "sesame"}, start_new_session=True)
+            while server.in_flight < 6:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            assert process.wait(timeout=60) == 130
         done = generation(*many, TGI_API_KEY="sesame", PATH=path, FAKE_SLURM_RUN="1")
         assert done.returncode == 0, done.stderr
+        sampled = [body["seed"] for body in server.bodies if "seed" in body]
+        assert len(sampled) - len(set(sampled)) <= 6  # warm-ups
         assert generation("captions", *place, tmp_path / "one", TGI_API_KEY="sesame").returncode == 0
     tables = [Run(tmp_path / run).table(CAPTIONS, shard) for shard in range(3) for run in ("one", "a run")]
     assert all(one.equals(many) for one, many in zip(tables[::2], tables[1::2], strict=True))

@@ -43,6 +43,7 @@ COMMANDS = {  # command line, what of the run is removed before, and what hangs
     "captions": ("generation captions --run-dir begun", "", "server"),
     "cluster worker": ("generation captions --run-dir begun --rank 0 --world-size 2", "", "server"),
     "cluster": ("generation captions --run-dir begun --executor local --tasks 2", "", "server of tasks"),
+    "cluster killed": ("generation captions --run-dir begun --executor local --tasks 2", "", "server of tasks"),
     "instructions": ("generation instructions --run-dir run", "instructions", "server"),
     "judge": ("generation judge --run-dir run", "judgements", "server"),
     "seeds": ("generation seeds --run-dir new --config recipe.yaml", "", "disk"),
@@ -83,9 +84,9 @@ def test_sigterm_ends_every_command_within_the_grace_period(name: str, finished:
         while not (tmp_path / "hangs").exists() and server.counts["requests"] <= answered + 1:
             assert process.poll() is None, process.communicate(timeout=10)
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number := signal.SIGKILL if "killed" in name else signal.SIGTERM)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == (130 if number == signal.SIGTERM else -number) and "Traceback" not in said
     deadline = time.monotonic() + 20  # the grace period of tasks that the command started
     while any(str(tmp_path) in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])):
         assert time.monotonic() < deadline
