@@ -40,8 +40,7 @@ class Fault(NamedTuple):
 
 def verify_path(path: Path, fix: bool = False) -> str:
     """Check a run directory or a built data set; return a summary if nothing is wrong or everything was fixed: ``fix``
-    removes the records and files of a run's bad shards, and bad statistics. A RunError or DatasetError lists every
-    fault, and says what was removed and what is left."""
+    removes bad shards and statistics of a run, but not unknown files. A RunError or DatasetError lists every fault."""
     if (path / "run.json").is_file():
         faults, summary = _check_run(Run(path))
         error: type[RunError | DatasetError] = RunError
@@ -111,10 +110,9 @@ def _check_run(run: Run) -> tuple[list[Fault], str]:
             faults += [Fault(run.file(stage, shard), problem, (stage, shard)) for problem in problems]
     lines = [f"{run.path}: no fault found"]
     for stage in [] if faults else stages:
-        made, due = run.records(stage), run.due(stage)
-        if made:
-            rows = sum(record.rows for record in made.values())
-            lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {len(due)} shards due" if due else ""))
+        if made := run.records(stage):
+            rows, due = sum(record.rows for record in made.values()), len(run.due(stage))
+            lines.append(f"  {stage.name:<34} {rows:>11,} rows" + (f", {due} shards due" if due else ""))
     return faults, "\n".join(lines)
 
 
@@ -141,12 +139,11 @@ def _row_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iterato
     if stage is CAPTIONS and sorted(ended) != sorted(texts):
         missing = len(set(texts) - set(ended))
         yield f"{missing} seeds are neither captions nor rejected, {len(ended) + missing - len(texts)} rows too many"
-    hashes = table["input_hash"].to_pylist()
     if stage.command == "judge":  # its hashes are of what was judged, which may have been rejected for its verdict
         judged = {*texts, *run.rejected(stage.source, shard)["id"].to_pylist()}
         unknown = [id for id in ids if id.partition("/")[0] not in judged]
     else:
-        rows = zip(ids, hashes, strict=True)
+        rows = zip(ids, table["input_hash"].to_pylist(), strict=True)
         unknown = [id for id, hashed in rows if id not in texts or hashed != text_hash(texts[id] or "")]
     if unknown:
         yield f"{len(unknown)} rows were made from other rows than {stage.source.name} holds, such as id {unknown[0]}"
@@ -171,13 +168,13 @@ def _vector_problems(run: Run, stage: Stage, shard: int, record: Record) -> Iter
         yield f"{len(opened)} rows, recorded {record.rows}"
     if stage is TEXT_EMBEDDINGS:
         texts = _source_texts(run, CAPTIONS, shard)
-        expected: Any = (list(texts), [text_hash(text) for text in texts.values()])
+        expected = list(texts), [text_hash(text) for text in texts.values()]
         check_unit(opened.vectors, opened.path)
         if not bool(((opened.vectors.double().sum(0) - opened.sum).abs() < 1e-6).all()):
             yield "the stored sum is not that of its rows"
     else:
         source = VectorShard(run.file(TEXT_EMBEDDINGS, shard))
-        expected = (source.ids, source.input_hashes)
+        expected = source.ids, source.input_hashes
     if (opened.ids, opened.input_hashes) != expected:
         yield "its rows are not, in order, those of the shard it was made from"
 

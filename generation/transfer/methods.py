@@ -61,9 +61,8 @@ class Statistics:
     def load(cls, path: Path) -> "Statistics":
         """Read ``transfer/<method>.safetensors``; an EmbeddingError says that it is missing, changed or foreign."""
         tensors, facts = read_tensors(path, "statistics file of a transfer")
-        recorded, statistics = facts.pop("sha256", None), cls(tensors, facts)
-        if recorded != (found := statistics.sha256()):
-            fault = f"the sha256 of its content is {found}, recorded {recorded}"
+        if (recorded := facts.pop("sha256", None)) != (statistics := cls(tensors, facts)).sha256():
+            fault = f"its content has another sha256 than the recorded {recorded}"
             raise EmbeddingError(f"{path} is not a sound statistics file of a transfer: {fault}; make it again")
         return statistics
 
@@ -127,9 +126,8 @@ def apply_to_images(
     dimension = len(tensors["mean_text"])
     if transfer:
         if transfer not in METHODS or (transfer == "decap" and "memory" not in tensors):
-            raise EmbeddingError(
-                f"method {transfer!r} is not one of {', '.join(METHODS)}, or needs its own statistics"
-            )
+            fault = f"is not one of {', '.join(METHODS)}, or needs its own statistics"
+            raise EmbeddingError(f"method {transfer!r} {fault}")
         ops = METHODS[transfer].image
     if rows.ndim != 2 or rows.shape[1] != dimension:
         raise EmbeddingError(f"image embeddings of shape {list(rows.shape)}; this transfer needs [n, {dimension}]")
