@@ -194,9 +194,9 @@ def contents(path: Path, *folders: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", ["none", "mean_shift", "unicorn", "c3", "decap"])
 def test_a_run_fits_the_formula_and_is_only_repaired(method: str, run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    opened = transfer(run, method=method)
+    opened, stage = transfer(run, method=method), image_embeddings(method)
     texts = [VectorShard(opened.verified(TEXT_EMBEDDINGS, shard)) for shard in range(3)]
-    made = [VectorShard(opened.verified(image_embeddings(method), shard)) for shard in range(3)]
+    made = [VectorShard(opened.verified(stage, shard)) for shard in range(3)]
     everything = torch.cat([text.vectors for text in texts]).double().numpy()
     statistics = Statistics.load(path := run / "transfer" / f"{method}.safetensors")
     assert np.array_equal(statistics.tensors["mean_text"].numpy(), everything.sum(0) / len(everything))
@@ -205,8 +205,7 @@ def test_a_run_fits_the_formula_and_is_only_repaired(method: str, run: Path, cap
     np.testing.assert_allclose(torch.cat([shard.vectors for shard in made]).double(), wanted, atol=5e-4)
     for number, (text, shard) in enumerate(zip(texts, made, strict=True)):
         assert (shard.ids, shard.input_hashes) == (text.ids, text.input_hashes)
-        facts = {"stage": f"image_embeddings/{method}", "shard": number}
-        assert shard.metadata == facts | statistics_input(opened, method)
+        assert shard.metadata == {"stage": stage.name, "shard": number, **statistics_input(opened, method)}
     again = {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
     transfer(run, method=method)
     assert again == {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
@@ -216,7 +215,7 @@ def test_a_run_fits_the_formula_and_is_only_repaired(method: str, run: Path, cap
     transfer(run, method=method)
     assert path.read_bytes() == right and "fitted again" in caplog.text
     assert all(file.stat().st_mtime_ns == time for file, time in again.items() if file != path)  # no shard was due
-    opened.require(image_embeddings(method), statistics_input(opened, method))
+    opened.require(stage, statistics_input(opened, method))
 
 
 def test_other_settings_or_images_make_all_shards_again(run: Path) -> None:
