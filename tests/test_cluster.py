@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,11 +25,13 @@ def test_each_slurm_job_waits_for_the_one_before_and_asks_for_what_the_recipe_sa
     path = install(tmp_path / "slurm")
     done = generation("run", *place, "--executor", "slurm", "--tasks", 8, "--workers", 4, PATH=path)
     assert done.returncode == 0, done.stderr
-    chain: list[dict[str, Any]] = submitted(tmp_path / "slurm")
+    chain = submitted(tmp_path / "slurm")
     names = [job["options"]["job-name"].removeprefix("unicorn-") for job in chain]
     assert names == ["seeds-finish", *(f"{stage}-{part}" for stage in STAGES for part in ("work", "finish"))]
-    waits_for = [job["options"].get("dependency") for job in chain]
-    assert waits_for == [None, *(f"afterok:{FIRST_JOB + before}" for before in range(10))]
+    assert [job["options"].get("dependency") for job in chain] == [
+        None,
+        *(f"afterok:{FIRST_JOB + before}" for before in range(10)),
+    ]
     options, lines = chain[1]["options"], chain[1]["script"].splitlines()
     wanted = {**SBATCH, "cpus-per-task": "2", "array": "0-7%4", "kill-on-invalid-dep": "yes"}
     assert wanted.items() <= options.items()
@@ -65,23 +66,13 @@ def test_tasks_make_what_one_process_makes_also_after_ctrl_c(executor: str, tmp_
         assert generation("captions", *place, tmp_path / "one", TGI_API_KEY="sesame").returncode == 0
     tables = [Run(tmp_path / run).table(CAPTIONS, shard) for shard in range(3) for run in ("one", "a run")]
     assert all(one.equals(many) for one, many in zip(tables[::2], tables[1::2], strict=True))
-    failed = [job["failed"] for job in submitted(tmp_path / "fake slurm")]
-    assert failed == ([True, True, False, False] if executor == "slurm" else [])
+    failed = [True, True, False, False] if executor == "slurm" else []
+    assert [job["failed"] for job in submitted(tmp_path / "fake slurm")] == failed
     written = b"".join(path.read_bytes() for path in (tmp_path / "a run").rglob("*") if path.is_file())
     assert b"sesame" not in written and b"wrong" not in written
 
 
-def test_seeds_are_added_by_an_executor(tmp_path: Path) -> None:
-    place = ("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run", "--executor", "local")
-    assert generation(*place).returncode == 0
-    with (tmp_path / "seeds.txt").open("a") as file:
-        file.write("A green lamp in a shop.\n")
-    assert "--extend" in generation(*place).stderr
-    assert generation(*place, "--extend").returncode == 0
-    assert sum(record.rows for record in Run(tmp_path / "run").records(SEEDS).values()) == 19
-
-
-def test_what_cannot_be_submitted_is_named(tmp_path: Path) -> None:
+def test_seeds_are_added_and_what_cannot_be_submitted_is_named(tmp_path: Path) -> None:
     place = ("seeds", "--config", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
     install(tmp_path)
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 3")
@@ -93,3 +84,9 @@ def test_what_cannot_be_submitted_is_named(tmp_path: Path) -> None:
     ):
         refused = generation(*place, *options, PATH=str(tmp_path / path))
         assert refused.returncode in (1, 2) and message in refused.stderr and "Traceback" not in refused.stderr
+    assert generation(*place, "--executor", "local").returncode == 0
+    with (tmp_path / "seeds.txt").open("a") as file:
+        file.write("A green lamp in a shop.\n")
+    assert "--extend" in generation(*place, "--executor", "local").stderr
+    assert generation(*place, "--executor", "local", "--extend").returncode == 0
+    assert sum(record.rows for record in Run(tmp_path / "run").records(SEEDS).values()) == 19
