@@ -23,7 +23,7 @@ class Account:
         status: its exit status.
         seconds: wall time.
         cpu_s: user and system time of it and its children.
-        peak_mb: largest resident set of any process of it, in MB of 10^6 bytes.
+        peak_mb: most memory of any process of it, mapped files left out, in MB of 10^6 bytes.
         output: stdout and stderr.
     """
 
@@ -48,7 +48,8 @@ def run_command(*arguments: object, cores: set[int] | None = None) -> Account:
             for one in (tree, *tree.children(recursive=True)):
                 times = one.cpu_times()
                 cpu[one.pid] = times.user + times.system
-                peak = max(peak, one.memory_info().rss / 1e6)
+                memory = one.memory_info()
+                peak = max(peak, (memory.rss - memory.shared) / 1e6)
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_S)
     output = process.stdout.read() if process.stdout else ""
