@@ -184,7 +184,7 @@ def test_a_run_begins_with_the_endpoints_that_answer_and_the_others_join_it(
 def test_an_endpoint_that_refuses_a_good_request_is_left_to_the_others(hurried: None) -> None:
     replies = chain([None], repeat(Reply(status=500, delay_s=0.05), 9), repeat(Reply(status=403, body=b"maintenance")))
     sick = FakeServer(script=lambda body, n: next(replies))
-    answers, stats = ask_all([sick, FakeServer(latency_s=0.02)], rows(60), max_in_flight=5)
+    answers, stats = ask_all([sick, FakeServer(latency_s=0.05)], rows(150), max_in_flight=5)
     assert all_answered(answers) and stats.retries.keys() == {"500"} and sick.counts["403"] > 0
 
 
