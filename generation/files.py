@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,17 +51,18 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_text(path: Path) -> str:
-    """Read a file of UTF-8; an OSError or ValueError says why it cannot be read, or that it is a pipe or device."""
+def open_text(path: Path) -> TextIO:
+    """Open a file of UTF-8; an OSError or ValueError says why it cannot be read, or that it is a pipe or device."""
     if os.path.exists(path) and not (path.is_file() or path.is_dir()):
         raise ValueError("it is not a regular file")
-    return path.read_text(encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
 
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Read a .txt file (UTF-8) of one entry a line, none blank, or refuse it by a SeedError."""
     try:
-        lines = [line.strip() for line in read_text(path).removesuffix("\n").split("\n")]
+        with open_text(path) as file:
+            lines = [line.strip() for line in file.read().removesuffix("\n").split("\n")]
     except (OSError, ValueError) as error:
         raise SeedError(f"{what} {path} cannot be read: {error}") from error
     if path.suffix.lower() != ".txt":

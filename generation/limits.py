@@ -37,6 +37,7 @@ SEED_ROWS = 1_000  # of a file of seeds at a time
 TRANSFER_ROWS = 256  # moved at a time: small buffers, used again and again, make the transfer as fast as the disk
 IMAGE_ROWS = 1_024  # vectors of images read at a time
 BATCH_IMAGES = 32  # pictures encoded at a time
+TOKENISE_TEXTS = 1_024  # at a time: ids as Python integers take nine times the memory
 TAR_ROWS = 10_000  # of a WebDataset shard: 60 MB at d = 1280
 
 # Files of a built data set

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from .checks.items import LETTERS
 from .errors import SeedError
-from .files import parquet, sha256, unique_keys
+from .files import open_text, parquet, sha256, unique_keys
 from .limits import SHARD_ROWS
 from .logs import counted
 from .recipe import parse_recipe
@@ -131,9 +131,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     one row and a chunk are in memory (of ijson, memory quadratic in the depth of a hostile file)."""
     decoder, number = json.JSONDecoder(object_pairs_hook=unique_keys), 0
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError("it is not a regular file")
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             text, place = file.read(_CHUNK).lstrip(), 1
             if not text.startswith("["):
                 raise ValueError(f"it must be one JSON list of rows but begins with {text[:20]!r}")

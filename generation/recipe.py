@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from .config import Recipe, Section
 from .errors import RecipeError
-from .files import read_text
+from .files import open_text
 
 S = TypeVar("S", bound=Section)
 CONFIGS = Path(__file__).parent / "configs"
@@ -47,7 +47,8 @@ for _tag, _pattern in (
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping with unique keys, or refuse it by a RecipeError."""
     try:
-        data = yaml.load(read_text(path), Loader=_Loader)
+        with open_text(path) as file:
+            data = yaml.load(file.read(), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read {what} {path}: {error}") from error
     if not isinstance(data, dict):

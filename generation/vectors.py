@@ -73,7 +73,6 @@ class VectorShard:
         right |= {"input_hashes": [torch.int64, rows], "sum": [torch.float64, self.dimension]}
         if {"sum": right["sum"]} | found != right:
             raise EmbeddingError(f"{path} is not an embedding shard of this project: it holds {found}")
-        self.input_hashes: list[int] = self.tensors["input_hashes"].tolist()
         if "sum" in found and not bool(self.sum.isfinite().all()):  # as it is if a row is not
             raise EmbeddingError(f"{path} holds NaN or Inf; make it again")
 
@@ -91,6 +90,11 @@ class VectorShard:
     def ids(self) -> list[str]:
         """The ids of the rows."""
         return list(np.char.decode(self.tensors["ids"].numpy().reshape(-1).view(f"S{ID_BYTES}"), "latin-1").tolist())
+
+    @cached_property
+    def input_hashes(self) -> list[int]:
+        """The hashes of the texts behind the rows."""
+        return list(self.tensors["input_hashes"].tolist())
 
 
 def check_unit(vectors: torch.Tensor, where: object, first: int = 0) -> None:

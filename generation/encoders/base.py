@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from ..errors import EmbeddingError
-from ..limits import BATCH_IMAGES
+from ..limits import BATCH_IMAGES, TOKENISE_TEXTS
 from .checkpoint import Checkpoint
 
 Tokens = npt.NDArray[np.int32]  # ids of one text, [tokens]
@@ -71,8 +71,8 @@ class Encoder(ABC):
         without counting: closing special tokens stay."""
         mask = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         closing, rows, truncated = mask[::-1].index(0), list[Tokens](), 0
-        for first in range(0, len(texts), 1024):  # ids as Python integers take nine times the memory
-            filled = [self.template.format(text.strip()) for text in texts[first : first + 1024]]
+        for first in range(0, len(texts), TOKENISE_TEXTS):
+            filled = [self.template.format(text.strip()) for text in texts[first : first + TOKENISE_TEXTS]]
             for ids in self._tokenizer(filled, verbose=False)["input_ids"]:
                 if len(ids) > self.max_tokens:
                     ids = ids[: self.max_tokens - closing] + ids[len(ids) - closing :]

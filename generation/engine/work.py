@@ -263,7 +263,7 @@ class Work:
         records = run.records(stage)
         if any(record.rows for record in records.values()) or run.due(stage, self.task.extra):
             return
-        if rows := [row for shard in records if (table := run.rejected(stage, shard)) for row in table.to_pylist()]:
+        if rows := [row for shard in records for row in run.rejected(stage, shard).to_pylist()]:
             self._fail("no row was accepted", Counter(row["reason"] for row in rows), rows[0])
 
     def _fail(self, what: str, reasons: Mapping[str, int], row: Row) -> None:

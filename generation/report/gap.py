@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from ..encoders import load_encoder
 from ..errors import EmbeddingError
+from ..limits import IMAGE_ROWS
 from ..stages import CAPTIONS, TEXT_EMBEDDINGS, image_embeddings
 from ..store import Run
 from ..transfer.fitting import image_rows
@@ -85,7 +86,7 @@ def measure_gap(run: Run, sample: GapSample, images: Path | None, pairs: tuple[P
 def _read(run: Run, path: Path, dimension: int) -> Tensor:
     """Return the first unit rows of a file of vectors, or of a folder of pictures, float32 [n, d]."""
     encode = load_encoder(run.recipe.embed, run.recipe.directory).encode_images if path.is_dir() else None
-    chunks = list(islice(image_rows(path, encode), ROWS // 1024 + 1))
+    chunks = list(islice(image_rows(path, encode), ROWS // IMAGE_ROWS + 1))
     if not chunks or chunks[0].shape[1] != dimension:
         held = f"vectors of d = {chunks[0].shape[1]}" if chunks else "no vectors"
         raise EmbeddingError(f"{path} holds {held}; the run's vectors have d = {dimension}")

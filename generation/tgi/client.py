@@ -52,6 +52,7 @@ class Endpoint:
         self._settings, self._session = settings, session
         self._base, self._url = _parse(url)
         self.url, host = str(self._base.with_query(None)).rstrip("/"), self._base.host or ""
+        self._shown = str(self._url.with_query(None))  # of the generation route, in messages
         self._kind: str = "openai" if settings.kind == "auto" else settings.kind
         self.info: ServerInfo | None = None
         self._headers = {"Content-Type": "application/json"}
@@ -168,6 +169,7 @@ class Endpoint:
         GET without them; the empty ``route`` is that of generation."""
         url = self._base.with_path(self._base.path.rstrip("/") + route, keep_query=True) if route else self._url
         method, data = ("POST", orjson.dumps(fields)) if fields else ("GET", None)
+        call = f"{method} {self.url + route if route else self._shown}"
         reply, clock = Fields(), asyncio.timeout(timeout_s)
         self._clocks.add(clock)
         try:
@@ -180,7 +182,7 @@ class Endpoint:
                     raise ValueError(f"a reply of {response.content_length:,} bytes")
                 content, status = await response.read(), response.status
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            call, said = f"{method} {url.with_query(None)}", f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {error}"
             if isinstance(error, TimeoutError):  # asyncio's, or one of aiohttp's
                 said = str(error) or (f"no answer in {timeout_s:g} s" if clock.when() else "no sign of life")
             elif isinstance(error, aiohttp.ClientSSLError):
@@ -196,7 +198,6 @@ class Endpoint:
                 reply = json.loads(content)  # takes NaN and lone surrogates
         headers, keyed = response.headers, "Authorization" in self._headers
         if status != 200 or (isinstance(reply, dict) and reply.get("error") and "choices" not in reply):  # of a proxy
-            call = f"{method} {url.with_query(None)}"
             raise protocol.failure(call, status, content, headers, keyed, self._answered)
         return reply, content, headers
 
