@@ -15,8 +15,9 @@ import pyarrow as pa
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
-from generation.builders.builder import FinishedRun, UnicornBuilder
+from generation.builders.builder import UnicornBuilder, captions_of
 from generation.builders.command import main
+from generation.builders.finished import FinishedRun
 
 _TEXT = Value("string")
 
@@ -47,7 +48,7 @@ class Unicorn12M(UnicornBuilder):
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the captions of a shard. The conversation is the instruction and the caption, a human and a gpt turn,
         ``list<struct<from, value>>``; an imported row keeps its own."""
-        table = run.captions(shard)
+        table = captions_of(run, shard)
         rows, place = len(table), table.column_names.index("conversations")
         own = table["conversations"].combine_chunks()
         texts = pa.concat_arrays([*table["instruction"].chunks, *table["caption"].chunks])

@@ -16,10 +16,10 @@ import pyarrow as pa
 from datasets import ClassLabel, Value
 
 from dataset_card import render_card
-from generation.builders.builder import FinishedRun, UnicornBuilder
+from generation.builders.builder import UnicornBuilder, conversations_of
 from generation.builders.command import main
-from generation.rows import stable_hash
-from generation.stages import TASKS
+from generation.builders.finished import FinishedRun
+from generation.stages import TASKS, stable_hash
 
 _TEXT = Value("string")
 
@@ -50,7 +50,7 @@ class Unicorn471KInstruction(UnicornBuilder):
 
     def rows(self, run: FinishedRun, shard: int) -> pa.Table:
         """Return the conversations about the captions of a shard, the tasks mixed by a drawn order."""
-        table = run.conversations(shard)
+        table = conversations_of(run, shard)
         shares = (fmean(one) if one else None for one in table["grounded"].to_pylist())
         table = table.drop_columns("grounded").append_column("grounded", pa.array(shares, pa.float32()))
         keys = zip(table["id"].to_pylist(), table["task"].to_pylist(), strict=True)

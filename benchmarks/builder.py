@@ -30,13 +30,11 @@ import torch
 from safetensors.numpy import load_file
 
 from generation.builders.build import build
-from generation.builders.builder import FinishedRun
-from generation.files import parquet
+from generation.builders.finished import FinishedRun
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
-from generation.rows import CAPTION_SCHEMA, SEED_SCHEMA, row_id, text_hash
-from generation.stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS
-from generation.store import Run
+from generation.stages import CAPTION_SCHEMA, CAPTIONS, SEED_SCHEMA, SEEDS, TEXT_EMBEDDINGS, row_id, text_hash
+from generation.store import Run, parquet
 from generation.transfer.stage import make_image_embeddings
 from generation.vectors import write_vectors
 from unicorn_1_2m import Unicorn12M

@@ -55,9 +55,9 @@ def ours(run_dir: Path, checked: bool) -> None:
     """Make the captions of a run that has its seeds."""
     from generation.captions import CaptionTask, make_captions
     from generation.engine import Item, generate
-    from generation.rows import Row
+    from generation.stages import Row
     from generation.store import Run
-    from generation.tgi.protocol import Answer
+    from generation.tgi.client import Answer
 
     class Accepting(CaptionTask):
         def accept(self, item: Item, answers: list[Answer]) -> Row | str:
@@ -79,11 +79,9 @@ def make_run(folder: Path, url: str, rows: int, in_flight: int, shard_rows: int 
     """Make a run with ``rows`` seeds for the server at ``url``."""
     import pyarrow as pa
 
-    from generation.files import parquet
     from generation.recipe import parse_recipe
-    from generation.rows import SEED_SCHEMA, row_id
-    from generation.stages import SEEDS
-    from generation.store import Run
+    from generation.stages import SEED_SCHEMA, SEEDS, row_id
+    from generation.store import Run, parquet
 
     server = {"endpoints": [url], "max_in_flight": in_flight}
     recipe = {"name": "benchmark", "directory": str(folder), "server": server}

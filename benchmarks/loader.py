@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from generation.files import sha256
 from generation.loader import Collate, UnicornDataset, UnicornStream
-from generation.rows import CONVERSATION, row_id, text_hash
+from generation.stages import CONVERSATION, row_id, text_hash
 from generation.transfer import fit, parse_transfer
 from generation.vectors import write_vectors
 

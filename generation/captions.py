@@ -5,15 +5,13 @@ import re
 from collections.abc import Mapping
 from statistics import NormalDist
 
-from .checks.dense import caption_fault, finish
-from .checks.text import shingles
+from .checks.text import caption_fault, finish, shingles
 from .dedup import drop_caption_duplicates
 from .engine import Item, generate
 from .prompts import PROMPTS, load_prompt, render
-from .rows import Row, stable_hash, text_hash
-from .stages import CAPTIONS, SEEDS
+from .stages import CAPTIONS, SEEDS, Row, stable_hash, text_hash
 from .store import Run
-from .tgi.protocol import Answer, Request
+from .tgi.client import Answer, Request
 
 _PARAPHRASES = (PROMPTS / "describe_image.txt").read_text(encoding="utf-8").splitlines()
 # Lengths to ask for: log-normal, so that their mean is near the paper's 129 words and few are near its 51 and 483.

@@ -19,12 +19,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .files import parquet, read_lines, write_json
+from .files import read_lines, write_json
 from .limits import LOCK_WAIT_S
 from .logs import counted
-from .rows import REJECTED_SCHEMA, stable_hash
-from .stages import CAPTIONS, SEEDS, Stage
-from .store import Run
+from .stages import CAPTIONS, REJECTED_SCHEMA, SEEDS, Stage, stable_hash
+from .store import Run, parquet
 
 NGRAM = {SEEDS.name: 2, CAPTIONS.name: 3}  # words
 THRESHOLD = 0.8  # of the report and of duplicate groups, where the recipe sets none

@@ -11,8 +11,7 @@ import torch
 from .encoders import load_encoder
 from .errors import EmbeddingError, RunError
 from .logs import Progress
-from .rows import text_hash
-from .stages import CAPTIONS, TEXT_EMBEDDINGS
+from .stages import CAPTIONS, TEXT_EMBEDDINGS, text_hash
 from .store import Run
 from .vectors import VectorShard, check_unit, write_vectors
 

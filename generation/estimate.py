@@ -14,7 +14,7 @@ from .logs import counted, say
 from .seeds import make_seeds
 from .stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
 from .store import Run
-from .tgi.protocol import Answer
+from .tgi.client import Answer
 from .tgi.scheduler import connect
 
 SAMPLE = 32  # rows whose prompts are counted

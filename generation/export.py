@@ -15,8 +15,7 @@ from .errors import DatasetError
 from .files import explained, write_atomically
 from .limits import TAR_ROWS
 from .logs import Progress
-from .rows import Row
-from .stages import TASKS
+from .stages import TASKS, Row
 
 FORMATS = ("llava", "messages", "webdataset")
 _ROLES = {"human": "user", "gpt": "assistant"}

@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from .errors import RunError, SeedError
 
 Write = Callable[[Path], object]  # writes a file at the path that it is given
@@ -70,20 +67,6 @@ def read_lines(path: Path, what: str) -> list[str]:
     if not all(lines):
         raise SeedError(f"{what} {path}, line {lines.index('') + 1} is blank; give one entry a line")
     return lines
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or refuse it by a RunError (``pq.read_table`` would load the data set machinery, 50 MB)."""
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns, use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-
-
-def parquet(table: pa.Table) -> Write:
-    """Return the function that writes a table as a Parquet file."""
-    return lambda path: pq.write_table(table, path, compression="zstd")
 
 
 @contextmanager

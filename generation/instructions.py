@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from .checks.items import LETTERS, QA, Scene, Shown, groundedness, question_type, right_answer, sound_items
 from .engine import Item, generate
 from .prompts import load_prompt
-from .rows import Row, select, stable_hash, text_hash
-from .stages import CAPTIONS, INSTRUCTIONS, TASKS
+from .stages import CAPTIONS, INSTRUCTIONS, TASKS, Row, select, stable_hash, text_hash
 from .store import Run
-from .tgi.protocol import Answer, Request
+from .tgi.client import Answer, Request
 
 Turns = list[dict[str, str]]
 

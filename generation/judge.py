@@ -13,15 +13,24 @@ from .checks.items import QA, read_object
 from .config import Judge, Server
 from .engine import GenerationTask, Item, UnfinishedShard, generate, retry
 from .errors import RunError
-from .files import parquet, read_table
 from .instructions import InstructionTask, conversation, items_of, make_instructions, selection_inputs
 from .limits import LOCK_WAIT_S
 from .logs import say
 from .prompts import load_prompt
-from .rows import REJECTED_SCHEMA, Row, stable_hash, text_hash
-from .stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, TASKS, Stage
-from .store import Run
-from .tgi.protocol import Answer, Request
+from .stages import (
+    CAPTION_JUDGEMENTS,
+    CAPTIONS,
+    INSTRUCTIONS,
+    JUDGEMENTS,
+    REJECTED_SCHEMA,
+    TASKS,
+    Row,
+    Stage,
+    stable_hash,
+    text_hash,
+)
+from .store import Run, parquet, read_table
+from .tgi.client import Answer, Request
 
 CONFIRMED = "confirmed"
 AGAIN, FINAL = "judge", "judge_final"  # reasons of rows with too few confirmed items; the first are asked again

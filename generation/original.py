@@ -16,13 +16,12 @@ import pyarrow as pa
 
 from .checks.items import LETTERS
 from .errors import SeedError
-from .files import open_text, parquet, sha256, unique_keys
+from .files import open_text, sha256, unique_keys
 from .limits import SHARD_ROWS
 from .logs import counted
 from .recipe import parse_recipe
-from .rows import REJECTED_SCHEMA, SEED_SCHEMA, Row, row_id, text_hash
-from .stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
-from .store import Run
+from .stages import CAPTIONS, INSTRUCTIONS, REJECTED_SCHEMA, SEED_SCHEMA, SEEDS, Row, Stage, row_id, text_hash
+from .store import Run, parquet
 
 SOURCE = "unicorn_original"
 LICENSE = "not given; see the release, Yu2020/Unicorn"

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic.dataclasses import dataclass
 
 from . import __version__
 from .config import Recipe
 from .errors import RunError
-from .files import Write, explained, now, parquet, read_json, read_table, sha256, write_atomically, write_json
+from .files import Write, explained, now, read_json, sha256, write_atomically, write_json
 from .recipe import parse_recipe
-from .rows import REJECTED_SCHEMA
-from .stages import SEEDS, STAGES, Stage
+from .stages import REJECTED_SCHEMA, SEEDS, STAGES, Stage
 
 FORMAT = 2
 REJECTED = ".rejected.parquet"
@@ -58,6 +58,20 @@ def damage(path: Path, facts: Mapping[str, Any]) -> str | None:
     if (found := sha256(path)) != facts["sha256"]:
         return f"sha256 {found}, recorded {facts['sha256']}"
     return None
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or refuse it by a RunError (``pq.read_table`` would load the data set machinery, 50 MB)."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns, use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def parquet(table: pa.Table) -> Write:
+    """Return the function that writes a table as a Parquet file."""
+    return lambda path: pq.write_table(table, path, compression="zstd")
 
 
 class Run:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import EmbeddingError
+from .errors import DatasetError, EmbeddingError
+from .stages import text_hash
 
 ID_BYTES = 10
 UNIT_TOLERANCE = 2e-3  # of a norm: float16 rounds each number by at most 2^-11 = 5e-4 of itself
@@ -105,3 +107,16 @@ def check_unit(vectors: torch.Tensor, where: object, first: int = 0) -> None:
         row = int(wrong.nonzero()[0])
         fault = f"row {first + row}: its norm is {float(norms[row]):.4g} and must be 1"
         raise EmbeddingError(f"{where}, {fault}; make the vectors again, in float32 if this persists")
+
+
+def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
+    """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row``; rows in
+    order are a view of the mapped file. A DatasetError names a row whose vector is missing or of another text."""
+    rows, total, ids, hashes = table["embedding_row"].to_numpy(), len(shard), shard.ids, shard.input_hashes
+    for row, id, caption in zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
+        if row >= total or ids[row] != id or hashes[row] != text_hash(caption):
+            raise DatasetError(f"{shard.path}, row {row}: not the vector of row {id}; take both from one build")
+    vectors, first = shard.vectors.numpy(), int(rows[0]) if len(rows) else 0
+    straight = np.array_equal(rows, np.arange(first, first + len(rows)))
+    chosen = vectors[first : first + len(rows)] if straight else vectors[rows]  # [n, d]
+    return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1), pa.float16()), shard.dimension)

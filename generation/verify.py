@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from .errors import DatasetError, EmbeddingError, RunError
-from .files import read_json, read_table
+from .files import read_json
 from .logs import counted
-from .rows import row_id, text_hash
-from .stages import CAPTIONS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
-from .store import Record, Run, damage
+from .stages import CAPTIONS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings, row_id, text_hash
+from .store import Record, Run, damage, read_table
 from .transfer import METHODS, Statistics
 from .transfer.stage import statistics_file
 from .vectors import VectorShard, check_unit

@@ -9,13 +9,11 @@ import torch
 
 from generation import stages
 from generation.config import Recipe
-from generation.files import parquet
 from generation.instructions import items_of, selection_inputs
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
-from generation.rows import REJECTED_SCHEMA, row_id, stable_hash, text_hash
-from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS
-from generation.store import Run
+from generation.stages import CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS, row_id, stable_hash
+from generation.store import Run, parquet
 from generation.transfer.stage import make_image_embeddings
 from generation.vectors import write_vectors
 
@@ -39,7 +37,9 @@ def make_run(
     run = Run(path, make_recipe(path, judged=judged, more=recipe), create=True, extend=True)
     run.begin(SEEDS, replace=True)
     prompts = {CAPTIONS: "expand_caption", **{INSTRUCTIONS[task]: task for task in TASKS}}
-    prompts |= {CAPTION_JUDGEMENTS: "judge_captions", **dict.fromkeys(JUDGEMENTS.values(), "judge")} if judged else {}
+    prompts |= (
+        {stages.CAPTION_JUDGEMENTS: "judge_captions", **dict.fromkeys(JUDGEMENTS.values(), "judge")} if judged else {}
+    )
     for stage, name in prompts.items():
         prompt = load_prompt(name)
         run.begin(stage, {"prompt": prompt.name, "prompt_sha256": prompt.sha256, "model": MODEL})
@@ -52,7 +52,11 @@ def make_run(
                 _conversations(run, task, shard, captions, judged)
             generator = torch.Generator().manual_seed(stable_hash("vectors", shard, salt) % 2**31)
             vectors = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator) + 0.5, dim=1).half()
-            own = {"vectors": vectors, "ids": list(captions), "input_hashes": [*map(text_hash, captions.values())]}
+            own = {
+                "vectors": vectors,
+                "ids": list(captions),
+                "input_hashes": [*map(stages.text_hash, captions.values())],
+            }
             run.commit(TEXT_EMBEDDINGS, shard, rows, partial(write_vectors, **own, metadata={}))
     make_image_embeddings(run)
     return run
@@ -82,15 +86,15 @@ def _captions(run: Run, shard: int, rows: int, salt: str, judged: bool) -> dict[
         caption += f"and {_pick(_COLOURS, id, 'light')} light from the left falls on its upper edge."
         own = {"id": id, "seed": f"A {thing} in the {place}.", "source": source, "license": LICENSES[source]}
         own |= {"caption": caption, "instruction": "<image>\nDescribe the image in detail."}
-        made.append(own | {"words": len(caption.split()), "input_hash": text_hash(own["seed"])})
+        made.append(own | {"words": len(caption.split()), "input_hash": stages.text_hash(own["seed"])})
     lost = {"id": row_id(shard, rows), "seed": "A thing.", "source": "alpha", "license": LICENSES["alpha"]}
     _commit(run, SEEDS, shard, [*made, lost])
     rejected = {"id": lost["id"], "reason": "too_short", "raw": "A <b>kettle</b>.", "request": "{}"}
     _commit(run, CAPTIONS, shard, _written("expand_caption", made), rejected)
     if judged:
         verdicts = ["confirmed"] * (rows - 1) + ["loses_seed"]
-        hashes = [text_hash(row["seed"], row["caption"]) for row in made]
-        _judge(run, CAPTION_JUDGEMENTS, shard, [row["id"] for row in made], verdicts, hashes)
+        hashes = [stages.text_hash(row["seed"], row["caption"]) for row in made]
+        _judge(run, stages.CAPTION_JUDGEMENTS, shard, [row["id"] for row in made], verdicts, hashes)
     return {row["id"]: row["caption"] for row in made}
 
 
@@ -98,13 +102,15 @@ def _conversations(run: Run, task: str, shard: int, captions: dict[str, str], ju
     ids = sorted(sorted(captions, key=lambda id: stable_hash(task, id))[: max(1, round(len(captions) / 2))])
     same = {"task": task, "question_types": ["what", "how many"], "grounded": [0.5, 1.0], "dropped": ["letter"]}
     made = [
-        same | {"id": id, "conversations": _turns(task, captions[id]), "input_hash": text_hash(captions[id])}
+        same | {"id": id, "conversations": _turns(task, captions[id]), "input_hash": stages.text_hash(captions[id])}
         for id in ids
     ]
     _commit(run, INSTRUCTIONS[task], shard, _written(task, made), extra=selection_inputs(run, task))
     if judged:
         parts = [(captions[row["id"]], qa) for row in made for qa in items_of(row["conversations"])]
-        hashes = [text_hash(text, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]) for text, qa in parts]
+        hashes = [
+            stages.text_hash(text, qa["Question"], *qa.get("Options", {}).values(), qa["Answer"]) for text, qa in parts
+        ]
         items = [id for id in ids for _ in (0, 1)]
         _judge(run, JUDGEMENTS[task], shard, items, ["confirmed", "wrong_letter"] * len(ids), hashes)
 
@@ -141,6 +147,6 @@ def _commit(
     """Commit a shard; columns that a row lacks are null."""
     counts = {"rejected": {"too_short": 1} if rejected else {}, "completion_tokens": 150 * len(rows)}
     counts |= {"dropped": {"letter": len(rows)}} if "dropped" in rows[0] else {}
-    aside = pa.Table.from_pylist([rejected], REJECTED_SCHEMA) if rejected else None
+    aside = pa.Table.from_pylist([rejected], stages.REJECTED_SCHEMA) if rejected else None
     table = parquet(pa.Table.from_pylist(rows, stage.schema))
     run.commit(stage, shard, len(rows), table, aside, extra, counts)

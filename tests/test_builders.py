@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from safetensors.numpy import load_file
 
 import tests.runs
-from generation.builders import build as build_module
+from generation.builders import builder as builder_module
 from generation.builders.build import build
 from generation.builders.builder import UnicornBuilder
 from generation.builders.published import PublishedDataset
@@ -168,7 +168,7 @@ def test_other_readers_see_every_value(built: Path) -> None:
 
 
 def test_files_suit_the_viewer_and_every_part_holds_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "FILE_BYTES", 1)  # one file a shard
+    monkeypatch.setattr(builder_module, "FILE_BYTES", 1)  # one file a shard
     make_run(tmp_path / "run", rows=20)
     for cls in BOTH:
         build(cls, tmp_path / "run", tmp_path / cls.NAME)

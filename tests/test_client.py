@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from generation.config import Server
 from generation.errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from generation.prompts import Sampling
-from generation.tgi.client import THINKING_TOKENS, Endpoint, open_session
-from generation.tgi.protocol import SIDE_ROUTES, Answer, Request, describe, failure, read_answer
+from generation.tgi.client import THINKING_TOKENS, Answer, Endpoint, Request, open_session, read_answer
+from generation.tgi.protocol import SIDE_ROUTES, describe, failure
 from tests.fake_server import KINDS, FakeServer, Reply
 
 T = TypeVar("T")

@@ -17,10 +17,9 @@ from generation.config import Captions, Recipe
 from generation.dedup import drop_caption_duplicates, duplicate_groups, find_repeats
 from generation.dedup import report_duplicates as report
 from generation.errors import RunError, SeedError
-from generation.files import parquet, read_table, write_atomically
-from generation.rows import CAPTION_SCHEMA, REJECTED_SCHEMA, SEED_SCHEMA, row_id
-from generation.stages import CAPTIONS, SEEDS
-from generation.store import Run
+from generation.files import write_atomically
+from generation.stages import CAPTION_SCHEMA, CAPTIONS, REJECTED_SCHEMA, SEED_SCHEMA, SEEDS, row_id
+from generation.store import Run, parquet, read_table
 
 QUESTIONS = [
     "How many red boats are tied to the old wooden pier today?",

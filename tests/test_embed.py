@@ -18,11 +18,9 @@ from generation.config import Embed
 from generation.embed import make_text_embeddings
 from generation.encoders import base
 from generation.errors import EmbeddingError, RunError
-from generation.files import parquet
 from generation.recipe import parse_recipe
-from generation.rows import row_id, text_hash
-from generation.stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS
-from generation.store import Run
+from generation.stages import CAPTIONS, SEEDS, TEXT_EMBEDDINGS, row_id, text_hash
+from generation.store import Run, parquet
 from generation.vectors import VectorShard
 from tests.tiny_models import TEXTS, tiny_clip
 

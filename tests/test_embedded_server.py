@@ -19,8 +19,7 @@ from generation.errors import FatalServerError
 from generation.limits import EMBEDDED_SLOTS, SLOT_TOKENS
 from generation.prompts import load_prompt
 from generation.tgi import embedded
-from generation.tgi.client import Endpoint, open_session
-from generation.tgi.protocol import Request
+from generation.tgi.client import Endpoint, Request, open_session
 from tests.conftest import ROOT
 
 PARENT = "import time; from generation.tgi.embedded import embedded_server as start\nwith start(): time.sleep(60)"

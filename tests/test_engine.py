@@ -22,13 +22,11 @@ from generation.config import Server
 from generation.engine import Item, generate, retry
 from generation.engine.work import Journal
 from generation.errors import FatalServerError, RequestRejected, RunError, StageFailed
-from generation.files import parquet
 from generation.prompts import load_prompt
 from generation.recipe import parse_recipe
-from generation.rows import SEED_SCHEMA, Row, row_id, stable_hash, text_hash
-from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, Stage
-from generation.store import Run
-from generation.tgi.protocol import Answer, Request
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEED_SCHEMA, SEEDS, Row, Stage, row_id, stable_hash, text_hash
+from generation.store import Run, parquet
+from generation.tgi.client import Answer, Request
 from generation.tgi.scheduler import RequestStats
 
 RECIPE = parse_recipe({"name": "t", "directory": "/", "seeds": {"captions": []}}, "test")

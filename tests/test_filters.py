@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from generation.config import Filters
 from generation.errors import SeedError
 from generation.recipe import CONFIGS
-from generation.seeds.sources import plain_words, reject
+from generation.seeds import plain_words, reject
 from tests.test_seeds import CASES, lines, make, source
 
 GOOD = "A brown dog sleeps on a striped rug."

@@ -12,13 +12,11 @@ from generation.captions import CaptionTask, make_captions
 from generation.checks.items import LETTERS
 from generation.engine import Item
 from generation.errors import RunError
-from generation.files import parquet
 from generation.instructions import InstructionTask, conversation, items_of, make_instructions, shuffle_options
 from generation.recipe import parse_recipe
-from generation.rows import CAPTION_SCHEMA, SEED_SCHEMA, row_id
-from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS
-from generation.store import Run
-from generation.tgi.protocol import Answer
+from generation.stages import CAPTION_SCHEMA, CAPTIONS, INSTRUCTIONS, SEED_SCHEMA, SEEDS, TASKS, row_id
+from generation.store import Run, parquet
+from generation.tgi.client import Answer
 from tests.fake_server import FakeServer
 
 SCENE = "A brown dog carries a ball over the wet beach near a red kite. Four gulls sit on a long wooden pier."

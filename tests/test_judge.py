@@ -10,16 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from generation import stages
 from generation.__main__ import main
 from generation.errors import RunError
 from generation.estimate import estimate_run
-from generation.files import parquet
 from generation.instructions import InstructionTask, conversation, items_of
 from generation.judge import CONFIRMED, JudgeTask, judge_captions, judged_share, make_judgements, retry_rejected
-from generation.rows import CAPTION_SCHEMA, INSTRUCTION_SCHEMA, SEED_SCHEMA, Row, row_id, stable_hash, text_hash
-from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS
-from generation.store import Run
-from generation.tgi.protocol import Answer
+from generation.stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, Row, row_id
+from generation.store import Run, parquet
+from generation.tgi.client import Answer
 from generation.verify import verify_path
 from tests.fake_server import FakeServer
 from tests.test_instructions import make_run as make_any_run
@@ -46,7 +45,7 @@ class Judge(FakeServer):
         self.judged[question] += number > 0  # the first request warms up
         answers = _CHOSEN.findall(prompt.split("Question: ")[1])
         right = [letter for letter, text in answers if (question, text) in self.truth]
-        if stable_hash(question, self.judged[question]) % 1000 < 1000 * self.error:
+        if stages.stable_hash(question, self.judged[question]) % 1000 < 1000 * self.error:
             right = [letter for letter, _ in answers if letter not in right][:1]
         return json.dumps({"Right": right})
 
@@ -61,14 +60,14 @@ def fill(run: Run, task: str, rows: list[tuple[str, list[dict[str, Any]]]]) -> N
     seeds = [{"id": row_id(0, number), "seed": "A scene."} for number in range(len(rows))]
     captions, conversations = list[Row](), list[Row]()
     for seed, (text, items) in zip(seeds, rows, strict=True):
-        captions.append(seed | {"caption": text, "input_hash": text_hash("A scene."), "attempts": 1})
+        captions.append(seed | {"caption": text, "input_hash": stages.text_hash("A scene."), "attempts": 1})
         columns = {"question_types": ["object"] * len(items), "grounded": [1.0] * len(items), "dropped": []}
         columns |= {"id": seed["id"], "task": task, "conversations": conversation(items, task, seed["id"])}
-        conversations.append(columns | {"input_hash": text_hash(text), "attempts": 1})
-    for stage, made, schema in ((SEEDS, seeds, SEED_SCHEMA), (CAPTIONS, captions, CAPTION_SCHEMA)):
+        conversations.append(columns | {"input_hash": stages.text_hash(text), "attempts": 1})
+    for stage, made, schema in ((SEEDS, seeds, stages.SEED_SCHEMA), (CAPTIONS, captions, stages.CAPTION_SCHEMA)):
         run.commit(stage, 0, len(rows), parquet(pa.Table.from_pylist(made, schema)), counts={"rejected": {}})
     for name in TASKS:
-        table = pa.Table.from_pylist(conversations if name == task else [], INSTRUCTION_SCHEMA)
+        table = pa.Table.from_pylist(conversations if name == task else [], stages.INSTRUCTION_SCHEMA)
         extra = InstructionTask(run, name).extra
         run.commit(INSTRUCTIONS[name], 0, len(table), parquet(table), None, extra, {"rejected": {}})
 
@@ -220,8 +219,8 @@ def test_captions_that_leave_their_seed_are_dropped(tmp_path: Path) -> None:
         assert server.counts["requests"] == asked
         verdicts = run.table(CAPTION_JUDGEMENTS, 0).to_pylist()
         assert {row["input_hash"]: row["verdict"] for row in verdicts} == {  # as the builder looks them up
-            text_hash("A scene.", "A dog."): CONFIRMED,
-            text_hash("A scene.", "A horse."): "unsupported",
+            stages.text_hash("A scene.", "A dog."): CONFIRMED,
+            stages.text_hash("A scene.", "A horse."): "unsupported",
         }
         verify_path(run.path)
         with pytest.raises(RunError, match="no section 'judge'"):

@@ -20,7 +20,7 @@ from generation.errors import EmbeddingError, UnicornError
 from generation.files import sha256
 from generation.loader import Collate, UnicornDataset, UnicornStream, apply_to_images, image_mean
 from generation.recipe import parse_recipe
-from generation.rows import stable_hash
+from generation.stages import stable_hash
 from generation.store import Run
 from generation.transfer.stage import make_image_embeddings
 from generation.vectors import VectorShard, write_vectors

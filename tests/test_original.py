@@ -11,8 +11,7 @@ import pytest
 from generation import original
 from generation.errors import RunError, SeedError
 from generation.original import import_release
-from generation.rows import row_id
-from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS
+from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, TASKS, row_id
 from generation.store import Run
 from generation.verify import verify_path
 from tests.runs import make_run

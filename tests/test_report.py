@@ -14,13 +14,11 @@ from torch import Generator, randn, tensor
 from torch.nn.functional import normalize
 
 from generation.errors import EmbeddingError
-from generation.files import parquet
 from generation.recipe import parse_recipe
 from generation.report import page, write_report
 from generation.report.gap import effective_rank, neighbours_kept, recall
-from generation.rows import CAPTION_SCHEMA
-from generation.stages import CAPTIONS, INSTRUCTIONS, TEXT_EMBEDDINGS
-from generation.store import Run
+from generation.stages import CAPTION_SCHEMA, CAPTIONS, INSTRUCTIONS, TEXT_EMBEDDINGS
+from generation.store import Run, parquet
 from generation.vectors import VectorShard
 from tests.runs import make_run
 

@@ -14,7 +14,7 @@ from generation.config import Server
 from generation.errors import FatalServerError, Interrupted, RequestRejected
 from generation.prompts import Sampling
 from generation.tgi import endpoint_state
-from generation.tgi.protocol import Answer, Request
+from generation.tgi.client import Answer, Request
 from generation.tgi.scheduler import RequestStats, connect
 from tests.fake_server import FakeServer, Reply
 from tests.test_simulation import Phase, Plan, simulate

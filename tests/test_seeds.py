@@ -15,10 +15,9 @@ import yaml
 
 from generation.errors import RecipeError, RunError, SeedError, StageFailed
 from generation.recipe import CONFIGS, load_recipe
-from generation.rows import row_id
-from generation.seeds import make_seeds
-from generation.seeds.sources import Sample, read_domain
-from generation.stages import SEEDS
+from generation.seeds import Sample, make_seeds
+from generation.seeds.domains import read_domain
+from generation.stages import SEEDS, row_id
 from generation.store import Run
 
 SEED_DATA = CONFIGS.parent / "seed_data"

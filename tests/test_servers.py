@@ -18,12 +18,10 @@ from socket import socket
 import pytest
 
 from generation.__main__ import main
-from generation.rows import Row
-from generation.stages import CAPTIONS, INSTRUCTIONS
+from generation.stages import CAPTIONS, INSTRUCTIONS, Row
 from generation.store import Run
-from generation.tgi.client import Endpoint
+from generation.tgi.client import Answer, Endpoint, Request
 from generation.tgi.embedded import MODEL, embedded_server
-from generation.tgi.protocol import Answer, Request
 from tests.conftest import ROOT, write_recipe
 from tests.fake_server import KINDS, FakeServer, Reply
 

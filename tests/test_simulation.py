@@ -19,8 +19,9 @@ from generation.config import Server
 from generation.errors import RequestRejected, ServerError, TransientError
 from generation.limits import PROBE_S, STALL_S, TEST_AFTER_S
 from generation.prompts import Sampling
+from generation.tgi.client import Answer, Request
 from generation.tgi.endpoint_state import EndpointState
-from generation.tgi.protocol import Answer, Request, ServerInfo, failure
+from generation.tgi.protocol import ServerInfo, failure
 from generation.tgi.scheduler import FAILS_ALONE, SUSPECT_AFTER, RequestStats, Scheduler
 
 SCHEDULES = int(os.environ.get("UNICORN_SCHEDULES", "300"))

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from generation.errors import RunError
-from generation.files import parquet, write_atomically, write_json
+from generation.files import write_atomically, write_json
 from generation.recipe import CONFIGS, load_recipe, parse_recipe
-from generation.rows import CAPTION_SCHEMA, REJECTED_SCHEMA, SEED_SCHEMA, row_id, select
-from generation.stages import CAPTIONS, SEEDS
-from generation.store import Run
+from generation.stages import CAPTION_SCHEMA, CAPTIONS, REJECTED_SCHEMA, SEED_SCHEMA, SEEDS, row_id, select
+from generation.store import Run, parquet
 
 DEMO = load_recipe(CONFIGS / "demo.yaml")
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from generation.checks.dense import caption_fault, finish
 from generation.checks.items import Scene, Shown, item_fault, question_type, sound_items
-from generation.checks.text import shingles
+from generation.checks.text import caption_fault, finish, shingles
 from generation.prompts import load_prompt
 
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from generation.errors import DatasetError, RunError
-from generation.files import parquet, write_atomically, write_json
+from generation.files import write_atomically, write_json
 from generation.stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TEXT_EMBEDDINGS, Stage, image_embeddings
-from generation.store import Run
+from generation.store import Run, parquet
 from generation.vectors import VectorShard, write_vectors
 from generation.verify import verify_path
 from tests.runs import make_run

@@ -20,13 +20,12 @@ from examples.train_vlm import Projector, VisionLanguageModel, train
 from generation.builders.build import build
 from generation.embed import make_text_embeddings
 from generation.encoders import load_encoder
-from generation.files import parquet, read_json, write_json
+from generation.files import read_json, write_json
 from generation.loader import UnicornDataset, apply_to_images, image_mean
 from generation.logs import say
 from generation.recipe import parse_recipe
-from generation.rows import row_id, text_hash
-from generation.stages import CAPTIONS, SEEDS
-from generation.store import Run
+from generation.stages import CAPTIONS, SEEDS, row_id, text_hash
+from generation.store import Run, parquet
 from generation.transfer.stage import make_image_embeddings
 from unicorn_1_2m import Unicorn12M
 

@@ -6,38 +6,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from .. import __version__
 from ..errors import DatasetError
 from ..files import explained, sha256, write_json
-from ..limits import FILE_BYTES, WRITERS
-from ..logs import Progress
-from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, UnicornBuilder
+from ..limits import WRITERS
+from .builder import FIRST_VERSION, FOLDERS, WITH_EMBEDDINGS, Builders, UnicornBuilder, write_tables
 from .published import PublishedDataset
 
-Builders = dict[str, UnicornBuilder]  # by config
-Counts = Counter[tuple[str, Any]]  # by column and value
-TEXT_BYTES = 1_000  # about, of a row
-ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
-TURNS = ["conversations.list.element.from", "conversations.list.element.value"]
-OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more time than all the rest
-    "use_dictionary": [TURNS[0], "task", "source", "license", "prompt", "model", "embedding_shard"],
-    "write_statistics": ["id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row"],
-    "write_page_index": True,
-}
-COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "letters")
 PRIVATE: Any = {"directory": True, "cluster": True, "server": {"endpoints"}, "judge": {"endpoints"}}  # of the recipe
 
 
@@ -96,7 +79,7 @@ def _write_all(
 ) -> dict[str, Any]:
     """Write all files of a data set into a new directory and return its manifest."""
     first, run = builders["default"], builders["default"].run
-    counts = _write_tables(builders, output)
+    counts = write_tables(builders, output)
     vectors = (run.run.verified(run.vectors_stage, shard) for shard in run.records[run.vectors_stage])
     for path in () if first.INSTRUCTIONS else (run.statistics, *vectors):
         target = output / path.relative_to(run.run.path)
@@ -133,57 +116,6 @@ def _write_all(
     manifest["files"] = _files(output, {name: facts["sha256"] for name, facts in files.items()})
     write_json(output / "manifest.json", manifest)
     return manifest
-
-
-def _write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]:
-    """Write the Parquet files of all configs as the Hub's viewer likes them; return the bytes of each config as Arrow,
-    and the rows of ``default`` by value, for each column in ``COUNTED``. Chunks of text are found by content, so that
-    a new version uploads little; vectors all move with the mean, and compress by a twelfth only."""
-    run, features, jobs = builders["default"].run, builders["default"].info.features, []
-
-    def write(config: str, shards: list[int], path: Path) -> Counts:
-        counts, schema, text = Counts(), builders[config].info.features.arrow_schema, config == "default"
-        codecs = dict.fromkeys([*schema.names, *TURNS, "question_types.list.element"], "zstd")
-        options = OPTIONS | {"compression": codecs | {"image_embedding.list.element": "NONE"}}
-        with pq.ParquetWriter(path, schema, use_content_defined_chunking=text, **options) as writer:
-            for table in map(builders[config].table, shards):
-                writer.write_table(table, ROW_GROUP[config])
-                counts += Counts({("bytes", config): table.nbytes}) + (_counts(table) if text else Counts())
-                bar.update(len(table))
-        return counts
-
-    for config, folder in FOLDERS.items():
-        (output / folder).mkdir()
-        files, row_bytes = defaultdict[int, list[int]](list), TEXT_BYTES
-        row_bytes += 2 * run.facts["dimension"] if config == WITH_EMBEDDINGS else 0
-        for start, shard in zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False):
-            files[start * row_bytes // FILE_BYTES].append(shard)
-        for number, shards in enumerate(files.values()):
-            jobs.append((config, shards, output / folder / f"train-{number:05d}-of-{len(files):05d}.parquet"))
-    total = len(FOLDERS) * sum(map(run.rows, run.shards))
-    with Progress("build", total) as bar, ThreadPoolExecutor(WRITERS) as pool:
-        counts = sum(pool.map(write, *zip(*jobs, strict=True)), Counts())
-    found: dict[str, dict[str, int]] = {name: {} for name in ("bytes", *COUNTED)}
-    for name, value in sorted(counts):
-        labels = getattr(features.get(name), "names", None)  # of class labels
-        found[name][labels[value] if labels else str(value)] = counts[name, value]
-    return found
-
-
-def _counts(table: pa.Table) -> Counts:
-    """Return how often each value occurs; scores are rounded, nulls left out. ``letters`` are the right answers of
-    multiple choice."""
-    columns = {name: table[name].combine_chunks().drop_null() for name in COUNTED if name in table.column_names}
-    if "task" in columns:
-        texts = table["conversations"].combine_chunks().flatten().field("value")
-        columns["letters"] = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
-    found = Counts()
-    for name, column in columns.items():
-        if pa.types.is_floating(column.type):
-            column = pc.round(column.cast(pa.float64()), 2)
-        values = pc.value_counts(column.flatten() if pa.types.is_list(column.type) else column)
-        found.update({(name, entry["values"]): entry["counts"] for entry in values.to_pylist()})
-    return found
 
 
 def _files(output: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -1,152 +1,44 @@
-"""The builder that both data sets are, ``datasets`` over a run, a built directory or a revision of the Hub; and a
-finished run as it reads one: completeness checked first, rows joined with captions and vectors by id."""
+"""The builder that both data sets are, ``datasets`` over a run, a built directory or a revision of the Hub: rows of a
+run are joined with their captions and vectors by id, and written as Parquet."""
 
 import hashlib
-import re
 from abc import abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from ..dedup import duplicate_groups
 from ..errors import DatasetError
-from ..files import read_json, write_json
-from ..instructions import selection_inputs
 from ..judge import CONFIRMED, judged_share
-from ..rows import text_hash
-from ..stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, SEEDS, TASKS, TEXT_EMBEDDINGS
-from ..stages import image_embeddings as image_stage
-from ..store import Run
-from ..transfer import Statistics
-from ..transfer.stage import statistics_file, statistics_input
-from ..vectors import VectorShard
-from .published import PublishedDataset, vector_column
+from ..limits import FILE_BYTES, WRITERS
+from ..logs import Progress
+from ..stages import CAPTION_JUDGEMENTS, CAPTIONS, JUDGEMENTS, TASKS, text_hash
+from ..vectors import VectorShard, vector_column
+from .finished import NO_NAME, FinishedRun
+from .published import PublishedDataset
 
 WITH_EMBEDDINGS = "with_embeddings"
 FOLDERS = {"default": "data", WITH_EMBEDDINGS: WITH_EMBEDDINGS}  # of the Parquet files in a built directory
 FIRST_VERSION = "1.0.0"
-_NO_NAME = "^(/.*|unknown)$"  # what a server that serves a local directory, or a gateway, calls its model
-
-
-class FinishedRun:
-    """A run whose stages are complete, with ``instructions`` the instruction stages too. ``method`` is of the transfer
-    (None: the recipe's); ``search`` has near-duplicates searched even if the recipe does not drop them. A DatasetError
-    or RunError says that it is not a run, has no row or a model without a name, or that a stage is not complete."""
-
-    def __init__(self, path: Path, method: str | None, instructions: bool, search: bool = False) -> None:
-        if (path / "manifest.json").is_file() and not (path / "run.json").is_file():
-            raise DatasetError(f"{path} is a built data set, not a run: give the run; data_dir= reads a built one")
-        run = self.run = Run(path)
-        self.method = method or run.recipe.transfer.method
-        self.search = search or run.recipe.captions.drop_duplicates is not None
-        self.vectors_stage, self.statistics = image_stage(self.method), statistics_file(run, self.method)
-        self.tasks = [INSTRUCTIONS[task] for task in TASKS] if instructions else []
-        identities = {stage: run.facts(stage).get("identity", {}) for stage in (CAPTIONS, *self.tasks)}
-        self.imported = "imported" in identities[CAPTIONS]  # from the original's release
-        inputs = {self.vectors_stage: statistics_input(run, self.method)}
-        for stage, task in zip(self.tasks, TASKS, strict=False):
-            inputs[stage] = {} if "imported" in identities[stage] else selection_inputs(run, task)
-        judged = list(JUDGEMENTS.values()) if instructions else []
-        stages = [SEEDS, CAPTIONS, TEXT_EMBEDDINGS, *inputs, *(judged if run.recipe.judge else [])]
-        self.records = {stage: run.require(stage, inputs.get(stage)) for stage in stages}
-        for stage in (CAPTION_JUDGEMENTS, *judged):
-            if run.shards(stage):
-                self.records.setdefault(stage, run.records(stage))
-        self.shards = [shard for shard in self.records[CAPTIONS] if self.rows(shard)]
-        if not self.shards:
-            raise DatasetError(f"{path}: no row was accepted; the report shows the rejected rows by reason")
-        self.model_name = run.recipe.server.model_name
-        models = [str(identity.get("model", "")) for identity in identities.values()]
-        if not self.model_name and (nameless := [model for model in models if re.fullmatch(_NO_NAME, model)]):
-            raise DatasetError(
-                f"{path}: the server calls the model that wrote the text {nameless[0]!r}. Name it in the recipe, "
-                "`server: {model_name: OWNER/NAME}`, and give `run --config RECIPE`: nothing is made again"
-            )
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of all data files that rows and vectors come from, by path in the run."""
-        named = [(stage.name, record.files) for stage, made in self.records.items() for record in made.values()]
-        files = {f"{stage}/{name}": facts["sha256"] for stage, files in named for name, facts in files.items()}
-        return {name: files[name] for name in sorted(files) if not name.endswith(".rejected.parquet")}
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What a build's manifest says of the run: among others the licence of each source of seeds, in alphabetical
-        order, the number of captions with a near-duplicate (None: not searched), and a digest of the rows' origin."""
-        columns, sources = ["source", "license"], dict[str, str]()
-        tables = [self.run.table(SEEDS, shard, columns) for shard in self.records[SEEDS]]
-        pairs = pa.concat_tables(tables).group_by(columns).aggregate([]).to_pydict()
-        for source, text in sorted(zip(*pairs.values(), strict=True), key=str):
-            sources[source] = f"{sources[source]}; {text}" if source in sources else text or "unknown"
-        return {
-            "method": self.method,
-            "transfer": Statistics.load(self.statistics).facts,
-            "dimension": VectorShard(self.run.verified(self.vectors_stage, self.shards[0])).dimension,
-            "sources": sources,
-            "original_id": self.imported,
-            "duplicates": None if self.duplicates is None else len(self.duplicates),
-            "digest": repr((self.hashes, self.model_name, self.duplicates)),
-        }
-
-    def rows(self, shard: int) -> int:
-        """Return how many rows of the data set a caption shard gives."""
-        return sum(self.records[stage][shard].rows for stage in self.tasks or (CAPTIONS,))
-
-    @cached_property
-    def duplicates(self) -> dict[str, str] | None:
-        """The group of each caption that has a near-duplicate, or None if it was not searched for: that takes minutes
-        for a million captions. The groups are kept in the run's ``.duplicates.json``, for the other data set too."""
-        path = self.run.path / ".duplicates.json"
-        captions = {name: digest for name, digest in self.hashes.items() if name.startswith("captions/")}
-        known = read_json(path) if path.is_file() else {}
-        if known.get("captions") != captions and self.search:
-            write_json(path, known := {"captions": captions, "groups": duplicate_groups(self.run)})
-        return dict(known["groups"]) if known.get("captions") == captions else None
-
-    def captions(self, shard: int) -> pa.Table:
-        """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
-        table, verdicts = self.run.table(CAPTIONS, shard), dict[int, str]()
-        embedded = pa.array(VectorShard(self.run.verified(self.vectors_stage, shard)).ids)
-        if shard in self.records.get(CAPTION_JUDGEMENTS, {}):
-            found = self.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
-            verdicts = dict(zip(*found.to_pydict().values(), strict=True))
-        ids, texts = table["id"].to_pylist(), [table[name] for name in ("seed", "caption")]
-        hashes = map(text_hash, *(text.to_pylist() for text in texts)) if verdicts else ids
-        columns = {
-            "embedding_shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
-            "embedding_row": _places(table["id"], embedded, shard).cast(pa.int32()),
-            "duplicate_group": pa.array(map((self.duplicates or {}).get, ids), pa.string()),
-            "judge": pc.equal(pa.array(map(verdicts.get, hashes), pa.string()), CONFIRMED).cast(pa.float32()),
-        }
-        return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
-
-    def conversations(self, shard: int) -> pa.Table:
-        """Return the conversations of a shard, task after task, each with columns of the caption it is about."""
-        captions, parts = self.captions(shard), []
-        for stage, task in zip(self.tasks, TASKS, strict=True):
-            table = self.run.table(stage, shard)
-            own = captions.take(_places(table["id"], captions["id"].combine_chunks(), shard))
-            shares = judged_share(self.run, task, shard) if JUDGEMENTS[task] in self.records else {}
-            names = ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group")
-            columns = dict(zip(table.column_names, table.columns, strict=True)) | {name: own[name] for name in names}
-            judge = pa.array(map(shares.get, table["id"].to_pylist()), pa.float32())
-            parts.append(pa.table(columns | {"judge": judge}))
-        return pa.concat_tables(parts)
-
-
-def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> pa.ChunkedArray:
-    """Return where each id stands among ``known``; a DatasetError names one that does not."""
-    if (found := pc.index_in(ids, value_set=known)).null_count:
-        missing = ids.filter(pc.is_null(found))[0]
-        raise DatasetError(f"shard {shard}: row {missing} has no caption or no vector of its id; run `verify`")
-    return found
+Counts = Counter[tuple[str, Any]]  # by column and value
+TEXT_BYTES = 1_000  # about, of a row
+ROW_GROUP = {"default": 20_000, WITH_EMBEDDINGS: 4_000}  # rows; 4,000 vectors of d = 1280 take 10 MB
+TURNS = ["conversations.list.element.from", "conversations.list.element.value"]
+OPTIONS: dict[str, Any] = {  # for vectors, a dictionary or statistics cost more time than all the rest
+    "use_dictionary": [TURNS[0], "task", "source", "license", "prompt", "model", "embedding_shard"],
+    "write_statistics": ["id", "task", "source", "words", "judge", "grounded", "embedding_shard", "embedding_row"],
+    "write_page_index": True,
+}
+COUNTED = ("source", "task", "question_types", "words", "model", "judge", "grounded", "letters")
 
 
 @dataclass
@@ -220,7 +112,7 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         table, schema = self.rows(self.run, shard), self.info.features.arrow_schema
         columns = dict(zip(table.column_names, table.columns, strict=True))
         if name := self.run.model_name:
-            columns["model"] = pc.replace_substring_regex(table["model"], _NO_NAME, name)
+            columns["model"] = pc.replace_substring_regex(table["model"], NO_NAME, name)
         for name, feature in self.info.features.items():
             if isinstance(feature, datasets.ClassLabel):
                 columns[name] = pc.index_in(table[name], value_set=pa.array(feature.names))
@@ -228,3 +120,97 @@ class UnicornBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             shard_path = self.run.run.verified(self.run.vectors_stage, shard)
             columns["image_embedding"] = vector_column(VectorShard(shard_path), table)
         return pa.table(columns).select(schema.names).cast(schema)
+
+
+Builders = dict[str, UnicornBuilder]  # by config
+
+
+def captions_of(run: FinishedRun, shard: int) -> pa.Table:
+    """Return the captions of a shard with the place of their vectors, ``duplicate_group`` and ``judge``."""
+    table, verdicts = run.run.table(CAPTIONS, shard), dict[int, str]()
+    embedded = pa.array(VectorShard(run.run.verified(run.vectors_stage, shard)).ids)
+    if shard in run.records.get(CAPTION_JUDGEMENTS, {}):
+        found = run.run.table(CAPTION_JUDGEMENTS, shard, ["input_hash", "verdict"])
+        verdicts = dict(zip(*found.to_pydict().values(), strict=True))
+    ids, texts = table["id"].to_pylist(), [table[name] for name in ("seed", "caption")]
+    hashes = map(text_hash, *(text.to_pylist() for text in texts)) if verdicts else ids
+    columns = {
+        "embedding_shard": pa.repeat(pa.scalar(shard, pa.int32()), len(table)),
+        "embedding_row": _places(table["id"], embedded, shard).cast(pa.int32()),
+        "duplicate_group": pa.array(map((run.duplicates or {}).get, ids), pa.string()),
+        "judge": pc.equal(pa.array(map(verdicts.get, hashes), pa.string()), CONFIRMED).cast(pa.float32()),
+    }
+    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
+
+
+def conversations_of(run: FinishedRun, shard: int) -> pa.Table:
+    """Return the conversations of a shard, task after task, each with columns of the caption it is about."""
+    captions, parts = captions_of(run, shard), []
+    for stage, task in zip(run.tasks, TASKS, strict=True):
+        table = run.run.table(stage, shard)
+        own = captions.take(_places(table["id"], captions["id"].combine_chunks(), shard))
+        shares = judged_share(run.run, task, shard) if JUDGEMENTS[task] in run.records else {}
+        names = ("caption", "source", "words", "embedding_shard", "embedding_row", "duplicate_group")
+        columns = dict(zip(table.column_names, table.columns, strict=True)) | {name: own[name] for name in names}
+        judge = pa.array(map(shares.get, table["id"].to_pylist()), pa.float32())
+        parts.append(pa.table(columns | {"judge": judge}))
+    return pa.concat_tables(parts)
+
+
+def _places(ids: pa.ChunkedArray, known: pa.Array, shard: int) -> pa.ChunkedArray:
+    """Return where each id stands among ``known``; a DatasetError names one that does not."""
+    if (found := pc.index_in(ids, value_set=known)).null_count:
+        missing = ids.filter(pc.is_null(found))[0]
+        raise DatasetError(f"shard {shard}: row {missing} has no caption or no vector of its id; run `verify`")
+    return found
+
+
+def write_tables(builders: Builders, output: Path) -> dict[str, dict[str, int]]:
+    """Write the Parquet files of all configs as the Hub's viewer likes them; return the bytes of each config as Arrow,
+    and the rows of ``default`` by value, for each column in ``COUNTED``. Chunks of text are found by content, so that
+    a new version uploads little; vectors all move with the mean, and compress by a twelfth only."""
+    run, features, jobs = builders["default"].run, builders["default"].info.features, []
+
+    def write(config: str, shards: list[int], path: Path) -> Counts:
+        counts, schema, text = Counts(), builders[config].info.features.arrow_schema, config == "default"
+        codecs = dict.fromkeys([*schema.names, *TURNS, "question_types.list.element"], "zstd")
+        options = OPTIONS | {"compression": codecs | {"image_embedding.list.element": "NONE"}}
+        with pq.ParquetWriter(path, schema, use_content_defined_chunking=text, **options) as writer:
+            for table in map(builders[config].table, shards):
+                writer.write_table(table, ROW_GROUP[config])
+                counts += Counts({("bytes", config): table.nbytes}) + (_counts(table) if text else Counts())
+                bar.update(len(table))
+        return counts
+
+    for config, folder in FOLDERS.items():
+        (output / folder).mkdir()
+        files, row_bytes = defaultdict[int, list[int]](list), TEXT_BYTES
+        row_bytes += 2 * run.facts["dimension"] if config == WITH_EMBEDDINGS else 0
+        for start, shard in zip(accumulate(map(run.rows, run.shards), initial=0), run.shards, strict=False):
+            files[start * row_bytes // FILE_BYTES].append(shard)
+        for number, shards in enumerate(files.values()):
+            jobs.append((config, shards, output / folder / f"train-{number:05d}-of-{len(files):05d}.parquet"))
+    total = len(FOLDERS) * sum(map(run.rows, run.shards))
+    with Progress("build", total) as bar, ThreadPoolExecutor(WRITERS) as pool:
+        counts = sum(pool.map(write, *zip(*jobs, strict=True)), Counts())
+    found: dict[str, dict[str, int]] = {name: {} for name in ("bytes", *COUNTED)}
+    for name, value in sorted(counts):
+        labels = getattr(features.get(name), "names", None)  # of class labels
+        found[name][labels[value] if labels else str(value)] = counts[name, value]
+    return found
+
+
+def _counts(table: pa.Table) -> Counts:
+    """Return how often each value occurs; scores are rounded, nulls left out. ``letters`` are the right answers of
+    multiple choice."""
+    columns = {name: table[name].combine_chunks().drop_null() for name in COUNTED if name in table.column_names}
+    if "task" in columns:
+        texts = table["conversations"].combine_chunks().flatten().field("value")
+        columns["letters"] = texts.filter(pc.match_substring_regex(texts, "^[A-D]$"))
+    found = Counts()
+    for name, column in columns.items():
+        if pa.types.is_floating(column.type):
+            column = pc.round(column.cast(pa.float64()), 2)
+        values = pc.value_counts(column.flatten() if pa.types.is_list(column.type) else column)
+        found.update({(name, entry["values"]): entry["counts"] for entry in values.to_pylist()})
+    return found

@@ -25,9 +25,8 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from ..errors import DatasetError
 from ..files import read_json, sha256
 from ..limits import READ_ROWS
-from ..rows import text_hash
 from ..store import damage
-from ..vectors import VectorShard
+from ..vectors import VectorShard, vector_column
 
 logger = logging.getLogger(__name__)
 COMPARED_SHARDS = 4  # of vectors, evenly spread; those of the Hub must be downloaded
@@ -123,19 +122,6 @@ class PublishedDataset:
                 said = "all vectors moved" if what == "vectors" and changed == common else said
                 pairs = ((self.file(name), directory / name) for name in chosen)  # text is in no file of its own
                 yield f"{said}, smallest cosine {_smallest_cosine(pairs):.3f}" if chosen else said
-
-
-def vector_column(shard: VectorShard, table: pa.Table) -> pa.FixedSizeListArray:
-    """Return the vectors of a table's rows as ``fixed_size_list<halffloat>[d]``, found by ``embedding_row``; rows in
-    order are a view of the mapped file. A DatasetError names a row whose vector is missing or of another text."""
-    rows, total, ids, hashes = table["embedding_row"].to_numpy(), len(shard), shard.ids, shard.input_hashes
-    for row, id, caption in zip(rows.tolist(), table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
-        if row >= total or ids[row] != id or hashes[row] != text_hash(caption):
-            raise DatasetError(f"{shard.path}, row {row}: not the vector of row {id}; take both from one build")
-    vectors, first = shard.vectors.numpy(), int(rows[0]) if len(rows) else 0
-    straight = np.array_equal(rows, np.arange(first, first + len(rows)))
-    chosen = vectors[first : first + len(rows)] if straight else vectors[rows]  # [n, d]
-    return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1), pa.float16()), shard.dimension)
 
 
 def _smallest_cosine(pairs: Iterable[tuple[Path, Path]]) -> float:

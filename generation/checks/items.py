@@ -7,19 +7,24 @@ from contextlib import suppress
 from typing import Any
 
 from ..files import unique_keys
-from .facts import COLOURS, NUMBERS, disagrees, lettering, measures, values
 from .text import (
+    COLOURS,
     ENGLISH,
     FUNCTION_WORDS,
+    NUMBERS,
     content,
+    disagrees,
     form_faults,
     is_finished,
+    lettering,
     loops,
+    measures,
     pattern,
     sentences,
     stem,
     stems,
     tokens,
+    values,
 )
 
 QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multiple choice

@@ -1,16 +1,18 @@
-"""Words as the checks see them, by the lists and patterns of ``english.yaml``; and what may be wrong with any text."""
+"""Texts as the checks see them, by the lists and patterns of ``english.yaml``: words, faults of any text, facts that a
+rule can see, and whether a text is a dense caption of its seed: one finished paragraph about the same things."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, groupby, takewhile
 from operator import eq
 from pathlib import Path
 
 from ..recipe import read_yaml
 
 Words = tuple[str, ...]  # words in a row
+Kinds = Mapping[str, frozenset[str]]  # word -> the values that it may stand for
 
 ENGLISH = read_yaml(Path(__file__).with_name("english.yaml"), "word lists")
 FUNCTION_WORDS = frozenset(ENGLISH["function_words"].split())
@@ -136,3 +138,134 @@ def shingles(texts: Iterable[str], size: int = 8) -> list[Words]:
     """Return all runs of so many words in each text. Two texts do not share one of eight words by chance."""
     parts = [[tokens(text)[start:] for start in range(size)] for text in texts]
     return [run for part in parts for run in zip(*part, strict=False)]
+
+
+def _kinds(name: str) -> Kinds:
+    pairs = [(word, value) for value, words in ENGLISH[name].items() for word in (value, *str(words).split())]
+    return {word: frozenset(value for other, value in pairs if other == word) for word, _ in pairs}
+
+
+COLOURS, NUMBERS, _IMPLIED = map(_kinds, ("colours", "numbers", "implied"))
+# A seed's "a couple" and "gold" may become other words; these may not.
+_PLAIN = {"gray", *ENGLISH["colours"], *ENGLISH["numbers"], *filter(str.isdigit, NUMBERS)}
+FRAMING, _NOT_COUNTED = (frozenset(ENGLISH[name].split()) for name in ("framing", "not_counted"))
+_is_plural = re.compile("|".join([".*s", *ENGLISH["plurals"].split()])).fullmatch
+_NEAR = 6  # words between a value and its noun, at most
+
+# A bird stands on two feet, and a street has four yards: after a spelt number these units need a word of measuring.
+_AMBIGUOUS = frozenset(("foot", "yard", "pound", "degree"))
+NAMED, QUOTED, _LETTERING = map(pattern, ("named", "quoted", "lettering"))
+_MEASURE, _MEASURES_ON = map(pattern, ("measure", "measures_on"))
+
+
+def values(words: Iterable[str], kinds: Kinds) -> frozenset[str]:
+    """Return the values of one kind that the words may stand for."""
+    return frozenset[str]().union(*(kinds[word] for word in kinds.keys() & words))
+
+
+def changes(seed: Sequence[str], said: Sequence[str], kinds: Kinds) -> bool:
+    """Return whether a text lacks a plain colour or count of its seed, or gives the seed's nouns another one."""
+    held = values(said, kinds) | values(said, _IMPLIED)
+    for place, word in enumerate(seed):
+        value = kinds.get(word, frozenset())
+        digits = kinds is NUMBERS and not value & held and re.fullmatch("[0-9]{1,4}", word)  # clock, score or year
+        if not value and not digits:
+            continue
+        after = list(takewhile(lambda other: other not in FUNCTION_WORDS, seed[place + 1 :]))
+        if kinds is NUMBERS and not _NOT_COUNTED.isdisjoint([*seed[max(0, place - 1) : place], *after]):
+            continue
+        counts = value and word in _PLAIN and (kinds is COLOURS or any(map(_is_plural, after[:3])))
+        if counts and (not value & held or disagrees(value, stems(after), said, kinds)):
+            return True
+        if digits and word.lstrip("0") not in {"", "1", *(other.lstrip("0") for other in said)}:
+            return True
+    return False
+
+
+def disagrees(value: frozenset[str], nouns: set[str], words: Sequence[str], kinds: Kinds) -> bool:
+    """Return whether a text's ``words`` give some noun (stems) another value of one kind, and never this one."""
+    found = False
+    for place in [number for number, word in enumerate(words) if stem(word) in nouns]:
+        if value & values(words[max(0, place - _NEAR) : place + _NEAR + 1], kinds):
+            return False
+        # "two of the men" does not count all men
+        before = takewhile(lambda other: other not in FUNCTION_WORDS, words[max(0, place - 3) : place][::-1])
+        found |= not kinds.keys().isdisjoint(before)
+    return found
+
+
+def subject(phrase: Iterable[str]) -> set[str]:
+    """Return the words of a phrase that may name what it is about: after a number, only plurals."""
+    named = set(phrase) - NUMBERS.keys() - COLOURS.keys()
+    return set(filter(_is_plural, named)) or named if not NUMBERS.keys().isdisjoint(phrase) else named
+
+
+def measures(text: str) -> set[tuple[str, str]]:
+    """Return the measurements in a text, each a number and a unit: ``10-inch`` and ``ten inches`` are the same."""
+    found = set[tuple[str, str]]()
+    likely = not UNITS.keys().isdisjoint(tokens(text)) or re.search("[0-9]", text)  # of few texts
+    for digits, spelt, unit, after, feet in _MEASURE.findall(text.lower()) if likely else ():
+        unsure = len(unit) == 1 or (UNITS.get(unit) in _AMBIGUOUS and not _MEASURES_ON.match(after))
+        if digits or feet or not unsure:
+            number = re.sub(r",(?=\d{3})", "", digits or feet or spelt).rstrip(".,/")
+            found.add((next(iter(NUMBERS.get(number, [number.replace("one", "1")]))), UNITS.get(unit, "foot")))
+    return found
+
+
+def lettering(text: str) -> list[set[str]]:
+    """Return the words of each piece of lettering that a text quotes."""
+    return [set(words) for found in QUOTED.findall(text) + _LETTERING.findall(text) if (words := tokens(found))]
+
+
+_SENTENCE_END = re.compile(r"[.!?][\"')\]’”»]*(?=\s|$)")
+_LONG_STRING = 45  # characters without a space
+_LOST_SHARE = 1 / 3  # of the seed's content words, or one of them, may be lacking; faithful captions lack fewer
+_MONOCHROME = frozenset(("black", "white", "grey", "monochrome", "shades"))
+
+
+def finish(text: str, finish_reason: str) -> str:
+    """Return ``text`` without outer spaces; if it was cut for length, up to its last finished sentence."""
+    text = text.strip()
+    if finish_reason != "length":
+        return text
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return next((text[:end] for end in ends[::-1] if is_finished(text[:end])), "")
+
+
+def caption_fault(
+    text: str, seed: str, min_words: int = 51, max_words: int = 483, shown: frozenset[Words] = frozenset()
+) -> str | None:
+    """Return the reason code for which ``text`` is not a dense caption of ``seed``, or None. The bounds, in words
+    between spaces, are the paper's (appendix D). ``shown`` are the ``shingles`` of the prompt."""
+    return next((code for code, found in _faults(text, seed, min_words, max_words, shown) if found), None)
+
+
+def _faults(text: str, seed: str, low: int, high: int, shown: frozenset[Words]) -> Iterator[tuple[str, object]]:
+    words = text.split()
+    yield "empty", not words
+    yield "bad_characters", max(map(len, words)) > _LONG_STRING
+    yield "too_long", len(words) > high or len(text) > high * _LONG_STRING  # before any pattern sees it
+    talk = talk_fault(QUOTED.sub("", text))  # lettering may say anything
+    yield "refusal", talk == "refusal"
+    yield "meta_talk", talk == "meta_talk"
+    yield from form_faults(text, seed)
+    yield "several_paragraphs", "\n" in text.strip()
+    yield "too_short", len(words) < low
+    yield "unfinished", not is_finished(text)
+    yield "loop", loops(text)
+    yield "mood", talk == "mood" and talk_fault(seed) != "mood"
+    yield "repeats_prompt", not shown.isdisjoint(shingles([text]))
+    # What follows is how a caption may depart from its seed, as far as rules can see.
+    said, asked = tokens(text), tokens(seed)
+    runs = (tuple(run) for grammar, run in groupby(asked, FUNCTION_WORDS.__contains__) if not grammar)
+    phrases = [run for run in runs if FRAMING.isdisjoint(run)]  # without "a good photo of"
+    yield "lost_lettering", any(not quoted <= set(said) for quoted in lettering(seed))
+    held, wanted = stems(said), content({*chain(*phrases)} - NUMBERS.keys() - COLOURS.keys())
+    yield "lost_seed", len(wanted - held) > max(len(wanted) > 1, _LOST_SHARE * len(wanted))
+    yield "lost_subject", not held & next(filter(None, map(content, map(subject, phrases))), held)
+    yield "changed_number", changes(asked, said, NUMBERS)
+    in_grey = "black and white" in seed.lower() and not _MONOCHROME.isdisjoint(said)
+    yield "changed_colour", not in_grey and changes(asked, said, COLOURS)
+    yield "invented_lettering", any(not quoted <= set(asked) for quoted in lettering(text))
+    yield "invented_measurement", not measures(text) <= measures(seed)
+    yield "invented_name", any(name.lower() not in {"", *asked} for found in NAMED.findall(text) for name in found)

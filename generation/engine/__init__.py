@@ -20,9 +20,9 @@ from ..config import Server
 from ..errors import FatalServerError, Interrupted, RequestRejected, StageFailed
 from ..limits import GRACE_S, REFRESH_S
 from ..logs import Progress
-from ..rows import Row
+from ..stages import Row
 from ..store import Run
-from ..tgi.protocol import Answer
+from ..tgi.client import Answer
 from ..tgi.scheduler import RequestStats, Scheduler, connect
 from .work import REFUSED, TOKENS, GenerationTask, Item, UnfinishedShard, Work
 

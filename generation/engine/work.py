@@ -21,14 +21,13 @@ import orjson
 import pyarrow as pa
 
 from ..errors import RunError, StageFailed
-from ..files import explained, parquet, read_table
+from ..files import explained
 from ..limits import SYNC_S
 from ..logs import counted
 from ..prompts import Prompt
-from ..rows import REJECTED_SCHEMA, Row
-from ..stages import Stage
-from ..store import Run
-from ..tgi.protocol import Answer, Request
+from ..stages import REJECTED_SCHEMA, Row, Stage
+from ..store import Run, parquet, read_table
+from ..tgi.client import Answer, Request
 from ..tgi.scheduler import RequestStats
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ..errors import DatasetError
 from ..files import explained, write_atomically
 from ..limits import READ_ROWS
 from ..logs import counted
-from ..rows import stable_hash
+from ..stages import stable_hash
 from ..transfer import Statistics, fit, image_mean, parse_transfer
 from ..vectors import VectorShard
 

@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ..logs import counted
-from ..rows import stable_hash
-from ..stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TASKS, TEXT_EMBEDDINGS, Stage, image_embeddings
+from ..stages import (
+    CAPTIONS,
+    INSTRUCTIONS,
+    SEEDS,
+    STAGES,
+    TASKS,
+    TEXT_EMBEDDINGS,
+    Stage,
+    image_embeddings,
+    stable_hash,
+)
 from ..store import Run
 from .gap import GapSample, cloud, measure_gap
 

@@ -20,6 +20,10 @@ from ..recipe import read_yaml
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
 _FOREIGN = read_yaml(Path(__file__).with_name("foreign.yaml"), "first bytes of files")
+MAX_CHARACTERS = 20_000  # of a caption
+_BROKEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_INVISIBLE = " \ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+_JSON = re.compile(r"""[\[{]\s*["'\[{].*[\]}]""", re.S)
 
 
 class BadRow(NamedTuple):
@@ -201,3 +205,37 @@ def _arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows
                 except UnicodeDecodeError as error:  # Parquet permits strings that are not UTF-8
                     cells.append(error.object.decode(errors="surrogateescape"))
             yield (number := number + 1), cells
+
+
+def captions_of(cells: list[Any] | BadRow, column: str) -> tuple[list[str | BadRow], str | None]:
+    """Return the captions of a row, one or those of one image, and what names that image."""
+    if isinstance(cells, BadRow):
+        return [cells], None
+    value, group = cells[0], cells[-1] if len(cells) > 1 else None
+    image = None if group is None or group != group or not str(group).strip() else str(group)
+    if not isinstance(value, list):
+        return [_caption(value, column)], image
+    if len(value) > 2 and all(isinstance(part, str) and part.isascii() and len(part.split()) == 1 for part in value):
+        detail = f"column '{column}' holds {value!r:.100}, a list of words and not of captions; join them by blanks"
+        return [BadRow("not_text", detail)], image
+    return [_caption(text, column) for text in value or [None]], image or "\x1f".join(map(str, value))
+
+
+def _caption(value: Any, column: str) -> str | BadRow:
+    """Return a caption, its white space single blanks, or why the value is none."""
+    shown = f"column '{column}' holds {value!r:.100}"
+    text = " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
+    if value is None or value != value or (isinstance(value, str) and not text):
+        return BadRow("empty", f"{shown}, no caption")
+    if not isinstance(value, str):
+        return BadRow("not_text", f"{shown}, which is not text")
+    if (found := _BROKEN.search(value)) and "\udc80" <= found[0] <= "\udcff":
+        remedy = "convert the file to UTF-8, from Latin-1 by iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        return BadRow("not_utf8", f"{shown}; byte 0x{ord(found[0]) - 0xDC00:02x} is not UTF-8: {remedy}")
+    if found:
+        return BadRow("control_character", f"{shown}, with the character {found[0]!r}")
+    if len(text) > MAX_CHARACTERS:
+        return BadRow("too_long", f"{shown} and so on, {len(text):,} characters; at most {MAX_CHARACTERS:,}")
+    if _JSON.fullmatch(text):
+        return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
+    return text

@@ -1,4 +1,4 @@
-"""One endpoint of a text-generation server over aiohttp: what it is, how it is, and its answers.
+"""Requests, answers, and one endpoint of a text-generation server over aiohttp: what it is, how it is, what it says.
 
 Every failure becomes a ``ServerError`` that says how to react, with the URL, the status and what the server said.
 """
@@ -12,18 +12,18 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
-from yarl import URL
 
 from .. import config
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from ..limits import CONNECT_S, KEEP_ALIVE_S, REPLY_BYTES, SIDE_S
+from ..prompts import Message, Sampling
 from . import protocol
-from .protocol import API_KEY_VARIABLE, Answer, Fields, Request, ServerInfo
+from .protocol import API_KEY_VARIABLE, Fields, ServerInfo, count
 
 logger = logging.getLogger(__name__)
 THINKS_FROM = 16  # thinking tokens; Qwen3 writes an empty <think></think> where thinking is off
@@ -34,6 +34,38 @@ _QUEUE_GAUGE = re.compile(  # requests that wait for a slot
 )
 _certificates = cache(lambda file: ssl.create_default_context())  # reads ``file``, in 50 ms
 Session = aiohttp.ClientSession
+_FINISHED = {
+    **dict.fromkeys(("stop", "eos_token", "stop_sequence", "eos", "end_turn"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "MAX_TOKENS"), "length"),
+}
+_ABORTED = ("abort", "error", "cancelled")  # so vLLM and SGLang end requests when they shut down
+_THINKING_BEGINS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|<\|channel\|>analysis<\|message\|>)")
+_THINKING_ENDS = re.compile(r"[<\[](?:/think(?:ing)?>|/THINK\]|\|channel\|>final<\|message\|>)\s*")
+
+
+class Request(NamedTuple):
+    """One question to a model; a last message of role assistant is the beginning of the answer, to be continued."""
+
+    messages: list[Message]
+    sampling: Sampling  # its max_tokens are for the answer without thinking
+    seed: int  # of sampling, 1 .. 2^31 - 1
+    schema: dict[str, Any] | None = None  # JSON schema of the answer; None: plain text
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer, or an empty string."""
+        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else ""
+
+
+class Answer(NamedTuple):
+    """What the model said."""
+
+    text: str  # without the given beginning and without thinking; can be stored as UTF-8
+    finish_reason: str  # "stop", "length", or the server's own word
+    prompt_tokens: int  # this and the next as the server counts them, thinking excluded; 0 if it does not
+    completion_tokens: int
+    thinking_tokens: int = 0  # as the server counts them, else estimated by the share of characters
+    queue_share: float = 0.0  # of the answer's time that it waited for a slot, 0 .. 1 (TGI only)
 
 
 def open_session() -> Session:
@@ -50,7 +82,7 @@ class Endpoint:
 
     def __init__(self, url: str, settings: config.Server, session: Session) -> None:
         self._settings, self._session = settings, session
-        self._base, self._url = _parse(url)
+        self._base, self._url = protocol.parse_url(url)
         self.url, host = str(self._base.with_query(None)).rstrip("/"), self._base.host or ""
         self._shown = str(self._url.with_query(None))  # of the generation route, in messages
         self._kind: str = "openai" if settings.kind == "auto" else settings.kind
@@ -105,7 +137,7 @@ class Endpoint:
         except ServerError:
             return None
         sizes = _QUEUE_GAUGE.findall(content.decode("utf-8", "replace"))
-        return sum(map(protocol.count, sizes)) if sizes else None
+        return sum(map(count, sizes)) if sizes else None
 
     def fields(self, request: Request) -> Fields:
         """Return the body of the generation route; ``presence_penalty`` is never sent (TGI makes 2.0 of its 0).
@@ -134,7 +166,7 @@ class Endpoint:
             fields = self.fields(request)
             try:
                 reply, content, headers = await self._send("", fields, timeout_s)
-                answer = protocol.read_answer(reply, headers, request.prefix)
+                answer = read_answer(reply, headers, request.prefix)
             except RequestRejected as error:
                 refused = protocol.refused_fields(str(error), fields) if error.status in (400, 422) else set()
                 if not refused:
@@ -202,17 +234,44 @@ class Endpoint:
         return reply, content, headers
 
 
-def _parse(text: str) -> tuple[URL, URL]:
-    """Return the base URL and the URL of the chat route; ``.../v1`` and ``.../chat/completions`` may be given."""
-    shown = re.sub(r"//.*@", "//***@", text)
-    try:
-        url = URL(text.strip())
-        if url.scheme not in ("http", "https") or not url.host or not url.port:
-            raise ValueError
-    except ValueError:
-        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port") from None
-    if url.user is not None or url.password is not None:
-        raise FatalServerError(f"endpoint '{shown}': give the key in ${API_KEY_VARIABLE}, not in the URL")
-    base = re.sub(r"(/v1)?(/chat/completions|/completions|/generate)?/*$", "", url.path)
-    chat = url.path if url.path.endswith("/chat/completions") else f"{base}/v1/chat/completions"
-    return url.with_path(base or "/", keep_query=True), url.with_path(chat, keep_query=True)
+def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
+    """Return the answer of ``/v1/chat/completions``. If it has another shape, or the server aborted the request, a
+    LookupError, TypeError, AttributeError or ValueError is raised."""
+    choice, usage = reply["choices"][0], reply.get("usage")
+    message, reason = choice["message"], choice.get("finish_reason")
+    if reason in _ABORTED:
+        raise ValueError(f"the server aborted the request: finish_reason {reason}")
+    reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
+    text = _joined(message.get("content")) or _joined(message.get("refusal"))
+    thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))
+    if thinking and not text.strip() and (reason == "stop" or prefix):
+        text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
+    text = text.removeprefix(prefix)  # llama.cpp repeats the given beginning; the others continue it
+    *thoughts, text = _THINKING_ENDS.split(text) if "<" in text or "[" in text else [text]
+    if thoughts:
+        thinking, text = "".join([thinking, *thoughts]), text.removeprefix(prefix)
+    elif _THINKING_BEGINS.match(text):
+        thinking, text = thinking + text, ""
+    usage = usage if isinstance(usage, dict) else {}
+    tokens, thought = count(usage.get("completion_tokens")), 0
+    if thinking:
+        details = usage.get("completion_tokens_details")
+        counted = [part.get("reasoning_tokens") for part in (details, usage) if isinstance(part, dict)]
+        estimate = round(tokens * len(thinking) / len(thinking + text))
+        thought = min(tokens, next(filter(None, map(count, counted)), estimate))
+    queued, total = count(headers.get("x-queue-time")), count(headers.get("x-total-time"))  # ms
+    share = min(1.0, queued / total) if total else 0.0
+    return Answer(storable(text), reason, count(usage.get("prompt_tokens")), tokens - thought, thought, share)
+
+
+def _joined(content: Any) -> str:
+    """Return the text of ``content``: a string, null, or a list of parts."""
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def storable(text: str) -> str:
+    """Return ``text`` with lone surrogates replaced, since they cannot be stored as UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

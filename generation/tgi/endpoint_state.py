@@ -17,8 +17,8 @@ import orjson
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
 from ..limits import BURST_S, FULL_S, LOOK_S, PROBE_S, SLOW_S, STALL_S, START_LIMIT, TICK_S
-from .client import Endpoint
-from .protocol import Answer, Request, ServerInfo
+from .client import Answer, Endpoint, Request
+from .protocol import ServerInfo
 
 logger = logging.getLogger(__name__)
 DECREASE, ROUND = 0.9, 32

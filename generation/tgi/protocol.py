@@ -1,4 +1,4 @@
-"""What servers take and give: requests, answers and errors as values, and the differences between the kinds of server.
+"""How servers differ: what each kind takes, what one says of itself, and what its errors mean.
 
 Sources: TGI 3.3.7 (``router/src``) and the chat routes of vLLM 0.33, SGLang 0.5 and llama.cpp. Nothing here does I/O.
 """
@@ -11,9 +11,10 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+from yarl import URL
+
 from .. import config
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, TransientError
-from ..prompts import Message, Sampling
 
 Fields = dict[str, Any]
 API_KEY_VARIABLE = "TGI_API_KEY"
@@ -53,38 +54,6 @@ _NO_CREDIT = re.compile(  # OpenAI's ordinary rate limit mentions the billing pa
     re.I,
 )
 _RETRY_DELAY = re.compile(rb'"retryDelay": *"([0-9]{1,9}(?:\.[0-9]+)?)s"')  # Google's, in the body
-_FINISHED = {
-    **dict.fromkeys(("stop", "eos_token", "stop_sequence", "eos", "end_turn"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "model_length", "MAX_TOKENS"), "length"),
-}
-_ABORTED = ("abort", "error", "cancelled")  # so vLLM and SGLang end requests when they shut down
-_THINKING_BEGINS = re.compile(r"\s*(<think(ing)?>|\[THINK\]|<\|channel\|>analysis<\|message\|>)")
-_THINKING_ENDS = re.compile(r"[<\[](?:/think(?:ing)?>|/THINK\]|\|channel\|>final<\|message\|>)\s*")
-
-
-class Request(NamedTuple):
-    """One question to a model; a last message of role assistant is the beginning of the answer, to be continued."""
-
-    messages: list[Message]
-    sampling: Sampling  # its max_tokens are for the answer without thinking
-    seed: int  # of sampling, 1 .. 2^31 - 1
-    schema: dict[str, Any] | None = None  # JSON schema of the answer; None: plain text
-
-    @property
-    def prefix(self) -> str:
-        """The beginning of the answer, or an empty string."""
-        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else ""
-
-
-class Answer(NamedTuple):
-    """What the model said."""
-
-    text: str  # without the given beginning and without thinking; can be stored as UTF-8
-    finish_reason: str  # "stop", "length", or the server's own word
-    prompt_tokens: int  # this and the next as the server counts them, thinking excluded; 0 if it does not
-    completion_tokens: int
-    thinking_tokens: int = 0  # as the server counts them, else estimated by the share of characters
-    queue_share: float = 0.0  # of the answer's time that it waited for a slot, 0 .. 1 (TGI only)
 
 
 class ServerInfo(NamedTuple):
@@ -97,44 +66,6 @@ class ServerInfo(NamedTuple):
     model_revision: str | None = None
     max_concurrent: int | None = None  # requests that the server takes at once
     max_total_tokens: int | None = None  # context of one request, prompt and answer
-
-
-def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
-    """Return the answer of ``/v1/chat/completions``. If it has another shape, or the server aborted the request, a
-    LookupError, TypeError, AttributeError or ValueError is raised."""
-    choice, usage = reply["choices"][0], reply.get("usage")
-    message, reason = choice["message"], choice.get("finish_reason")
-    if reason in _ABORTED:
-        raise ValueError(f"the server aborted the request: finish_reason {reason}")
-    reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
-    text = _joined(message.get("content")) or _joined(message.get("refusal"))
-    thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))
-    if thinking and not text.strip() and (reason == "stop" or prefix):
-        text, thinking = thinking, ""  # a reasoning parser takes all that a model without thinking writes for thinking
-    text = text.removeprefix(prefix)  # llama.cpp repeats the given beginning; the others continue it
-    *thoughts, text = _THINKING_ENDS.split(text) if "<" in text or "[" in text else [text]
-    if thoughts:
-        thinking, text = "".join([thinking, *thoughts]), text.removeprefix(prefix)
-    elif _THINKING_BEGINS.match(text):
-        thinking, text = thinking + text, ""
-    usage = usage if isinstance(usage, dict) else {}
-    tokens, thought = count(usage.get("completion_tokens")), 0
-    if thinking:
-        details = usage.get("completion_tokens_details")
-        counted = [part.get("reasoning_tokens") for part in (details, usage) if isinstance(part, dict)]
-        estimate = round(tokens * len(thinking) / len(thinking + text))
-        thought = min(tokens, next(filter(None, map(count, counted)), estimate))
-    queued, total = count(headers.get("x-queue-time")), count(headers.get("x-total-time"))  # ms
-    share = min(1.0, queued / total) if total else 0.0
-    return Answer(storable(text), reason, count(usage.get("prompt_tokens")), tokens - thought, thought, share)
-
-
-def _joined(content: Any) -> str:
-    """Return the text of ``content``: a string, null, or a list of parts."""
-    if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        return "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
 
 
 def count(value: Any) -> int:
@@ -206,9 +137,9 @@ def failure(
     with suppress(ValueError, AttributeError, RecursionError):  # no JSON object
         said = json.loads(content)
         said = said["error"] if isinstance(said.get("error"), dict) else said
-        message = storable(str(next(filter(None, map(said.get, ("message", "error", "detail"))), message)))[:500]
+        message = str(next(filter(None, map(said.get, ("message", "error", "detail"))), message))[:500]
         named = next(filter(None, map(said.get, ("error_type", "type", "code"))), None)
-        error_type, code = storable(str(named))[:80] if named else None, count(said.get("code"))
+        error_type, code = str(named)[:80] if named else None, count(said.get("code"))
     if status == 200:  # so proxies answer
         status = code if code and 400 <= code < 600 else 502
     wait, retry_after_s = headers.get("Retry-After", ""), None
@@ -233,9 +164,21 @@ def failure(
         kind, target = FatalServerError, headers.get("Location", "").partition("?")[0]
         hint = f"; it redirects to {target}, which is not followed: give the new address as the endpoint"
     shown = f" ({error_type})" if error_type else ""
-    return kind(f"{call}: HTTP {status}{shown}: {message}{hint}", status, retry_after_s)
+    text = f"{call}: HTTP {status}{shown}: {message}{hint}".encode("utf-8", "replace").decode()  # lone surrogates
+    return kind(text, status, retry_after_s)
 
 
-def storable(text: str) -> str:
-    """Return ``text`` with lone surrogates replaced, since they cannot be stored as UTF-8."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+def parse_url(text: str) -> tuple[URL, URL]:
+    """Return the base URL and the URL of the chat route; ``.../v1`` and ``.../chat/completions`` may be given."""
+    shown = re.sub(r"//.*@", "//***@", text)
+    try:
+        url = URL(text.strip())
+        if url.scheme not in ("http", "https") or not url.host or not url.port:
+            raise ValueError
+    except ValueError:
+        raise FatalServerError(f"endpoint '{shown}' is not a URL of the form http://host:port") from None
+    if url.user is not None or url.password is not None:
+        raise FatalServerError(f"endpoint '{shown}': give the key in ${API_KEY_VARIABLE}, not in the URL")
+    base = re.sub(r"(/v1)?(/chat/completions|/completions|/generate)?/*$", "", url.path)
+    chat = url.path if url.path.endswith("/chat/completions") else f"{base}/v1/chat/completions"
+    return url.with_path(base or "/", keep_query=True), url.with_path(chat, keep_query=True)

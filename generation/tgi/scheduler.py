@@ -17,10 +17,9 @@ import aiohttp
 from ..config import Server
 from ..errors import FatalServerError, RateLimited, RequestRejected, ServerError, UnicornError
 from ..limits import BACKOFF_S, EMBEDDED_SLOTS, POLL_S, START_LIMIT, TEST_AFTER_S, TICK_S
-from .client import Endpoint, open_session
+from .client import Answer, Endpoint, Request, open_session
 from .embedded import embedded_server
 from .endpoint_state import EndpointState, Fleet
-from .protocol import Answer, Request
 
 SUSPECT_AFTER = 3  # failures of one row, then it is tested
 TEST_SHARE = 8  # a test begins when 1 in 8 calls is suspected

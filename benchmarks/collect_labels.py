@@ -2,7 +2,7 @@
 
     pip download --no-deps timm clip-benchmark     # here: timm 1.0.31 and clip-benchmark 1.6.2
     unzip -d wheels 'timm-*.whl' && unzip -d wheels 'clip_benchmark-*.whl'
-    python tools/collect_labels.py wheels
+    python benchmarks/collect_labels.py wheels
 
 timm's wheel (Apache-2.0) holds the 21,844 synsets of ImageNet-21k with lemmas and definitions, which are WordNet 3.0's
 (WordNet licence); that of clip-benchmark (MIT) holds class names of classification data sets. WordNet's graph is in
