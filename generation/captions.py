@@ -15,7 +15,7 @@ from .tgi.client import Answer, Request
 
 _PARAPHRASES = (PROMPTS / "describe_image.txt").read_text(encoding="utf-8").splitlines()
 # Lengths to ask for: log-normal, so that their mean is near the paper's 129 words and few are near its 51 and 483.
-_MEDIAN_WORDS, _SIGMA = 119, 0.4
+_MEDIAN_WORDS, _SIGMA, _NORMAL = 119, 0.4, NormalDist()
 _MARGIN = 1.1  # models miss a length by some words
 
 
@@ -37,9 +37,9 @@ class CaptionTask:
 
     def request(self, item: Item, attempt: int) -> Request:
         """Return the request for a caption, of a length and with an opening that are drawn for the seed."""
-        key, openings = (self.seed, item.id, attempt), self.prompt.openings or ("",)
-        opening = openings[stable_hash("opening", *key) % len(openings)]
-        z = NormalDist().inv_cdf((stable_hash("words", *key) + 1) / (2**63 + 1))
+        key, openings = (self.seed, item.id, attempt), self.prompt.openings
+        opening = openings[stable_hash("opening", *key) % len(openings)] if openings else ""
+        z = _NORMAL.inv_cdf((stable_hash("words", *key) + 1) / (2**63 + 1))
         low, high = self.settings.words
         words = round(max(low * _MARGIN, min(high / _MARGIN, _MEDIAN_WORDS * math.exp(_SIGMA * z))) / 5) * 5
         messages = self.prompt.messages({"seed": item.values["seed"], "words": str(words), "opening": opening})

@@ -180,7 +180,7 @@ class _Session:
                 row = await self._row(work.task, item, shard.journal.again.get(item.key, {}), stats)
             except Interrupted:
                 return
-            shard.journal.append({"row": row, "retries": stats.retries} if stats.retries else {"row": row})
+            shard.journal.append({"row": row, "retries": Counter(stats.retries)} if stats.retries else {"row": row})
             shard.waiting -= 1
             work.add(row, stats)
             if not shard.waiting:

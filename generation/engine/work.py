@@ -223,8 +223,8 @@ class Work:
                 with self.claimed(number) as shard:
                     if shard:
                         self.items, self.waiting = self.items + len(shard.items), self.waiting + len(shard.todo)
-                        ordered = sorted([*shard.todo, *self.extremes], key=lambda item: len(str(item.values)))
-                        self.extremes = [ordered[-1], ordered[0]]
+                        found = {len(str(item.values)): item for item in (*shard.todo, *self.extremes)}
+                        self.extremes = [found[max(found)], found[min(found)]]
                     if run.is_due(task.stage, number, task.extra):  # else ``claimed`` has finished it
                         self.shards.append(number)  # also if another process holds it: look again when it is reached
 
@@ -246,8 +246,12 @@ class Work:
 
     def add(self, row: Row, stats: RequestStats) -> None:
         """Count a finished row; StageFailed: all rows of the stage so far failed for the same reason."""
-        self.sums.update({"rows": 1, "requests": stats.requests} | {name: row[name] for name in TOKENS})
-        self.retries.update(stats.retries)
+        self.sums["rows"] += 1
+        self.sums["requests"] += stats.requests
+        for name in TOKENS:
+            self.sums[name] += row[name]
+        if stats.retries:
+            self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return

@@ -223,10 +223,10 @@ class Endpoint:
             raise TransientError(f"{call}: {said}") from None
         finally:
             self._clocks.discard(clock)
-        with suppress(ValueError, RecursionError):
-            try:
-                reply = orjson.loads(content)
-            except ValueError:
+        try:
+            reply = orjson.loads(content)
+        except ValueError:
+            with suppress(ValueError, RecursionError):
                 reply = json.loads(content)  # takes NaN and lone surrogates
         headers, keyed = response.headers, "Authorization" in self._headers
         if status != 200 or (isinstance(reply, dict) and reply.get("error") and "choices" not in reply):  # of a proxy
@@ -241,7 +241,7 @@ def read_answer(reply: Any, headers: Mapping[str, str], prefix: str) -> Answer:
     message, reason = choice["message"], choice.get("finish_reason")
     if reason in _ABORTED:
         raise ValueError(f"the server aborted the request: finish_reason {reason}")
-    reason = _FINISHED.get(reason, storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
+    reason = (_FINISHED.get(reason) or storable(reason)[:40]) if isinstance(reason, str) and reason else "unknown"
     text = _joined(message.get("content")) or _joined(message.get("refusal"))
     thinking = _joined(message.get("reasoning_content")) or _joined(message.get("reasoning"))
     if thinking and not text.strip() and (reason == "stop" or prefix):

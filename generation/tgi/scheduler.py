@@ -6,7 +6,7 @@ and decides what is sent next. All waiting is on the event loop's clock, so that
 
 import asyncio
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,10 +30,10 @@ ALONE = " (failed alone each time, between answers to another request)"
 
 @dataclass
 class RequestStats:
-    """What one row took: requests sent, and those sent again by cause (``429``, ``503``, ``connection``)."""
+    """What one row took: requests sent, and why some were sent again (``429``, ``503``, ``connection``)."""
 
     requests: int = 0
-    retries: Counter[str] = field(default_factory=Counter)
+    retries: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -148,7 +148,7 @@ class Scheduler(Fleet):
             raise self.stop(FatalServerError(f"{error}. It asks to wait {wait_s:,.0f} s, longer than give_up_s"))
         reached = not isinstance(error.__context__, ConnectionRefusedError | aiohttp.ClientConnectorError)
         job.turn = self.loop.create_future()
-        job.stats.retries["429" if limited else str(error.status or "connection")] += 1
+        job.stats.retries.append("429" if limited else str(error.status or "connection"))
         if limited:
             for other in self.states:
                 if other.host == state.host:
