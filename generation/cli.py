@@ -4,7 +4,9 @@ import os
 import shlex
 import signal
 import threading
+import time
 import traceback
+from functools import cache
 from typing import Any
 
 import typer
@@ -28,7 +30,8 @@ def run_command(application: typer.Typer, arguments: list[str], program: str) ->
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     logging = [text for text in arguments if text == "--log-json" or text.startswith("--log-json=")]
     others = [text for text in arguments if text not in logging] or ["--help"]
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.set_wakeup_fd(_grace_period())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if "" in others:
             raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
@@ -53,11 +56,21 @@ def run_command(application: typer.Typer, arguments: list[str], program: str) ->
         return _end("crashed", 1, f"{text}This is a bug: please report it.", error=type(error).__name__)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    timer = threading.Timer(GRACE_S, os._exit, [130])
-    timer.daemon = True
-    timer.start()
-    raise KeyboardInterrupt
+@cache
+def _grace_period() -> int:
+    """Start a thread that ends the process ``GRACE_S`` after a SIGTERM; return the file that signals are written to.
+    The system does so at once: a main thread that is held up in a call of the system may run no handler."""
+
+    def wait() -> None:
+        while signal.SIGTERM not in os.read(signals, 1):
+            pass
+        time.sleep(GRACE_S)
+        os._exit(130)
+
+    signals, written = os.pipe()
+    os.set_blocking(written, False)
+    threading.Thread(target=wait, daemon=True).start()
+    return written
 
 
 def _end(status: str, exit_status: int, message: str, **facts: Any) -> int:

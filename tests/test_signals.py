@@ -18,11 +18,12 @@ from tests.tiny_models import tiny_clip
 from unicorn_1_2m import Unicorn12M
 
 CHILD = """
-import runpy, sys, time
+import runpy, signal, sys, time
 from pathlib import Path
 from generation import cli, files
 
-def hang(*arguments, **options):  # as a disk that hangs, in whichever thread
+def hang(*arguments, **options):  # as a disk that hangs, in whichever thread, and does not wake for a signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     Path(marker).touch()
     time.sleep(600)
 
