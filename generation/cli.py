@@ -69,6 +69,7 @@ def _grace_period() -> int:
 
     signals, written = os.pipe()
     os.set_blocking(written, False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # signals of forked children are not ours
     threading.Thread(target=wait, daemon=True).start()
     return written
 

@@ -79,10 +79,8 @@ def _run_all(start: Start, lines: list[list[str]], logs: Path, workers: int) -> 
         for file in failed[:3]:
             text = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
             said.append(f"task {int(file.stem)}: {(text.splitlines() or [f'nothing was written to {file}'])[-1]}")
-        raise ClusterError(
-            f"{logs.name}: {len(failed)} of {len(lines)} tasks failed. {'; '.join(said)}. What is made is kept: "
-            "remove the cause and give the same command again"
-        )
+        remedy = "What is made is kept: remove the cause and give the same command again"
+        raise ClusterError(f"{logs.name}: {len(failed)} of {len(lines)} tasks failed. {'; '.join(said)}. {remedy}")
 
 
 def _start(line: list[str], log: Path) -> tuple[Callable[[], object], Callable[[], int]]:
@@ -138,10 +136,9 @@ def _submit(line: str, logs: Path, cluster: Cluster, tasks: int, workers: int, p
     except FileNotFoundError as error:
         raise ClusterError("sbatch not found: give --executor slurm on a machine with Slurm") from error
     except subprocess.CalledProcessError as error:
-        raise ClusterError(
-            f"sbatch {script} ended with {error.returncode}: {error.stderr.strip()}. Jobs before it are submitted: "
-            "remove the cause, scancel them, and give the same command again"
-        ) from error
+        remedy = "Jobs before it are submitted: remove the cause, scancel them, and give the same command again"
+        fault = f"sbatch {script} ended with {error.returncode}: {error.stderr.strip()}"
+        raise ClusterError(f"{fault}. {remedy}") from error
     return done.stdout.split()[-1]  # Submitted batch job 1001
 
 

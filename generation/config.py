@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Text = Annotated[str, Field(min_length=1)]
 Similarity = Annotated[float, Field(ge=0.1, le=1)]
+SLOTS = ("{label}", "{a_label}", "{labels}")  # of a domain's templates
 
 
 def _check_commit(revision: str) -> str:
@@ -82,6 +83,26 @@ class Domains(Section):
     files: tuple[str, ...]  # YAML files, globs allowed, relative to the recipe
     labels_per_domain: Positive | None = None  # None: all
     templates_per_label: Positive = 10
+
+
+class DomainFile(Section):
+    """Labels of a domain, and templates with ``{label}``, ``{a_label}`` (with article) or ``{labels}`` (plural)."""
+
+    domain: Name
+    license: Text
+    source: str  # where the labels come from
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)] | None = None
+    labels_file: str | None = None  # one label a line; relative to the domain file
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for template in self.templates:
+            if sum(template.count(slot) for slot in SLOTS) != 1:
+                raise ValueError(f"template {template!r} must hold one of {', '.join(SLOTS)}, once")
+        if (self.labels is None) == (self.labels_file is None):
+            raise ValueError("give either labels or labels_file")
+        return self
 
 
 class Seeds(Section):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
+from . import stages
 from .captions import CaptionTask, make_captions
 from .checks.items import QA, read_object
 from .config import Judge, Server
@@ -17,18 +18,7 @@ from .instructions import InstructionTask, conversation, items_of, make_instruct
 from .limits import LOCK_WAIT_S
 from .logs import say
 from .prompts import load_prompt
-from .stages import (
-    CAPTION_JUDGEMENTS,
-    CAPTIONS,
-    INSTRUCTIONS,
-    JUDGEMENTS,
-    REJECTED_SCHEMA,
-    TASKS,
-    Row,
-    Stage,
-    stable_hash,
-    text_hash,
-)
+from .stages import CAPTION_JUDGEMENTS, CAPTIONS, INSTRUCTIONS, JUDGEMENTS, Row, Stage, stable_hash, text_hash
 from .store import Run, parquet, read_table
 from .tgi.client import Answer, Request
 
@@ -95,7 +85,7 @@ def make_judgements(run: Run, rank: int = 0, world_size: int = 1) -> None:
     A conversation with too few confirmed items is asked again until the recipe's ``attempts`` are used up. Arguments
     and errors as in ``engine.generate``; also RunError if the conversations are not complete.
     """
-    for name in TASKS if run.recipe.judge and world_size == 1 else ():  # other processes may be asking again
+    for name in stages.TASKS if run.recipe.judge and world_size == 1 else ():  # other processes may be asking again
         run.require(INSTRUCTIONS[name], selection_inputs(run, name))
     while run.recipe.judge and _judge(run, list(JUDGEMENTS.values()), run.recipe.judge, rank, world_size):
         make_instructions(run, rank, world_size)
@@ -117,7 +107,7 @@ def retry_rejected(run: Run, reasons: Collection[str] | None = None) -> dict[str
     as in ``engine.generate``."""
     if "imported" in run.facts(CAPTIONS).get("identity", {}):
         raise RunError(f"{run.path} was imported, not generated; `import-original --keep-defects` keeps rejected rows")
-    tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in TASKS), CaptionTask(run)]
+    tasks: list[GenerationTask] = [*(InstructionTask(run, name) for name in stages.TASKS), CaptionTask(run)]
     if judge := run.recipe.judge:
         tasks = [JudgeTask(run, stage, judge) for stage in (*JUDGEMENTS.values(), CAPTION_JUDGEMENTS)] + tasks
     # The last stage is first: once a shard is reopened, those that were made from it are not looked at.
@@ -174,7 +164,7 @@ def _drop(run: Run, stage: Stage, shard: int) -> bool:
             lost = Counter(row["reason"] for row in rejected)
             dropped = Counter(code for row in kept for code in row.get("dropped", ()))
             counts = {"accepted": len(kept), "rejected": dict(lost), "dropped": dict(dropped)}
-            aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), REJECTED_SCHEMA)
+            aside = pa.Table.from_pylist(sorted(rejected, key=lambda row: str(row["id"])), stages.REJECTED_SCHEMA)
             left = parquet(pa.Table.from_pylist(kept, source.schema))
             run.commit(source, shard, len(kept), left, aside, record.inputs, record.counts | counts)
         if again := any(row["reason"] == AGAIN for row in rejected):

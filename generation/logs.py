@@ -101,8 +101,7 @@ class Progress:
         interval = 0.1 if terminal else 10.0
         self._bar: tqdm[Never] = tqdm(
             desc=f"{stage:<28}", total=total, initial=done, unit=unit, unit_scale=unit == "B", mininterval=interval,
-            maxinterval=interval, delay=delay_s, ncols=120, file=sys.stderr if terminal else _Lines(),
-            disable=False,
+            maxinterval=interval, delay=delay_s, ncols=120, file=sys.stderr if terminal else _Lines(), disable=False,
         )  # fmt: skip
         self._facts: dict[str, Any] = {"stage": stage, "bar": next(_numbers), "total": total, "unit": unit}
         self._next_event, self._shown, self.done = time.monotonic() + delay_s, False, done

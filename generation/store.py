@@ -89,10 +89,8 @@ class Run:
         described |= {"recipe": recipe.model_dump(mode="json")} if recipe else {}
         if not file.is_file():
             if not create or recipe is None:
-                raise RunError(
-                    f"Not a run directory: {path} (no run.json). Create one with "
-                    "`python -m generation run --config RECIPE --run-dir DIR`"
-                )
+                remedy = "Create one with `python -m generation run --config RECIPE --run-dir DIR`"
+                raise RunError(f"Not a run directory: {path} (no run.json). {remedy}")
             write_json(file, described, exclusive=True)
         found = read_json(file)
         if found.get("format") != FORMAT:
@@ -111,10 +109,8 @@ class Run:
     def _compare(self, stage: Stage, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         if moved := changes(old, new):
             extend = " To add seeds to this run, give --extend." if stage is SEEDS else ""
-            raise RunError(
-                f"{self.path}: stage '{stage.name}' was begun with other settings: {'; '.join(moved)}. Restore them, "
-                f"or choose another --run-dir.{extend}"
-            )
+            fault = f"stage '{stage.name}' was begun with other settings: {'; '.join(moved)}"
+            raise RunError(f"{self.path}: {fault}. Restore them, or choose another --run-dir.{extend}")
 
     def directory(self, stage: Stage) -> Path:
         """Return the directory of a stage."""
@@ -141,9 +137,7 @@ class Run:
         file = self.directory(stage) / "stage.json"
         facts = read_json(file) if file.exists() else {}
         if facts and not all(isinstance(facts.get(key), dict) for key in ("settings", "identity")):
-            raise RunError(
-                f"{file} holds no settings or no identity of its stage; restore it, or choose another --run-dir"
-            )
+            raise RunError(f"{file} holds no settings or no identity; restore it, or choose another --run-dir")
         return facts
 
     def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:
@@ -281,8 +275,7 @@ class Run:
         due = self.due(stage, extra)
         if not records or due:
             total = len(records.keys() | set(due))
-            raise RunError(
-                f"{self.path}: stage '{stage.name}' is not complete ({total - len(due)} of {total} shards). Run "
-                f"`python -m generation {stage.command} --run-dir {self.path}`"
-            )
+            fault = f"stage '{stage.name}' is not complete ({total - len(due)} of {total} shards)"
+            remedy = f"Run `python -m generation {stage.command} --run-dir {self.path}`"
+            raise RunError(f"{self.path}: {fault}. {remedy}")
         return records

@@ -105,3 +105,12 @@ def test_no_arguments_or_files_give_a_traceback(
     status = main([name, *(option.format(text) for option, text in zip(COMMANDS[name], filled, strict=False))])
     said = capsys.readouterr().err
     assert status in (0, 1, 2) and "This is a bug" not in said, said
+
+
+def test_a_forked_child_that_is_terminated_does_not_end_its_parent() -> None:
+    code = (
+        "import generation.cli as c, multiprocessing as m, signal, time; c.GRACE_S = 0; fork = m.get_context('fork')"
+    )
+    code += "; signal.set_wakeup_fd(c._grace_period()); signal.signal(15, signal.default_int_handler); child = "
+    code += "fork.Process(target=time.sleep, args=(9,)); child.start(); time.sleep(1); child.terminate(); child.join()"
+    assert command("-c", f"{code}; time.sleep(1)").returncode == 0

@@ -20,11 +20,12 @@ seeds engine captions instructions judge embed pipeline cluster estimate verify 
 show metrics __main__
 """
 PRODUCT = ("generation", "dataset_card", "tools", "unicorn_1_2m.py", "unicorn_471k_instruction.py")
+FILES = "git ls-files --cached --others --exclude-standard"  # also those that are not added yet
 CEILINGS = {"product": 8_500, "tests": 8_000, "benchmarks": 2_800, "README.md": 250}
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(FILES.split(), cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [path for name in listed.splitlines() if (path := ROOT / name).exists()]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from generation.config import CaptionFile
 from generation.errors import RecipeError, RunError, SeedError, UnicornError
 from generation.files import write_atomically
-from generation.seeds.tables import BadRow, read_rows
+from generation.seeds.sources import BadRow, read_rows
 from generation.store import parquet
 from tests.test_seeds import CASES, account, lines, make, source, texts
 

@@ -16,7 +16,7 @@ import yaml
 from generation.errors import RecipeError, RunError, SeedError, StageFailed
 from generation.recipe import CONFIGS, load_recipe
 from generation.seeds import Sample, make_seeds
-from generation.seeds.domains import read_domain
+from generation.seeds.sources import read_domain
 from generation.stages import SEEDS, row_id
 from generation.store import Run
 

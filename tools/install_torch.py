@@ -27,35 +27,26 @@ def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def default_brings_cuda(torch: str) -> bool:
+def brings_cuda(torch: str) -> bool:
     """Return whether pip's default index offers a build of ``torch`` that requires CUDA libraries."""
     report = pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", torch)
     if report.returncode:
         return False  # the installation that follows says what is wrong
-    requires = [
-        text
-        for package in json.loads(report.stdout)["install"]
-        for text in package["metadata"].get("requires_dist", [])
-        if "extra ==" not in text
-    ]
-    return any(re.match("nvidia|cuda", text) for text in requires)
+    packages = json.loads(report.stdout)["install"]
+    requires = [text for package in packages for text in package["metadata"].get("requires_dist", [])]
+    return any(re.match("nvidia|cuda", text) for text in requires if "extra ==" not in text)
 
 
 def main() -> None:
     """Install the CPU build, or say why not."""
     torch = re.search(r"^torch==\S+", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE)
-    if not torch or importlib.util.find_spec("torch") or shutil.which("nvidia-smi"):
-        return
-    if not default_brings_cuda(torch[0]):
+    if not torch or importlib.util.find_spec("torch") or shutil.which("nvidia-smi") or not brings_cuda(torch[0]):
         return
     print("no GPU found: taking torch's CPU build from torch's own index", flush=True)
     tried = pip("install", "--quiet", "--timeout", TIMEOUT_S, "--retries", "0", "--index-url", CPU_INDEX, torch[0])
     if tried.returncode:
-        print(
-            "torch's CPU index did not answer: taking the default build, which brings about 3.4 GB of CUDA libraries "
-            "that this machine does not use",
-            flush=True,
-        )
+        costs = "which brings about 3.4 GB of CUDA libraries that this machine does not use"
+        print(f"torch's CPU index did not answer: taking the default build, {costs}", flush=True)
 
 
 if __name__ == "__main__":

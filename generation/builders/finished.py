@@ -51,10 +51,9 @@ class FinishedRun:
         self.model_name = run.recipe.server.model_name
         models = [str(identity.get("model", "")) for identity in identities.values()]
         if not self.model_name and (nameless := [model for model in models if re.fullmatch(NO_NAME, model)]):
-            raise DatasetError(
-                f"{path}: the server calls the model that wrote the text {nameless[0]!r}. Name it in the recipe, "
-                "`server: {model_name: OWNER/NAME}`, and give `run --config RECIPE`: nothing is made again"
-            )
+            remedy = "`server: {model_name: OWNER/NAME}`, and give `run --config RECIPE`: nothing is made again"
+            fault = f"the server calls the model that wrote the text {nameless[0]!r}"
+            raise DatasetError(f"{path}: {fault}. Name it in the recipe, {remedy}")
 
     @cached_property
     def hashes(self) -> dict[str, str]:

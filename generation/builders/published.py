@@ -180,10 +180,8 @@ class Publication:
 
     def _refuse(self, names: Collection[str], what: str) -> None:
         if names and not self._discard:
-            raise DatasetError(
-                f"{self.repo_id}: somebody {what} {', '.join(sorted(names))} on the Hub. Move what is to stay into "
-                "the recipe's section 'card' or the template, then give --discard-edits"
-            )
+            remedy = "Move what is to stay into the recipe's section 'card' or the template, then give --discard-edits"
+            raise DatasetError(f"{self.repo_id}: somebody {what} {', '.join(sorted(names))} on the Hub. {remedy}")
 
     def upload(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Upload a built directory and tag it. Interrupted, the same call goes on: what arrived is not sent again. A

@@ -7,25 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..files import unique_keys
-from .text import (
-    COLOURS,
-    ENGLISH,
-    FUNCTION_WORDS,
-    NUMBERS,
-    content,
-    disagrees,
-    form_faults,
-    is_finished,
-    lettering,
-    loops,
-    measures,
-    pattern,
-    sentences,
-    stem,
-    stems,
-    tokens,
-    values,
-)
+from . import text as rules
+from .text import ENGLISH, FUNCTION_WORDS, content, form_faults, pattern, sentences, stem, stems, tokens, values
 
 QA = dict[str, Any]  # {"Question": ..., "Answer": ...}, and "Options" in multiple choice
 
@@ -134,7 +117,7 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
     whole = len(held) >= 3 or any(len(name.split()) >= 5 for name in held)  # a list of question types, or a long one
     yield "repeats_prompt", whole or (_key(question), right.lower()) in shown.items
     yield "no_answer", (options or len(said) < 12) and _NO_ANSWER.search(right.lower())
-    yield "loop", any(map(loops, options or [right]))
+    yield "loop", any(map(rules.loops, options or [right]))
     if options:
         keys = {option: _key(option) for option in options}
         same = len({tuple(map(stem, words)) for words in keys.values()}) < len(options)
@@ -148,14 +131,14 @@ def _faults(item: QA, task: str, scene: Scene, shown: Shown) -> Iterator[tuple[s
         reasoned = task == "complex_reasoning"
         yield "first_person", _FIRST_PERSON.search(_QUOTE.sub("", right.lower()))
         yield "too_short", (reasoned and len(said) < _MIN_REASONING) or {"yes", "no"} >= set(said)
-        yield "unfinished", not is_finished(right) and (reasoned or said[-1] in _DANGLING)
+        yield "unfinished", not rules.is_finished(right) and (reasoned or said[-1] in _DANGLING)
     # What follows is what is wrong with an item as seen from its caption.
     parts = [set(sentences(text)) for text in ([question] if options else texts)]
     copied = [part for part in parts if part <= scene.sentences]
     yield "copied", any(len(sentence) >= _COPIED_WORDS for part in copied for sentence in part)
     yield "given_away", _is_given(question, right, options)
-    yield "invented_measurement", not measures(together) <= measures(scene.caption)
-    quotes = lettering(right) if question_type(question) == "lettering" else []
+    yield "invented_measurement", not rules.measures(together) <= rules.measures(scene.caption)
+    quotes = rules.lettering(right) if question_type(question) == "lettering" else []
     yield "invented_lettering", any(not quoted <= set(scene.words) for quoted in quotes)
     yield "contradiction", _contradicts(question, right, scene)
     rich = len(content(asked + said)) >= _MIN_CONTENT
@@ -209,10 +192,10 @@ def _is_given(question: str, right: str, options: list[str]) -> bool:
 def _contradicts(question: str, right: str, scene: Scene) -> bool:
     """Return whether an answer names a colour or count where the caption gives another one."""
     if match := re.search(r"\bhow many ([^?]*)", question.lower()):
-        kinds, nouns = NUMBERS, stems(tokens(match[1])[:2])
+        kinds, nouns = rules.NUMBERS, stems(tokens(match[1])[:2])
     elif re.search(r"\b(?:what|which) colou?r\b", question.lower()):
-        kinds, nouns = COLOURS, content(set(tokens(question)) - COLOURS.keys())
+        kinds, nouns = rules.COLOURS, content(set(tokens(question)) - rules.COLOURS.keys())
     else:
         return False
     said = values(tokens(right), kinds)
-    return bool(said) and disagrees(said, nouns, scene.words, kinds)
+    return bool(said) and rules.disagrees(said, nouns, scene.words, kinds)

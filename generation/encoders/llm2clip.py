@@ -123,8 +123,7 @@ def load_adapter(head: Checkpoint, width: int, device: torch.device) -> tuple[nn
         adapter = text_adapter(width, hidden, dimension, blocks, f"{blocks + 1}.bias" in weights)
         adapter.load_state_dict(weights, assign=True)
     except (OSError, SafetensorError, LookupError, RuntimeError) as error:
-        raise EmbeddingError(
-            f"text head {head.path} has no text adapter of LLM2CLIP ({ADAPTER}*) for hidden states of width {width}; "
-            f"give the CLIP checkpoint of this language model as embed.text_head: {error}"
-        ) from error
+        fault = f"has no text adapter of LLM2CLIP ({ADAPTER}*) for hidden states of width {width}"
+        remedy = "give the CLIP checkpoint of this language model as embed.text_head"
+        raise EmbeddingError(f"text head {head.path} {fault}; {remedy}: {error}") from error
     return adapter, dimension

@@ -94,10 +94,8 @@ class Journal:
                     if line.endswith(b"\n"):
                         self._note(orjson.loads(line), len(line))
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise RunError(
-                        f"{path}, line {number} is damaged ({error!r}). Delete that line and give the same command "
-                        "again: only its row is requested again"
-                    ) from error
+                    remedy = "Delete that line and give the same command again: only its row is requested again"
+                    raise RunError(f"{path}, line {number} is damaged ({error!r}). {remedy}") from error
 
     def _note(self, line: Mapping[str, Any], size: int) -> None:
         row = line["row"] if "row" in line else line["again"]
@@ -250,8 +248,7 @@ class Work:
         self.sums["requests"] += stats.requests
         for name in TOKENS:
             self.sums[name] += row[name]
-        if stats.retries:
-            self.retries.update(stats.retries)
+        self.retries.update(stats.retries)
         if "reason" not in row:
             self.proven = True
             return
@@ -271,8 +268,6 @@ class Work:
 
     def _fail(self, what: str, reasons: Mapping[str, int], row: Row) -> None:
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
-        raise StageFailed(
-            f"stage '{self.task.stage.name}': {what} ({counts}). The answer to row {row['id']} ({row['reason']}) was "
-            f"{(row['raw'] or '')[:500]!r}. {ADVICE.get(row['reason'], OTHER_ADVICE)}; then give the same command "
-            "again, which requests the rejected rows again"
-        )
+        said = f"The answer to row {row['id']} ({row['reason']}) was {(row['raw'] or '')[:500]!r}"
+        advice = f"{ADVICE.get(row['reason'], OTHER_ADVICE)}; then the same command requests the rejected rows again"
+        raise StageFailed(f"stage '{self.task.stage.name}': {what} ({counts}). {said}. {advice}")

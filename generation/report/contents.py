@@ -5,18 +5,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from .. import stages
 from ..logs import counted
-from ..stages import (
-    CAPTIONS,
-    INSTRUCTIONS,
-    SEEDS,
-    STAGES,
-    TASKS,
-    TEXT_EMBEDDINGS,
-    Stage,
-    image_embeddings,
-    stable_hash,
-)
+from ..stages import CAPTIONS, INSTRUCTIONS, SEEDS, STAGES, TASKS, TEXT_EMBEDDINGS, Stage, stable_hash
 from ..store import Run
 from .gap import GapSample, cloud, measure_gap
 
@@ -90,7 +81,7 @@ def _funnel(run: Run, sources: Facts) -> list[Facts]:
     read, beyond = sum(source.get("read", 0) for source in sources.values()), dropped.pop("over_limit", 0)
     steps: list[Facts] = [{"step": "rows of the sources", "rows": read}]
     steps += [{"step": "within the recipe's limits", "rows": read - beyond}] if beyond else []
-    vectors = image_embeddings(run.recipe.transfer.method)
+    vectors = stages.image_embeddings(run.recipe.transfer.method)
     for stage in (SEEDS, CAPTIONS, *INSTRUCTIONS.values(), TEXT_EMBEDDINGS, vectors):
         lost = dict(dropped.most_common()) if stage is SEEDS else _counts(run, stage, "rejected")
         made = sum(record.rows for record in run.records(stage).values())
@@ -120,13 +111,9 @@ def _texts(run: Run, rows: int) -> Facts:
         whole = (row | {"conversations": found[row["id"]]} for row in table.to_pylist())
         kept += [(not row["conversations"], stable_hash("report", row["id"]), row) for row in whole]
         kept = sorted(kept, key=lambda one: one[:2])[:rows]
-    return {
-        "words": sorted(words.items()),
-        "letters": dict(sorted(letters.items())),
-        "types": {task: dict(counts.most_common()) for task, counts in types.items()},
-        "rows": [row for *_, row in kept],
-        "by_source": by_source,
-    }
+    ordered = {task: dict(counts.most_common()) for task, counts in types.items()}
+    figures = {"words": sorted(words.items()), "letters": dict(sorted(letters.items())), "types": ordered}
+    return figures | {"rows": [row for *_, row in kept], "by_source": by_source}
 
 
 def _rejected(run: Run, rows: int) -> list[Facts]:

@@ -18,8 +18,7 @@ from ..logs import Progress, counted, say
 from ..recipe import read_yaml
 from ..stages import MAX_SHARDS, SEED_SCHEMA, SEEDS, row_id, stable_hash
 from ..store import Run, parquet
-from .domains import read_domains
-from .tables import BadRow, captions_of, read_rows
+from .sources import BadRow, captions_of, read_domains, read_rows
 
 logger = logging.getLogger(__name__)
 _WORDS = read_yaml(Path(__file__).with_name("filters.yaml"), "word lists")
@@ -54,8 +53,10 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         sources: tuple[Any, ...] = (*recipe.seeds.captions, *recipe.seeds.hub)
         samples = [read_source(source, recipe) for source in sources]
         for name, files, origin, texts in read_domains(recipe):
-            samples.append(Sample(name, recipe.random_seed, files, **origin))
-            samples[-1].add_all(texts)
+            samples.append(sample := Sample(name, recipe.random_seed, files, **origin))
+            sample.read = len(texts)
+            for text in texts:
+                sample.add(text)
         seeds = _choose(recipe, samples, old)
         names = [*(name for sample in samples for name in sample.files), recipe.seeds.drop_contaminated]
         identity = {"sha256": _hashes(recipe, {name: "" for name in names if name})}
@@ -145,12 +146,6 @@ class Sample:
         if self.limit and len(self._found) > 2 * self.limit:
             self._cut()
 
-    def add_all(self, texts: list[str]) -> None:
-        """Take captions in."""
-        self.read += len(texts)
-        for text in texts:
-            self.add(text)
-
     def _cut(self) -> None:
         kept = dict(sorted(self._found.items())[: self.limit])
         self.dropped["over_limit"] += len(self._found) - len(kept)
@@ -188,9 +183,7 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
                     if isinstance(caption, BadRow):
                         reason, fault = caption.reason, f"{place}: {caption.detail}"
                         if filters is None:
-                            raise SeedError(
-                                f"{fault}. Correct it, or give the source filters to drop and count such rows"
-                            )
+                            raise SeedError(f"{fault}. Correct it, or give the source filters, which drop such rows")
                         if reason != "empty":
                             broken, first = broken + 1, first or fault
                             if reason not in sample.dropped:

@@ -201,11 +201,9 @@ class EndpointState:
                 "vLLM --max-model-len, SGLang --context-length, llama.cpp -c) or lower max_tokens in the prompt file"
             )
         if not answer.text.strip():
-            raise FatalServerError(
-                f"{url} answered the warm-up request with no text but {answer.thinking_tokens} tokens of thinking "
-                f"(finish_reason {answer.finish_reason}, max_tokens {tokens}): switch thinking off on the server, or "
-                "serve a model that answers"
-            )
+            fault = f"answered the warm-up request with no text but {answer.thinking_tokens} tokens of thinking"
+            fault += f" (finish_reason {answer.finish_reason}, max_tokens {tokens})"
+            raise FatalServerError(f"{url} {fault}: switch thinking off on the server, or serve a model that answers")
 
 
 class Fleet:
@@ -253,10 +251,9 @@ class Fleet:
         first = self.infos[0] if self.infos else info
         models, revisions = {first.model_id, info.model_id}, {first.model_revision, info.model_revision}
         if len(models - {"unknown"}) > 1 or len(revisions - {None}) > 1:
-            raise FatalServerError(
-                f"{url} serves {info.model_id} ({info.model_revision}), but this run began with {first.model_id} "
-                f"({first.model_revision}): all endpoints must serve one model at one revision"
-            )
+            own, begun = (f"{one.model_id} ({one.model_revision})" for one in (info, first))
+            fault = f"{url} serves {own}, but this run began with {begun}"
+            raise FatalServerError(f"{fault}: all endpoints must serve one model at one revision")
         self.infos += [] if info in self.infos else [info]
 
     async def warm_up(self, requests: Sequence[Request]) -> None:

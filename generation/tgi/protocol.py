@@ -33,9 +33,8 @@ CONTINUE: dict[str, Fields] = {
 }
 _OPTIONAL = {*_OPENAI, "repeat_penalty", "chat_template_kwargs", "reasoning_effort"}
 _REFUSAL = re.compile(
-    "unknown|unexpected|unrecogni[sz]ed|unsupported|extra|forbidden|additional|invalid|must be|"
-    "not (be )?(supported|support|permitted|allowed|accepted)",
-    re.I,
+    "(?i)unknown|unexpected|unrecogni[sz]ed|unsupported|extra|forbidden|additional|invalid|must be|"
+    "not (be )?(supported|support|permitted|allowed|accepted)"
 )
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}  # owned_by in /v1/models
 _VERSIONS = (("version", "build_info"), ("docker_label", "sha"))  # TGI 3.3.6 and 3.3.7 name one version
@@ -46,12 +45,11 @@ _STATUS: dict[int, type[ServerError]] = {
 # vLLM: "The engine is currently busy and cannot accept new requests", "... has reached its prefill token backlog
 # limit"; SGLang: "The request queue is full."; TGI: "Model is overloaded"; Envoy: "reset reason: overflow".
 _QUEUE_FULL = re.compile(
-    "queue is full|queue full|overloaded|too many|currently busy|backlog limit|at capacity|reason: overflow", re.I
+    "(?i)queue is full|queue full|overloaded|too many|currently busy|backlog limit|at capacity|reason: overflow"
 )
 _NO_CREDIT = re.compile(  # OpenAI's ordinary rate limit mentions the billing page too, so that word does not count
-    "insufficient_quota|billing_(hard_limit|not_active)|plan and billing|credit balance|payment required|"
-    "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)|budget has been exceeded",
-    re.I,
+    "(?i)insufficient_quota|billing_(hard_limit|not_active)|plan and billing|credit balance|payment required|"
+    "insufficient (credit|balance|funds)|exceeded your (current quota|monthly)|budget has been exceeded"
 )
 _RETRY_DELAY = re.compile(rb'"retryDelay": *"([0-9]{1,9}(?:\.[0-9]+)?)s"')  # Google's, in the body
 

@@ -1,8 +1,10 @@
-"""Rows of the files that users bring (.txt of one text a line, .jsonl, .json, .csv, .tsv, .parquet) and of the Hub. A
-row is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
+"""What sources of seeds give: rows of the files that users bring (.txt of one text a line, .jsonl, .json, .csv, .tsv,
+.parquet) and of the Hub; labels of fine-grained classes in templates of their domain (paper, Unicorn-1.2M-Seed). A row
+is read as it is written or reported as a ``BadRow``: pandas and ``datasets`` merge lines at stray quotes, shift
 columns at stray commas, turn ids into numbers. A byte that is not UTF-8 becomes a lone surrogate of its row."""
 
 import csv
+import glob
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -11,11 +13,12 @@ from typing import Any, NamedTuple, TextIO
 
 import pyarrow.parquet as pq
 
-from ..config import CaptionFile, HubCaptions
+from ..config import SLOTS, CaptionFile, DomainFile, Domains, HubCaptions, Recipe
 from ..errors import SeedError
-from ..files import unique_keys
+from ..files import read_lines, unique_keys
 from ..limits import SEED_ROWS
-from ..recipe import read_yaml
+from ..recipe import read_yaml, validate
+from ..stages import stable_hash
 
 _BY_LINE = (".txt", ".jsonl", ".csv", ".tsv")
 _SUFFIXES = (*_BY_LINE, ".json", ".parquet")
@@ -239,3 +242,42 @@ def _caption(value: Any, column: str) -> str | BadRow:
     if _JSON.fullmatch(text):
         return BadRow("json", f"{shown}, JSON source text; read the file as .jsonl or .json, or name another column")
     return text
+
+
+def read_domain(path: Path) -> DomainFile:
+    """Read and check a domain file; ``labels`` of the result are filled, wherever they were."""
+    what = f"domain file {path}"
+    domain = validate(DomainFile, read_yaml(path, "domain file"), what)
+    labels = domain.labels or tuple(read_lines(path.parent / str(domain.labels_file), f"labels_file of {what}"))
+    return domain.model_copy(update={"labels": labels})
+
+
+def read_domains(recipe: Recipe) -> Iterator[tuple[str, list[str], dict[str, Any], list[str]]]:
+    """Yield what each domain file of a recipe gives: a source's name, files, facts (license, origin) and texts."""
+    if not (wanted := recipe.seeds.domains):
+        return
+    for pattern in wanted.files:
+        paths = sorted(recipe.path(name) for name in glob.glob(pattern, root_dir=recipe.directory))
+        if not paths:
+            raise SeedError(f"domain files: nothing matches {recipe.directory / pattern}")
+        for path in paths:
+            domain = read_domain(path)
+            name, files = f"domain_{domain.domain}", [domain.labels_file] if domain.labels_file else []
+            files = [str(path), *(str(path.parent / file) for file in files)]
+            texts = list(_texts(domain, wanted, (recipe.random_seed, name)))
+            yield name, files, {"license": domain.license, "labels": domain.source}, texts
+
+
+def _texts(domain: DomainFile, wanted: Domains, key: tuple[object, ...]) -> Iterator[str]:
+    """Yield labels x templates, as many of both as are wanted, drawn by the stable hash of ``key`` and the text."""
+    import inflect
+
+    english = inflect.engine()
+    labels = sorted(set(domain.labels or ()), key=lambda label: stable_hash(*key, label))
+    for label in labels[: wanted.labels_per_domain]:
+        forms = {"{label}": label, "{a_label}": english.a(label), "{labels}": english.plural(label)}
+        templates = sorted(set(domain.templates), key=lambda one: stable_hash(*key, label, one))
+        for template in templates[: wanted.templates_per_label]:
+            slot = next(slot for slot in SLOTS if slot in template)
+            text = " ".join(template.replace(slot, forms[slot]).split())
+            yield text[0].upper() + text[1:]
