@@ -61,12 +61,8 @@ def test_imports_point_one_way() -> None:
 
 def test_names_are_used_once() -> None:
     modules = Counter(path.name for path in sources("generation") if path.stem not in ("__init__", "__main__"))
-    classes = Counter(
-        node.name
-        for path in sources("generation")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef)
-    )
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources("generation")]
+    classes = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     assert [name for name, count in (modules | classes).items() if count > 1] == []
 
 
