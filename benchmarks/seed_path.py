@@ -4,7 +4,7 @@
 
 One of nine seeds holds a word that marks it, and its first answer is cut off. All stages of captions and vectors, and
 the build, run in this process. A file counts if a function of it is given, holds or returns the seed's text, request,
-answer, caption, row, table or vectors. Ends with a JSON object.
+answer, caption, row, table or vectors. The card, which quotes some rows, is left out. Ends with a JSON object.
 """
 
 import dataclasses
@@ -75,10 +75,13 @@ def trace(folder: Path, url: str) -> list[Pass]:
             by = caller.f_code.co_filename.removeprefix(f"{ROOT}/") if caller else ""
             found.append(Pass(file, code.co_qualname, event, by))
 
-    threading.setprofile(note)
-    sys.setprofile(note)
-    make_all(folder, url)
-    sys.setprofile(None)
+    try:
+        threading.setprofile(note)
+        sys.setprofile(note)
+        make_all(folder, url)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
     return found
 
 

@@ -58,8 +58,9 @@ def run_command(application: typer.Typer, arguments: list[str], program: str) ->
 
 @cache
 def _grace_period() -> int:
-    """Start a thread that ends the process ``GRACE_S`` after a SIGTERM; return the file that signals are written to.
-    The system does so at once: a main thread that is held up in a call of the system may run no handler."""
+    """Start a thread that ends the process ``GRACE_S`` after a SIGTERM; return the file descriptor that tells it of
+    signals as they arrive. A main thread that is held up in a call of the system may run no handler. The engine's
+    event loop has a grace period of its own."""
 
     def wait() -> None:
         while signal.SIGTERM not in os.read(signals, 1):
@@ -70,6 +71,7 @@ def _grace_period() -> int:
     signals, written = os.pipe()
     os.set_blocking(written, False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # signals of forked children are not ours
+    os.register_at_fork(after_in_child=_grace_period.cache_clear)
     threading.Thread(target=wait, daemon=True).start()
     return written
 

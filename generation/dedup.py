@@ -65,8 +65,6 @@ def find_repeats(
     question is to share 8 words in a row; texts and questions of fewer words count as a whole.
     """
     duplicates, contaminated = dict[int, tuple[int, float]](), dict[int, str]()
-    if not (threshold or benchmark):
-        return duplicates, contaminated
     from rensa import RMinHash, RMinHashLSH
 
     questions = read_lines(benchmark, "benchmark questions") if benchmark else []

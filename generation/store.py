@@ -137,7 +137,7 @@ class Run:
         file = self.directory(stage) / "stage.json"
         facts = read_json(file) if file.exists() else {}
         if facts and not all(isinstance(facts.get(key), dict) for key in ("settings", "identity")):
-            raise RunError(f"{file} holds no settings or no identity; restore it, or choose another --run-dir")
+            raise RunError(f"{file} holds no settings or identity of its stage; restore it, or begin another run")
         return facts
 
     def log_session(self, stage: Stage, facts: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ def test_files_of_another_shape_are_named(run: Run, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"00001\.json is not a record; `python -m generation verify .* --fix`"):
             run.records(SEEDS)
     write_json(run.path / "captions" / "stage.json", {"settings": {}})
-    with pytest.raises(RunError, match=r"captions/stage\.json holds no settings or no identity"):
+    with pytest.raises(RunError, match=r"captions/stage\.json holds no settings or identity"):
         run.begin(CAPTIONS)
     (run.path / "captions" / "sessions.jsonl").write_text('[]\n{"rows": 1}\n{"ro')
     assert run.sessions(CAPTIONS) == [{"rows": 1}]

@@ -37,7 +37,7 @@ class Encoder(ABC):
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self._tokenizer = checkpoint.load("tokenizer", AutoTokenizer.from_pretrained)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_tokens):  # transformers 5 reports no missing files
-            raise EmbeddingError(f"encoder {checkpoint.path}: a tokenizer without words; is tokenizer.json missing?")
+            raise EmbeddingError(f"encoder {checkpoint.path}: no vocabulary; is tokenizer.json missing?")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class ModelEncoder(Encoder):
     @cached_property
     def _image_tower(self) -> tuple[Any, Callable[..., Any]]:
         if self.kind != "dual":
-            fault = f"encoder {self.checkpoint.name} has no image tower: it embeds text only, in a space of texts"
+            fault = f"encoder {self.checkpoint.name} has no image tower: it embeds text only"
             raise EmbeddingError(f"{fault}. Name a dual encoder (CLIP, SigLIP, ...) or LLM2CLIP as embed.encoder")
         processor = self.checkpoint.load("image processor", AutoImageProcessor.from_pretrained, backend="pil")
         return processor, self.model.get_image_features

@@ -18,7 +18,7 @@ from ..logs import Progress, counted, say
 from ..recipe import read_yaml
 from ..stages import MAX_SHARDS, SEED_SCHEMA, SEEDS, row_id, stable_hash
 from ..store import Run, parquet
-from .sources import BadRow, captions_of, read_domains, read_rows
+from .sources import BadRow, read_domains, read_rows, row_captions
 
 logger = logging.getLogger(__name__)
 _WORDS = read_yaml(Path(__file__).with_name("filters.yaml"), "word lists")
@@ -73,7 +73,7 @@ def make_seeds(run: Run, extend: bool = False) -> None:
         }
         write_json(run.directory(SEEDS) / "stage.json", facts | {"finished": False})
         for shard in counted(range(kept, facts["shards"]), SEEDS.name, "shard"):
-            part = seeds[(shard - kept) * size :][:size]
+            part = seeds[(shard - kept) * size : (shard - kept + 1) * size]
             ids = [row_id(shard, row) for row in range(len(part))]
             columns = zip(*((text, sample.name, sample.facts["license"]) for sample, text in part), strict=True)
             run.commit(SEEDS, shard, len(part), parquet(pa.table([ids, *columns], SEED_SCHEMA)))
@@ -176,7 +176,7 @@ def read_source(source: CaptionFile | HubCaptions, recipe: Recipe) -> Sample:
         with Progress(f"seeds of {source.name}", None) as bar:
             for place, cells in read_rows(source, recipe.directory):
                 bar.update()
-                captions, group = captions_of(cells, source.column)
+                captions, group = row_captions(cells, source.column)
                 sample.read += len(captions)
                 for caption in captions:
                     reason = filters and isinstance(caption, str) and reject(caption, filters, blocked)

@@ -210,7 +210,7 @@ def _arrow_rows(what: object, tables: Iterable[Any], columns: list[str]) -> Rows
             yield (number := number + 1), cells
 
 
-def captions_of(cells: list[Any] | BadRow, column: str) -> tuple[list[str | BadRow], str | None]:
+def row_captions(cells: list[Any] | BadRow, column: str) -> tuple[list[str | BadRow], str | None]:
     """Return the captions of a row, one or those of one image, and what names that image."""
     if isinstance(cells, BadRow):
         return [cells], None
