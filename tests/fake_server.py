@@ -246,7 +246,7 @@ class FakeServer:
     def _answer(self, body: Body, reply: Reply) -> web.Response:
         messages, most = body["messages"], 4 * body["max_tokens"]  # characters
         text, thinking, reason = reply.text or "", reply.thinking[:most], reply.finish_reason
-        if len(text) + len(thinking) > most:
+        if thinking and len(text) + len(thinking) > most:
             text, reason = text[: most - len(thinking)], "length"
         prompt, thought = sum(len(message["content"]) for message in messages) // 4 + 8, len(thinking) // 4
         tokens, headers = len(text) // 4 + 1 + thought, dict(reply.headers)

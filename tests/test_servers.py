@@ -63,7 +63,7 @@ def test_the_rows_of_a_real_server_are_those_of_any_other_that_says_the_same(tmp
     names = ("multiple_choice", "question_answering", "complex_reasoning")
     tasks = {name: {"prompt": f"{name}_small", "fraction": 0.2, "items": [1, 2]} for name in names}
     prompt, named = {"prompt": "expand_caption_small"}, {"model_name": MODEL}
-    recipe = write_recipe(tmp_path, seeds=own, captions=prompt, instructions=tasks, server=named)
+    recipe = write_recipe(tmp_path, seeds=own, captions=prompt, instructions=tasks, server=named, attempts=20)
     with embedded_server() as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Endpoint, "ask", record)
         real = accepted(make(recipe, tmp_path / "real", url))
