@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import traceback
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import typer
@@ -58,9 +58,8 @@ def run_command(application: typer.Typer, arguments: list[str], program: str) ->
 
 @cache
 def _grace_period() -> int:
-    """Start a thread that ends the process ``GRACE_S`` after a SIGTERM; return the file descriptor that tells it of
-    signals as they arrive. A main thread that is held up in a call of the system may run no handler. The engine's
-    event loop has a grace period of its own."""
+    """Start a thread that ends the process ``GRACE_S`` after a SIGTERM, even if the main thread hangs in the system;
+    return the file descriptor that tells it of signals. The engine's event loop has a grace period of its own."""
 
     def wait() -> None:
         while signal.SIGTERM not in os.read(signals, 1):
@@ -70,8 +69,9 @@ def _grace_period() -> int:
 
     signals, written = os.pipe()
     os.set_blocking(written, False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # signals of forked children are not ours
-    os.register_at_fork(after_in_child=_grace_period.cache_clear)
+    default = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)  # by which pools end their workers
+    for reset in (partial(signal.set_wakeup_fd, -1), default, _grace_period.cache_clear):
+        os.register_at_fork(after_in_child=reset)  # signals of forked children are their own
     threading.Thread(target=wait, daemon=True).start()
     return written
 

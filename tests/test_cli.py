@@ -113,4 +113,4 @@ def test_a_forked_child_that_is_terminated_does_not_end_its_parent() -> None:
     )
     code += "; signal.set_wakeup_fd(c._grace_period()); signal.signal(15, signal.default_int_handler); child = "
     code += "fork.Process(target=time.sleep, args=(9,)); child.start(); time.sleep(1); child.terminate(); child.join()"
-    assert command("-c", f"{code}; time.sleep(1)").returncode == 0
+    assert command("-c", f"{code}; time.sleep(1); assert child.exitcode == -15").returncode == 0
